@@ -1,0 +1,1 @@
+"""Rows to examples, to tokens and weights, to batches. No torch."""

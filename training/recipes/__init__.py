@@ -1,0 +1,1 @@
+"""Training methods as short generators over the verbs of `training.model`. No torch."""

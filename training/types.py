@@ -1,4 +1,4 @@
-"""The nouns of training, decoded: datums, adapters, requests and their results. No torch, no framework."""
+"""The nouns of training, decoded: datums, adapters, requests, results. No torch, no framework."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,8 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
 
 LOSSES = ("cross_entropy", "importance_sampling", "ppo", "cispo", "dro")
-LORA_ALPHA = 32.0  # the Tinker wire carries no alpha; one constant for all ranks keeps learning rates comparable
+# The Tinker wire carries no alpha; one constant for all ranks keeps learning rates comparable.
+LORA_ALPHA = 32.0
 MAX_RANK = 512
 
 CheckpointKind = Literal["training", "sampler"]
@@ -23,9 +24,7 @@ class Datum:
     """One sequence. Position i of `inputs` speaks of the token that follows `tokens[i]`."""
 
     tokens: IntArray  # (N,)
-    inputs: Mapping[
-        str, NDArray[Any]
-    ]  # target_tokens, weights, logprobs, advantages ...: (N,) each
+    inputs: Mapping[str, NDArray[Any]]  # target_tokens, weights, advantages ...: (N,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +53,7 @@ class AdamParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardBackward:
-    """One request. `forward_only` computes losses and log-probabilities and leaves gradients alone."""
+    """One request. `forward_only` computes the same numbers and leaves gradients alone."""
 
     data: Sequence[Datum]
     loss_fn: str = "cross_entropy"
@@ -68,7 +67,7 @@ class ForwardBackward:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardBackwardOutput:
-    """`logprobs[i]` has the length of datum i; metric keys are `name:reduction` (`loss:sum` is always there)."""
+    """`logprobs[i]` is as long as datum i; metric keys are `name:reduction`, `loss:sum` always."""
 
     logprobs: Sequence[FloatArray]
     metrics: Mapping[str, float]
@@ -101,7 +100,7 @@ class SavedWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """`max_tokens` None: up to the context. `stop` None: the model's end token; (): nothing stops."""
+    """`max_tokens` None: up to the context. `stop` None: the end token; (): nothing stops."""
 
     max_tokens: int | None = None
     temperature: float = 1.0
@@ -123,7 +122,7 @@ class SampleRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledSequence:
-    """`tokens` include the stop token; `logprobs` are the model's own, before temperature and top-k/p."""
+    """`tokens` include the stop token; `logprobs` are from before temperature and top-k/p."""
 
     tokens: Sequence[int]
     logprobs: Sequence[float]

@@ -172,7 +172,9 @@ def bf16_tensors(reader: GGUFReader) -> Iterator[tuple[str, NDArray[np.uint16]]]
 
 
 def read_tensor(tensor: ReaderTensor) -> NDArray[np.float32]:
-    values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+    values: NDArray[np.float32] = np.asarray(
+        dequantize(tensor.data, tensor.tensor_type), dtype=np.float32
+    )
     return values.reshape(tuple(int(size) for size in reversed(tensor.shape)))
 
 

@@ -1,0 +1,1 @@
+"""What people and programs talk to: pages, REST, the SDK wires and live events. Never torch."""

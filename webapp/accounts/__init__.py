@@ -1,0 +1,1 @@
+"""Users, projects, memberships and API keys: who may see and spend what."""

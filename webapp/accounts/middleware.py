@@ -1,0 +1,38 @@
+"""Finds the actor of a page request: the signed-in user in their current project."""
+
+from collections.abc import Callable
+
+from django.http import HttpRequest, HttpResponse
+
+from webapp.accounts.models import Actor, User
+from webapp.accounts.services import find_actor_of_user
+from webapp.core.errors import UserError
+
+PROJECT_IN_SESSION = "project"
+
+
+class ActorRequest(HttpRequest):
+    """A request that has passed `ActorMiddleware` and a login check."""
+
+    actor: Actor
+    user: User
+
+
+class ActorMiddleware:
+    """Sets `request.actor`; None where nobody is signed in."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        user = request.user
+        project_id = request.session.get(PROJECT_IN_SESSION)
+        request.actor = (  # type: ignore[attr-defined]
+            find_actor_of_user(user, project_id=project_id) if isinstance(user, User) else None
+        )
+        return self.get_response(request)
+
+
+def check_can_write(actor: Actor) -> None:
+    if not actor.can_write:
+        raise UserError("Your role in this project is viewer: it may read, not change.")

@@ -1,0 +1,143 @@
+"""Who there is: users, the projects they work in, and the keys their programs carry."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Self, TypeVar
+
+from django.contrib.auth.models import AbstractUser
+from django.db import models
+from django.utils.timezone import now
+
+from webapp.core import ids
+
+
+class User(AbstractUser):
+    """A person. Signs in by password or by a one-time link."""
+
+
+class Role(models.TextChoices):
+    VIEWER = "viewer"
+    MEMBER = "member"
+    OWNER = "owner"
+
+
+class Project(models.Model):
+    """What every run, dataset, checkpoint and key belongs to."""
+
+    id = models.CharField(primary_key=True, max_length=40, default=ids.make_project_id)
+    name = models.CharField(max_length=80)
+    created_at = models.DateTimeField(default=now)
+    members: "models.ManyToManyField[User, Membership]" = models.ManyToManyField(
+        User, through="Membership", related_name="projects"
+    )
+
+    class Meta:
+        ordering: ClassVar = ["created_at"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Membership(models.Model):
+    """What a user may do in a project."""
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="memberships")
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="memberships")
+    role = models.CharField(max_length=10, choices=Role.choices, default=Role.MEMBER)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["project", "user"], name="one_membership_a_project")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.user} in {self.project}: {self.role}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Actor:
+    """Who asks, and in which project: `project` is where new things go and what lists show.
+
+    A key sees its own project alone; a person in the browser sees every project of theirs.
+    """
+
+    user: User
+    project: Project
+    role: str
+    is_key: bool = False
+
+    @property
+    def can_write(self) -> bool:
+        return self.role in (Role.MEMBER, Role.OWNER)
+
+
+M = TypeVar("M", bound=models.Model)
+
+
+class OwnedQuerySet(models.QuerySet[M]):
+    """Rows that belong to a project. Every fetch by a user starts at `visible_to`."""
+
+    def visible_to(self, actor: Actor) -> Self:
+        if actor.is_key:
+            return self.filter(project=actor.project)
+        return self.filter(project__memberships__user=actor.user)
+
+    def in_project(self, actor: Actor) -> Self:
+        """What a list shows: the actor's current project only."""
+        return self.visible_to(actor).filter(project=actor.project)
+
+
+class ApiKeyQuerySet(OwnedQuerySet["ApiKey"]):
+    """Keys; the secret itself is never stored."""
+
+
+class ApiKey(models.Model):
+    """A program's way in. Shown once; stored as a SHA-256 digest of the whole key."""
+
+    id = models.CharField(primary_key=True, max_length=40, default=ids.make_key_id)
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="keys")
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="keys")
+    name = models.CharField(max_length=80)
+    hint = models.CharField(max_length=16)  # the first characters, to tell keys apart in a list
+    digest = models.CharField(max_length=64, unique=True)
+    created_at = models.DateTimeField(default=now)
+    last_used_at = models.DateTimeField(null=True)
+    revoked_at = models.DateTimeField(null=True)
+
+    objects = ApiKeyQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-created_at"]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.hint})"
+
+
+class SignInLink(models.Model):
+    """A link that signs its user in once; stored as a digest."""
+
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="sign_in_links")
+    digest = models.CharField(max_length=64, unique=True)
+    expires_at = models.DateTimeField()
+    used_at = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return f"link for {self.user}"
+
+
+class IdempotentRequest(models.Model):
+    """The answer to a create that carried an `Idempotency-Key`; a repeat gets it again."""
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="+")
+    key = models.CharField(max_length=200)
+    digest = models.CharField(max_length=64)  # of method, path and body
+    status = models.PositiveSmallIntegerField(default=0)  # 0: the first request is still running
+    response = models.JSONField(null=True)
+    created_at = models.DateTimeField(default=now)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["project", "key"], name="one_answer_a_key")
+        ]
+
+    def __str__(self) -> str:
+        return self.key

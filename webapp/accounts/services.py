@@ -1,0 +1,123 @@
+"""Every write to users, projects, keys and sign-in links."""
+
+import secrets
+from datetime import timedelta
+from hashlib import sha256
+
+from django.db import IntegrityError, transaction
+from django.utils.timezone import now
+
+from webapp.accounts.models import (
+    Actor,
+    ApiKey,
+    Membership,
+    Project,
+    Role,
+    SignInLink,
+    User,
+)
+from webapp.core.errors import NotFound, UserError
+
+KEY_PREFIX = "tml-"  # the tinker SDK refuses keys that start otherwise
+LINK_LIFETIME = timedelta(hours=24)
+TOUCH_EVERY = timedelta(minutes=1)  # a key's last use is good to the minute
+
+
+def hash_secret(secret: str) -> str:
+    """Keys are 256 random bits, so one plain digest keeps them and finds them."""
+    return sha256(secret.encode()).hexdigest()
+
+
+@transaction.atomic
+def create_project(*, user: User, name: str) -> Project:
+    name = name.strip()
+    if not name:
+        raise UserError("A project needs a name.", field="name")
+    project = Project.objects.create(name=name)
+    Membership.objects.create(project=project, user=user, role=Role.OWNER)
+    return project
+
+
+def add_member(*, actor: Actor, username: str, role: str) -> Membership:
+    if actor.role != Role.OWNER:
+        raise UserError("Only an owner can add members.")
+    user = User.objects.filter(username=username).first()
+    if user is None:
+        raise UserError(f"There is no user named {username}.", field="username")
+    try:
+        with transaction.atomic():
+            return Membership.objects.create(project=actor.project, user=user, role=role)
+    except IntegrityError:
+        raise UserError(f"{username} is already a member.", field="username") from None
+
+
+def create_key(*, actor: Actor, name: str) -> tuple[ApiKey, str]:
+    """The row, and the secret: the only time that anybody sees it."""
+    name = name.strip()
+    if not name:
+        raise UserError(
+            "A key needs a name, to tell it from others when you revoke it.", field="name"
+        )
+    secret = KEY_PREFIX + secrets.token_urlsafe(32)
+    key = ApiKey.objects.create(
+        project=actor.project,
+        user=actor.user,
+        name=name,
+        hint=secret[:10],
+        digest=hash_secret(secret),
+    )
+    return key, secret
+
+
+def revoke_key(*, actor: Actor, key_id: str) -> None:
+    if not ApiKey.objects.visible_to(actor).filter(pk=key_id).exists():
+        raise NotFound("There is no such key.")
+    ApiKey.objects.filter(pk=key_id, revoked_at=None).update(revoked_at=now())
+
+
+def find_actor_of_key(secret: str) -> Actor | None:
+    """None: unknown or revoked, or its user has left the project."""
+    key = (
+        ApiKey.objects.select_related("project", "user")
+        .filter(digest=hash_secret(secret), revoked_at=None)
+        .first()
+    )
+    if key is None:
+        return None
+    membership = Membership.objects.filter(project=key.project, user=key.user).first()
+    if membership is None or not key.user.is_active:
+        return None
+    if key.last_used_at is None or key.last_used_at < now() - TOUCH_EVERY:
+        ApiKey.objects.filter(pk=key.pk).update(last_used_at=now())
+    return Actor(user=key.user, project=key.project, role=membership.role, is_key=True)
+
+
+def find_actor_of_user(user: User, *, project_id: str | None) -> Actor | None:
+    """In the project asked for where the user is a member, else in the first. None: in none."""
+    memberships = list(
+        Membership.objects.select_related("project")
+        .filter(user=user)
+        .order_by("project__created_at")
+    )
+    chosen = next((m for m in memberships if m.project_id == project_id), None)
+    membership = chosen or next(iter(memberships), None)
+    if membership is None:
+        return None
+    return Actor(user=user, project=membership.project, role=membership.role)
+
+
+def create_sign_in_link(*, user: User) -> str:
+    """The secret part of a link that signs `user` in once."""
+    secret = secrets.token_urlsafe(32)
+    SignInLink.objects.create(
+        user=user, digest=hash_secret(secret), expires_at=now() + LINK_LIFETIME
+    )
+    return secret
+
+
+def use_sign_in_link(secret: str) -> User:
+    links = SignInLink.objects.filter(digest=hash_secret(secret))
+    used = links.filter(used_at=None, expires_at__gt=now()).update(used_at=now())
+    if used != 1:
+        raise UserError("This sign-in link was used already or has expired.")
+    return links.select_related("user").get().user

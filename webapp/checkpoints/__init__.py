@@ -1,0 +1,1 @@
+"""Saved weights: register, keep, expire, download, lineage."""

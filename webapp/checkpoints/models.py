@@ -1,0 +1,68 @@
+"""Saved weights and where they came from."""
+
+from typing import ClassVar
+
+from django.db import models
+from django.db.models import Q
+from django.utils.timezone import now
+
+from webapp.accounts.models import OwnedQuerySet, Project
+from webapp.core import ids
+from webapp.fleet.models import BaseModel
+from webapp.runs.models import Run
+
+
+class CheckpointQuerySet(OwnedQuerySet["Checkpoint"]):
+    """Checkpoints of a project; deleted ones keep their row, for lineage."""
+
+    def alive(self) -> "CheckpointQuerySet":
+        return self.filter(deleted_at=None)
+
+
+class Checkpoint(models.Model):
+    """An adapter on disk in PEFT format. `training` ones carry the optimizer's state too."""
+
+    class Kind(models.TextChoices):
+        TRAINING = "training"
+        SAMPLER = "sampler"
+
+    id = models.CharField(primary_key=True, max_length=40, default=ids.make_checkpoint_id)
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="checkpoints")
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="checkpoints")
+    base_model = models.ForeignKey(BaseModel, on_delete=models.PROTECT, related_name="+")
+    name = models.CharField(max_length=200)
+    kind = models.CharField(max_length=10, choices=Kind.choices)
+    step = models.PositiveIntegerField()
+    seq = models.BigIntegerField()  # of the operation that saved it
+    path = models.CharField(max_length=500)  # folder, relative to HONE_HOME
+    digest = models.CharField(max_length=64)
+    size_bytes = models.BigIntegerField()
+    rank = models.PositiveIntegerField()
+    has_optimizer = models.BooleanField(default=False)
+    probe = models.JSONField(default=dict)  # tokens, and the trainer's log-probabilities of them
+    user_metadata = models.JSONField(default=dict)
+    is_public = models.BooleanField(default=False)
+    is_ephemeral = models.BooleanField(default=False)  # made for samples or a sampling client
+    created_at = models.DateTimeField(default=now)
+    expires_at = models.DateTimeField(null=True)
+    deleted_at = models.DateTimeField(null=True)
+
+    objects = CheckpointQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-created_at"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["run", "kind", "name"],
+                condition=Q(deleted_at=None),
+                name="one_checkpoint_a_name",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def tinker_path(self) -> str:
+        kind = "weights" if self.kind == self.Kind.TRAINING else "sampler_weights"
+        return f"tinker://{self.run.model_id}/{kind}/{self.name}"

@@ -1,0 +1,1 @@
+"""What every app stands on: errors, ids, events, dispatch and the REST defaults."""

@@ -1,0 +1,14 @@
+"""The caller's mistakes. Everything else that goes wrong is a bug and rises."""
+
+
+class UserError(Exception):
+    """Shown to the caller as it is: names what and where, and what to change."""
+
+    def __init__(self, message: str, *, field: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field  # the form field or JSON key it belongs to; empty: the whole request
+
+
+class NotFound(UserError):  # noqa: N818 - reads as the sentence it is
+    """What may not be seen does not exist: one answer for another project's id and for none."""

@@ -1,0 +1,47 @@
+"""Hints that something changed, sent after commit. One that is lost costs seconds."""
+
+import json
+from contextlib import suppress
+from functools import partial
+
+from django.conf import settings
+from django.db import transaction
+from redis import Redis, RedisError
+
+FINISHED = "hone.finished"  # request ids that parked polls wait for
+CHANGED = "hone.changed"  # {"group", "what"} for the pages that watch
+
+_connections: dict[str, Redis] = {}
+
+
+def run_group(run_id: str) -> str:
+    return f"run.{run_id}".replace(":", ".")
+
+
+def project_group(project_id: str) -> str:
+    return f"project.{project_id}"
+
+
+def publish(group: str, what: str) -> None:
+    """Tell a group's viewers what changed: status, metrics, samples, log, checkpoints, evals."""
+    message = json.dumps({"group": group, "what": what})
+    transaction.on_commit(partial(_send, CHANGED, message))
+
+
+def wake(request_id: str) -> None:
+    """Tell every web process that a request's result is there."""
+    transaction.on_commit(partial(_send, FINISHED, request_id))
+
+
+def _send(channel: str, message: str) -> None:
+    # Who waits for a lost hint asks the database again in a few seconds.
+    with suppress(RedisError):
+        connection().publish(channel, message)
+
+
+def connection() -> Redis:
+    """One pooled client a process; redis-py's pool is safe between threads."""
+    url = settings.REDIS_URL
+    if url not in _connections:
+        _connections[url] = Redis.from_url(url, socket_timeout=5)
+    return _connections[url]

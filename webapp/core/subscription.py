@@ -1,0 +1,53 @@
+"""The one Redis subscription of a web process: parked polls and open pages are woken from here."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+
+from channels.layers import get_channel_layer
+from django.conf import settings
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from webapp.core.events import CHANGED, FINISHED
+
+RECONNECT_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
+Listener = Callable[[str], Awaitable[None]]
+
+_finished_listeners: list[Listener] = []
+
+
+def on_finished(listener: Listener) -> None:
+    """Call `listener(request_id)` in the event loop for each request that has ended."""
+    _finished_listeners.append(listener)
+
+
+async def listen_for_ever() -> None:
+    """Runs as long as the process; a lost connection is made again."""
+    while True:
+        try:
+            await _listen()
+        except (RedisError, OSError) as error:
+            logger.warning("no hints until Redis answers again: %s", error)
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+
+async def _listen() -> None:
+    redis = Redis.from_url(settings.REDIS_URL)
+    async with redis, redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+        await pubsub.subscribe(FINISHED, CHANGED)
+        async for message in pubsub.listen():
+            await _pass_on(message["channel"].decode(), message["data"].decode())
+
+
+async def _pass_on(channel: str, data: str) -> None:
+    if channel == FINISHED:
+        for listener in _finished_listeners:
+            await listener(data)
+        return
+    hint = json.loads(data)
+    layer = get_channel_layer()
+    await layer.group_send(hint["group"], {"type": "changed", "what": hint["what"]})

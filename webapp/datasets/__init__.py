@@ -1,0 +1,1 @@
+"""Uploaded rows: immutable versions, their validation reports and token previews."""

@@ -1,0 +1,1 @@
+"""Serving: deployments, hot-loads with their proof, sampling sessions and calls."""

@@ -1,0 +1,184 @@
+"""Serving: what is served where, with which proof, and every call for samples."""
+
+from typing import ClassVar
+
+from django.db import models
+from django.db.models import Q
+from django.utils.timezone import now
+
+from webapp.accounts.models import OwnedQuerySet, Project
+from webapp.checkpoints.models import Checkpoint
+from webapp.core import ids
+from webapp.fleet.models import BaseModel
+from webapp.runs.models import Run, Session
+
+
+class DeploymentQuerySet(OwnedQuerySet["Deployment"]):
+    """Deployments of a project."""
+
+
+class Deployment(models.Model):
+    """A named endpoint and the checkpoint it serves. Without a checkpoint: the base model."""
+
+    class Status(models.TextChoices):
+        LOADING = "loading"
+        READY = "ready"
+        FAILED = "failed"
+        STOPPED = "stopped"
+
+    id = models.CharField(primary_key=True, max_length=40, default=ids.make_deployment_id)
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="deployments")
+    name = models.CharField(max_length=80)
+    base_model = models.ForeignKey(BaseModel, on_delete=models.PROTECT, related_name="deployments")
+    checkpoint = models.ForeignKey(
+        Checkpoint, on_delete=models.PROTECT, null=True, related_name="deployments"
+    )
+    status = models.CharField(max_length=10, choices=Status.choices, default=Status.LOADING)
+    error = models.TextField(blank=True)
+    created_at = models.DateTimeField(default=now)
+    changed_at = models.DateTimeField(default=now)
+
+    objects = DeploymentQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-created_at"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["project", "name"], name="one_deployment_a_name")
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class HotLoad(models.Model):
+    """One load of one checkpoint into one sampling server, with the proof that it is that one."""
+
+    class Status(models.TextChoices):
+        LOADING = "loading"
+        READY = "ready"
+        FAILED = "failed"
+        LOST = "lost"  # its server has restarted or evicted it; the next call loads again
+
+    checkpoint = models.ForeignKey(Checkpoint, on_delete=models.CASCADE, related_name="hot_loads")
+    deployment = models.ForeignKey(
+        Deployment, on_delete=models.SET_NULL, null=True, related_name="hot_loads"
+    )
+    server = models.CharField(max_length=120)  # which server, and which start of it
+    adapter_name = models.CharField(max_length=120, unique=True)  # never reused
+    status = models.CharField(max_length=10, choices=Status.choices, default=Status.LOADING)
+    digest = models.CharField(max_length=64, blank=True)  # of the files that were loaded
+    load_milliseconds = models.FloatField(null=True)
+    probe_milliseconds = models.FloatField(null=True)
+    server_logprobs = models.JSONField(default=list)
+    max_difference = models.FloatField(null=True)  # between trainer and server, nats
+    tolerance = models.FloatField(null=True)
+    error = models.TextField(blank=True)
+    created_at = models.DateTimeField(default=now)
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+
+    def __str__(self) -> str:
+        return self.adapter_name
+
+
+class SamplingSessionQuerySet(OwnedQuerySet["SamplingSession"]):
+    """Sampling sessions of a project."""
+
+
+class SamplingSession(models.Model):
+    """What a sampling client was opened on. Its weights never change."""
+
+    id = models.CharField(primary_key=True, max_length=80, default=ids.make_sampling_session_id)
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="+")
+    session = models.ForeignKey(Session, on_delete=models.CASCADE, related_name="sampling_sessions")
+    seq_id = models.BigIntegerField()  # shared with ephemeral saves
+    base_model = models.ForeignKey(BaseModel, on_delete=models.PROTECT, related_name="+")
+    checkpoint = models.ForeignKey(
+        Checkpoint, on_delete=models.PROTECT, null=True, related_name="sampling_sessions"
+    )
+    created_at = models.DateTimeField(default=now)
+
+    objects = SamplingSessionQuerySet.as_manager()
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["session", "seq_id"], name="one_sampling_session_a_seq_id"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.id
+
+
+class SamplingCallQuerySet(OwnedQuerySet["SamplingCall"]):
+    """Sampling calls of a project."""
+
+
+class SamplingCall(models.Model):
+    """One request for samples, and later its result, encoded as its caller reads it."""
+
+    class Status(models.TextChoices):
+        QUEUED = "queued"
+        RUNNING = "running"
+        DONE = "done"
+        FAILED = "failed"
+        CANCELLED = "cancelled"
+
+    class Purpose(models.TextChoices):
+        """Who asked, which also says how the result is encoded: tinker as protobuf, others JSON."""
+
+        TINKER = "tinker"
+        RUN_SAMPLE = "run_sample"
+        EVALUATION = "evaluation"
+        PLAYGROUND = "playground"
+        REST = "rest"
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="+")
+    purpose = models.CharField(max_length=12, choices=Purpose.choices)
+    base_model = models.ForeignKey(BaseModel, on_delete=models.PROTECT, related_name="+")
+    checkpoint = models.ForeignKey(
+        Checkpoint, on_delete=models.CASCADE, null=True, related_name="sampling_calls"
+    )
+    sampling_session = models.ForeignKey(
+        SamplingSession, on_delete=models.CASCADE, null=True, related_name="calls"
+    )
+    seq_id = models.BigIntegerField(null=True)
+    # {"prompt": [ids]} or {"messages": [...]}, with params, num_samples and prompt_logprobs
+    payload = models.JSONField()
+    digest = models.CharField(max_length=64)
+    status = models.CharField(max_length=10, choices=Status.choices, default=Status.QUEUED)
+    result = models.BinaryField(null=True)
+    content_type = models.CharField(max_length=40, blank=True)
+    error = models.TextField(blank=True)
+    error_category = models.CharField(max_length=10, blank=True)
+    hot_load = models.ForeignKey(HotLoad, on_delete=models.SET_NULL, null=True, related_name="+")
+    # where the answer belongs, by purpose: {"run", "step", "prompt_index"}, {"evaluation", "index"}
+    about = models.JSONField(default=dict)
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, null=True, related_name="+")
+    worker = models.CharField(max_length=80, blank=True)
+    claim_until = models.DateTimeField(null=True)
+    created_at = models.DateTimeField(default=now)
+    started_at = models.DateTimeField(null=True)
+    finished_at = models.DateTimeField(null=True)
+
+    objects = SamplingCallQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["sampling_session", "seq_id"], name="one_call_a_sampling_seq_id"
+            )
+        ]
+        indexes: ClassVar = [
+            models.Index(fields=["status"], condition=Q(status="queued"), name="waiting_calls")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.purpose} {self.pk}"
+
+    @property
+    def request_id(self) -> str:
+        return f"call-{self.pk}"

@@ -1,0 +1,1 @@
+"""Suites, evaluations, results and their comparison."""

@@ -1,0 +1,1 @@
+"""What this installation offers: base models and the workers that hold them."""

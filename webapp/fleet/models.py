@@ -1,0 +1,78 @@
+"""Base models that may be trained and sampled, and the processes that hold them."""
+
+from typing import ClassVar
+
+from django.db import models
+from django.utils.timezone import now
+
+from webapp.core import ids
+
+
+class BaseModel(models.Model):
+    """A model directory on disk. Shared by all projects; clients ask for it by any of its names."""
+
+    class Status(models.TextChoices):
+        INSPECTING = "inspecting"
+        READY = "ready"
+        REFUSED = "refused"
+
+    id = models.CharField(primary_key=True, max_length=40, default=ids.make_base_model_id)
+    path = models.CharField(max_length=1000, unique=True)
+    status = models.CharField(max_length=10, choices=Status.choices, default=Status.INSPECTING)
+    reason = models.TextField(blank=True)  # why it was refused
+    architecture = models.CharField(max_length=80, blank=True)
+    num_parameters = models.BigIntegerField(default=0)
+    context_tokens = models.IntegerField(default=0)
+    vocab_size = models.IntegerField(default=0)
+    digest = models.CharField(max_length=64, blank=True)
+    has_chat_template = models.BooleanField(default=False)
+    added_at = models.DateTimeField(default=now)
+
+    class Meta:
+        ordering: ClassVar = ["added_at"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def name(self) -> str:
+        """The first name it was given; the others are aliases."""
+        first = next(iter(self.names.all()), None)
+        return first.name if first else self.id
+
+
+class BaseModelName(models.Model):
+    """A name clients may ask for, such as `Qwen/Qwen3-8B`."""
+
+    base_model = models.ForeignKey(BaseModel, on_delete=models.CASCADE, related_name="names")
+    name = models.CharField(max_length=200, unique=True)
+
+    class Meta:
+        ordering: ClassVar = ["id"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Worker(models.Model):
+    """A process that registered itself and keeps saying that it lives."""
+
+    class Kind(models.TextChoices):
+        GPU = "gpu"
+        SAMPLER = "sampler"
+
+    name = models.CharField(primary_key=True, max_length=80)
+    kind = models.CharField(max_length=10, choices=Kind.choices)
+    device = models.CharField(max_length=120, blank=True)  # "2 CPU cores", "NVIDIA H200"
+    memory_bytes = models.BigIntegerField(default=0)
+    flops = models.FloatField(default=0)  # measured matmul speed, a second; for estimates
+    holds = models.JSONField(default=dict)  # base models, adapters, calls in flight
+    pid = models.IntegerField(default=0)
+    started_at = models.DateTimeField(default=now)
+    heartbeat_at = models.DateTimeField(default=now)
+
+    class Meta:
+        ordering: ClassVar = ["kind", "name"]
+
+    def __str__(self) -> str:
+        return self.name

@@ -1,0 +1,1 @@
+"""Runs and their operation logs, metrics, samples and log lines."""

@@ -1,0 +1,1 @@
+"""The Tinker wire protocol over the services."""

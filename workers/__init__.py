@@ -1,0 +1,1 @@
+"""The Celery processes that join the web application and training."""

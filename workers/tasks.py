@@ -1,0 +1,51 @@
+"""The tasks Celery calls. Each begins with a guarded update: a kick that comes twice is free."""
+
+import logging
+from collections.abc import Callable
+
+from webapp.core import dispatch
+from workers import evaluate, ingest, inspection, recipe
+from workers.celery import app
+
+logger = logging.getLogger(__name__)
+
+
+@app.task(name=dispatch.TRAIN_RUN)
+def train_run(run_id: str) -> None:
+    _outlive(recipe.train, recipe.fail, run_id)
+
+
+@app.task(name=dispatch.INGEST_VERSION)
+def ingest_version(version_id: str) -> None:
+    _outlive(ingest.validate_version, ingest.fail, version_id)
+
+
+@app.task(name=dispatch.PREVIEW_VERSION)
+def preview_version(preview_id: str) -> None:
+    _outlive(ingest.preview_version, ingest.fail_preview, preview_id)
+
+
+@app.task(name=dispatch.INSPECT_BASE_MODEL)
+def inspect_base_model(base_model_id: str) -> None:
+    _outlive(inspection.inspect, inspection.fail, base_model_id)
+
+
+@app.task(name=dispatch.BUILD_SUITE)
+def build_suite(suite_id: str) -> None:
+    _outlive(evaluate.build_suite, evaluate.fail_suite, suite_id)
+
+
+@app.task(name=dispatch.EVALUATE)
+def evaluate_checkpoint(evaluation_id: str) -> None:
+    _outlive(evaluate.evaluate, evaluate.fail, evaluation_id)
+
+
+def _outlive(
+    act: Callable[[str], None], fail: Callable[[str, Exception], None], row_id: str
+) -> None:
+    """The process outlives the row: what went wrong is written on it, where people see it."""
+    try:
+        act(row_id)
+    except Exception as error:
+        logger.exception("%s failed", row_id)
+        fail(row_id, error)

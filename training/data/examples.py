@@ -1,0 +1,214 @@
+"""Rows -> tokens with a loss mask that covers exactly what the assistant has to write."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Literal
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from training.data.rows import Row
+from training.data.tokenizer import ChatTokenizer, Message, Spans
+from training.errors import InvalidInput
+from training.types import Datum, IntArray
+
+Overlong = Literal["truncate", "drop"]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One row as the model reads it. `key` is a hash of the messages: equal rows, equal keys."""
+
+    number: int
+    key: bytes
+    tokens: IntArray  # (N,)
+    mask: Mask  # (N,): the tokens to learn to write
+
+    @property
+    def num_weighted(self) -> int:
+        """Targets with a weight: the first token is never predicted."""
+        return int(self.mask[1:].sum())
+
+
+@dataclass(slots=True, kw_only=True)
+class Encoded:
+    """The examples of a dataset, and the numbers of the rows that were cut or left out."""
+
+    examples: list[Example] = field(default_factory=list)
+    truncated: list[int] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(example.tokens) for example in self.examples)
+
+
+def encode_rows(
+    rows: Iterable[Row], tokenizer: ChatTokenizer, *, max_length: int, overlong: Overlong
+) -> Encoded:
+    """A truncated row of which no assistant token is left is dropped too."""
+    encoded = Encoded()
+    for row in rows:
+        example = encode_row(row, tokenizer)
+        if len(example.tokens) > max_length:
+            example = truncate(example, max_length)
+            kept = overlong == "truncate" and example.num_weighted > 0
+            (encoded.truncated if kept else encoded.dropped).append(row.number)
+            if not kept:
+                continue
+        encoded.examples.append(example)
+    return encoded
+
+
+def encode_row(row: Row, tokenizer: ChatTokenizer) -> Example:
+    text, tokens, mask, _ = encode_masked(row, tokenizer)
+    if not mask[1:].any():
+        raise InvalidInput(f"row {row.number}: no token of {text[-80:]!r} is the assistant's")
+    return Example(
+        number=row.number,
+        key=hash_messages(row.messages),
+        tokens=np.asarray(tokens, dtype=np.int64),
+        mask=mask,
+    )
+
+
+def hash_messages(messages: Sequence[Message]) -> bytes:
+    return sha256(orjson.dumps(messages, option=orjson.OPT_SORT_KEYS)).digest()
+
+
+def truncate(example: Example, max_length: int) -> Example:
+    return Example(
+        number=example.number,
+        key=example.key,
+        tokens=example.tokens[:max_length],
+        mask=example.mask[:max_length],
+    )
+
+
+def to_datum(example: Example) -> Datum:
+    """Position i of the inputs speaks of token i + 1, so both ends lose one."""
+    return Datum(
+        tokens=example.tokens[:-1],
+        inputs={
+            "target_tokens": example.tokens[1:],
+            "weights": example.mask[1:].astype(np.float32),
+        },
+    )
+
+
+def encode_masked(row: Row, tokenizer: ChatTokenizer) -> tuple[str, list[int], Mask, Spans]:
+    """The row's text is tokenized as a whole, as every other program would; spans map back."""
+    text, turns = render_turns(row, tokenizer)
+    tokens, spans = tokenizer.encode_spans(text)
+    starts = np.asarray([start for start, _ in spans], dtype=np.int64)
+    mask = np.zeros(len(tokens), dtype=np.bool_)
+    for turn_start, turn_end in turns:
+        # A token that begins before the turn was the header's; at sampling it is in the prompt.
+        inside = (starts >= turn_start) & (starts < turn_end)
+        mask |= inside & ~after_end(tokens, inside, tokenizer)
+    return text, tokens, mask, spans
+
+
+def after_end(tokens: Sequence[int], inside: Mask, tokenizer: ChatTokenizer) -> Mask:
+    """What a template writes behind the end-of-turn token: a newline that nobody samples."""
+    after = np.zeros(len(tokens), dtype=np.bool_)
+    for place in np.flatnonzero(inside)[::-1]:
+        if tokens[place] in tokenizer.special_ids or tokens[place] in tokenizer.stop_ids:
+            after[place + 1 :] = True
+            break
+        if tokenizer.decode([tokens[place]]).strip():
+            break  # content: this template has no end token, and its newline ends the turn
+    return after
+
+
+def render_turns(row: Row, tokenizer: ChatTokenizer) -> tuple[str, Spans]:
+    """The whole text, and the characters from each assistant header's end to the turn's end."""
+    messages, tools = row.messages, row.metadata.get("tools")
+    tools = tools if isinstance(tools, list) else None
+    texts: dict[int, str] = {}
+
+    def render(count: int) -> str:
+        if count not in texts:
+            texts[count] = tokenizer.apply_template(messages[:count], tools=tools)
+        return texts[count]
+
+    turns = []
+    try:
+        whole = render(len(messages))
+        for place in learned_turns(messages):
+            header = tokenizer.apply_template(
+                messages[:place], add_generation_prompt=True, tools=tools
+            )
+            turns.append((len(header), len(render(place + 1))))
+            check_turn(place, header, render(place + 1), whole)
+    except InvalidInput as error:
+        raise InvalidInput(f"row {row.number}: {error}") from error
+    return whole, turns
+
+
+def learned_turns(messages: Sequence[Message]) -> list[int]:
+    return [
+        place
+        for place, message in enumerate(messages)
+        if message["role"] == "assistant" and message.get("weight", 1)
+    ]
+
+
+def check_turn(place: int, header: str, turn: str, whole: str) -> None:
+    if not turn.startswith(header):
+        raise InvalidInput(
+            f"the model's chat template begins message {place + 1} otherwise than the prompt it "
+            "is asked with, so what the assistant writes cannot be told apart: change the template"
+        )
+    if not whole.startswith(turn):
+        raise InvalidInput(
+            f"the model's chat template writes message {place + 1} otherwise when more follows "
+            "it: split the row into conversations that end with the assistant's turn, or change "
+            "the template"
+        )
+
+
+def preview(
+    rows: Iterable[Row], tokenizer: ChatTokenizer, *, limit: int = 20, max_length: int | None = None
+) -> list[dict[str, Any]]:
+    """JSON-able: each row's tokens with text, id and weight; the texts join to the whole."""
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        if len(found) == limit:
+            break
+        found.append(preview_row(row, tokenizer, max_length))
+    return found
+
+
+def preview_row(row: Row, tokenizer: ChatTokenizer, max_length: int | None) -> dict[str, Any]:
+    try:
+        text, tokens, mask, spans = encode_masked(row, tokenizer)
+    except InvalidInput as error:
+        return {"number": row.number, "error": str(error), "num_tokens": 0, "tokens": []}
+    pieces = split_text(text, spans)
+    shown = slice(0, max_length)
+    return {
+        "number": row.number,
+        "error": "",
+        "num_tokens": len(tokens),
+        "num_weighted": int(mask[shown].sum()),
+        "num_cut": len(tokens) - len(tokens[shown]),
+        "tokens": [
+            {"text": piece, "id": token, "weight": int(weight)}
+            for piece, token, weight in zip(pieces, tokens, mask, strict=True)
+        ][shown],
+    }
+
+
+def split_text(text: str, spans: Spans) -> list[str]:
+    """One piece a token. A character of several tokens is the first one's; the others get ""."""
+    pieces, done = [], 0
+    for _, end in spans:
+        pieces.append(text[done:end])
+        done = max(done, end)
+    if pieces:
+        pieces[-1] += text[done:]
+    return pieces

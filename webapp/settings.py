@@ -76,6 +76,7 @@ INSTALLED_APPS = [
     "webapp.deployments",
     "webapp.evals",
     "webapp.tinker",
+    "workers",  # for its commands: up, model, sampler
 ]
 
 MIDDLEWARE = [

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 
 from webapp.core import dispatch
-from workers import evaluate, ingest, inspection, recipe
+from workers import evaluate, ingest, recipe
 from workers.celery import app
 
 logger = logging.getLogger(__name__)
@@ -23,11 +23,6 @@ def ingest_version(version_id: str) -> None:
 @app.task(name=dispatch.PREVIEW_VERSION)
 def preview_version(preview_id: str) -> None:
     _outlive(ingest.preview_version, ingest.fail_preview, preview_id)
-
-
-@app.task(name=dispatch.INSPECT_BASE_MODEL)
-def inspect_base_model(base_model_id: str) -> None:
-    _outlive(inspection.inspect, inspection.fail, base_model_id)
 
 
 @app.task(name=dispatch.BUILD_SUITE)

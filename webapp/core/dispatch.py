@@ -7,7 +7,6 @@ TRAIN_RUN = "runs.train"
 GPU_TURN = "gpu.turn"
 INGEST_VERSION = "datasets.ingest"
 PREVIEW_VERSION = "datasets.preview"
-INSPECT_BASE_MODEL = "fleet.inspect"
 BUILD_SUITE = "evals.build"
 EVALUATE = "evals.evaluate"
 

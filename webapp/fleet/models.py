@@ -11,15 +11,8 @@ from webapp.core import ids
 class BaseModel(models.Model):
     """A model directory on disk. Shared by all projects; clients ask for it by any of its names."""
 
-    class Status(models.TextChoices):
-        INSPECTING = "inspecting"
-        READY = "ready"
-        REFUSED = "refused"
-
     id = models.CharField(primary_key=True, max_length=40, default=ids.make_base_model_id)
     path = models.CharField(max_length=1000, unique=True)
-    status = models.CharField(max_length=10, choices=Status.choices, default=Status.INSPECTING)
-    reason = models.TextField(blank=True)  # why it was refused
     architecture = models.CharField(max_length=80, blank=True)
     num_parameters = models.BigIntegerField(default=0)
     context_tokens = models.IntegerField(default=0)

@@ -1,0 +1,121 @@
+"""What a model directory on disk is, read from its files alone; says why one cannot be trained."""
+
+import json
+import struct
+from dataclasses import dataclass
+from hashlib import sha256
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from webapp.core.errors import UserError
+
+# Models whose attention, norms and projections the engine packs exactly. Others train wrongly or
+# not at all, so they are refused by name.
+ARCHITECTURES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+)
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDirectory:
+    """Facts of a directory that can be trained."""
+
+    path: Path
+    architecture: str
+    num_parameters: int
+    context_tokens: int
+    vocab_size: int
+    has_chat_template: bool
+    digest: str
+
+
+def inspect_directory(path: Path) -> ModelDirectory:
+    """Raises `UserError` with the reason where the directory cannot be trained."""
+    if not path.is_dir():
+        raise UserError(f"{path} is not a directory on this machine.", field="path")
+    config = _read_json(path / "config.json")
+    architecture = _check_architecture(config)
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights:
+        raise UserError(f"{path} has no .safetensors file: the weights are missing.", field="path")
+    if not (path / "tokenizer.json").is_file():
+        raise UserError(f"{path} has no tokenizer.json.", field="path")
+    return ModelDirectory(
+        path=path,
+        architecture=architecture,
+        num_parameters=sum(_count_parameters(file) for file in weights),
+        context_tokens=_read_size(config, "max_position_embeddings"),
+        vocab_size=_read_size(config, "vocab_size"),
+        has_chat_template=_has_chat_template(path),
+        digest=_hash_files([path / "config.json", *weights]),
+    )
+
+
+def _check_architecture(config: dict[str, Any]) -> str:
+    architecture = next(iter(config.get("architectures") or []), "")
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise UserError(
+            f"config.json names the architecture {architecture or 'nothing'};"
+            f" the ones that can be trained are {known}.",
+            field="path",
+        )
+    if config.get("sliding_window") and config.get("use_sliding_window", True):
+        raise UserError("Models with sliding-window attention cannot be trained yet.", field="path")
+    if config.get("quantization_config"):
+        raise UserError("The weights are quantized: add the unquantized directory.", field="path")
+    return str(architecture)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{file.parent} has no {file.name}.", field="path") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}", field="path") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} does not hold a JSON object.", field="path")
+    return content
+
+
+def _read_size(config: dict[str, Any], key: str) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or value < 1:
+        raise UserError(f"config.json says {key} = {value!r}; it must be a number.", field="path")
+    return value
+
+
+def _count_parameters(file: Path) -> int:
+    """From the header, which is a length and a JSON object: no tensor is read."""
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > MAX_HEADER_BYTES:
+                raise UserError(f"{file.name} is not a safetensors file.", field="path")
+            header = json.loads(stream.read(length))
+        return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise UserError(f"{file.name} is not a safetensors file: {error}", field="path") from None
+
+
+def _has_chat_template(path: Path) -> bool:
+    if (path / "chat_template.jinja").is_file():
+        return True
+    config = path / "tokenizer_config.json"
+    return config.is_file() and bool(_read_json(config).get("chat_template"))
+
+
+def _hash_files(files: list[Path]) -> str:
+    digest = sha256()
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""manage.py commands: up, model, sampler."""

@@ -1,0 +1,108 @@
+"""A sampling request on its way: queued, its prompt being read, its samples running, finished."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from training.engine.kvcache import Row
+from training.engine.sampling import StopRule, TextWatch
+from training.errors import InvalidInput
+from training.types import SampledSequence, SampleOutput, SampleRequest, StopReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewToken:
+    """What a listener hears as it happens; `stop_reason` comes with a sequence's last token."""
+
+    index: int
+    token: int
+    logprob: float
+    stop_reason: StopReason | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """One request's end: what it asked for, or why that cannot be had."""
+
+    ticket: int
+    result: SampleOutput | InvalidInput
+
+
+Listener = Callable[[NewToken], None]
+
+
+@dataclass(slots=True, eq=False)
+class LoadedAdapter:
+    """Weights stay until the last sequence that uses them has left, whatever its name says now."""
+
+    key: str
+    users: int = 0
+    is_retired: bool = False
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Call:
+    """One request on its way: first its prompt is read, then its samples run on their own."""
+
+    ticket: int
+    request: SampleRequest
+    adapter: LoadedAdapter | None
+    stop: StopRule
+    max_tokens: int
+    listener: Listener | None
+    waiting: list[int]  # indices of samples that have not begun
+    row: Row | None = None  # while the prompt is being read
+    prompt_logprobs: list[float | None] = field(default_factory=list)
+    samples: dict[int, SampledSequence] = field(default_factory=dict)
+
+    @property
+    def cost(self) -> int:
+        """Positions of cache that one sample may come to need."""
+        return len(self.request.prompt) + self.max_tokens
+
+    @property
+    def output(self) -> SampleOutput:
+        return SampleOutput(
+            sequences=[self.samples[index] for index in sorted(self.samples)],
+            prompt_logprobs=self.prompt_logprobs if self.request.prompt_logprobs else None,
+        )
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Sample:
+    """One live sequence; the last of its tokens is not in the cache yet."""
+
+    call: Call
+    index: int
+    row: Row
+    draws: random.Random
+    watch: TextWatch | None
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+    def find_stop_reason(self) -> StopReason | None:
+        """Why the sample ends with its last token, None where it goes on."""
+        token = self.tokens[-1]
+        if token in self.call.stop.token_ids:
+            return "stop"
+        if self.watch is not None and self.watch.is_stopped_by(token):
+            return "stop"
+        return "length" if len(self.tokens) == self.call.max_tokens else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A piece of the packed row: `owner`'s next tokens."""
+
+    owner: Call | Sample
+    row: Row
+    tokens: Sequence[int]
+
+    @property
+    def call(self) -> Call:
+        return self.owner if isinstance(self.owner, Call) else self.owner.call
+
+    @property
+    def adapter_key(self) -> str:
+        adapter = self.call.adapter
+        return adapter.key if adapter else ""

@@ -1,0 +1,165 @@
+"""Attention of one decoding step: new keys and values go to the cache, queries read all of it.
+
+Shapes: T tokens of the packed row, H query heads, K key-value heads, D head size.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from training.engine.kvcache import Row
+
+ATTENTION = "hone_generate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Tokens start..stop of the packed row are one sequence's next ones, `past` lie before them."""
+
+    row: Row
+    start: int
+    stop: int
+
+    @property
+    def past(self) -> int:
+        return self.row.length
+
+
+class StepAttention:
+    """Attention of one packed row of tokens: single tokens slab by slab, chunks one by one."""
+
+    def __init__(self, chunks: list[Chunk], device: torch.device) -> None:
+        singles = [chunk for chunk in chunks if chunk.stop - chunk.start == 1]
+        by_slab: dict[int, list[Chunk]] = {}
+        for chunk in singles:
+            by_slab.setdefault(chunk.row.slab.capacity, []).append(chunk)
+        self.parts: list[SlabAttention | ChunkAttention] = [
+            *(SlabAttention(group, device) for group in by_slab.values()),
+            *(ChunkAttention(each, device) for each in chunks if each.stop - each.start > 1),
+        ]
+
+    def attend(
+        self, layer: int, qkv: tuple[Tensor, Tensor, Tensor], scale: float, window: int | None
+    ) -> Tensor:
+        """Stores keys and values of shape (1, K, T, D), returns (1, T, H, D)."""
+        query_THD, key_TKD, value_TKD = (tensor[0].transpose(0, 1) for tensor in qkv)
+        out_THD = query_THD.new_empty(*query_THD.shape[:2], value_TKD.shape[-1])
+        for part in self.parts:
+            part.attend(layer, (query_THD, key_TKD, value_TKD), out_THD, (scale, window))
+        return out_THD[None]
+
+
+class SlabAttention:
+    """Every single token of one slab in one call: the heads that share keys are its queries."""
+
+    def __init__(self, chunks: list[Chunk], device: torch.device) -> None:
+        self.slab = chunks[0].row.slab
+        self.num_rows = len(self.slab.rows)
+        self.tokens = torch.tensor([chunk.start for chunk in chunks], device=device)
+        self.slots = torch.tensor([chunk.row.slot for chunk in chunks], device=device)
+        self.positions = torch.tensor([chunk.past for chunk in chunks], device=device)
+        # Slots that do not decode now borrow the first token; what comes out for them is dropped.
+        sources, lengths = [chunks[0].start] * self.num_rows, [1] * self.num_rows
+        for chunk in chunks:
+            sources[chunk.row.slot], lengths[chunk.row.slot] = chunk.start, chunk.past + 1
+        self.sources = torch.tensor(sources, device=device)
+        self.lengths = torch.tensor(lengths, device=device)
+        self.longest = max(lengths)
+        self.masks: dict[int | None, Tensor] = {}
+
+    def attend(
+        self,
+        layer: int,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        out_THD: Tensor,
+        how: tuple[float, int | None],
+    ) -> None:
+        query, key, value = qkv
+        keys, values = self.slab.layer(layer, key, value)
+        keys[self.slots, :, self.positions] = key[self.tokens]
+        values[self.slots, :, self.positions] = value[self.tokens]
+        scale, window = how
+        grouped = query[self.sources].view(self.num_rows, keys.shape[1], -1, query.shape[-1])
+        answer = torch.nn.functional.scaled_dot_product_attention(
+            grouped,
+            keys[: self.num_rows, :, : self.longest],
+            values[: self.num_rows, :, : self.longest],
+            attn_mask=self._mask(window, query.dtype),
+            scale=scale,
+        )
+        out_THD[self.tokens] = answer.flatten(1, 2)[self.slots]
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        if window not in self.masks:
+            places = torch.arange(self.longest, device=self.lengths.device)
+            hidden = places >= self.lengths[:, None]
+            if window is not None:
+                hidden |= places < self.lengths[:, None] - window
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+            self.masks[window] = mask.masked_fill_(hidden, float("-inf"))[:, None, None]
+        return self.masks[window]
+
+
+class ChunkAttention:
+    """Several tokens of one sequence, after what it has in the cache."""
+
+    def __init__(self, chunk: Chunk, device: torch.device) -> None:
+        self.chunk = chunk
+        self.device = device
+        self.masks: dict[int | None, Tensor] = {}
+
+    def attend(
+        self,
+        layer: int,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        out_THD: Tensor,
+        how: tuple[float, int | None],
+    ) -> None:
+        row, tokens = self.chunk.row, slice(self.chunk.start, self.chunk.stop)
+        end = self.chunk.past + self.chunk.stop - self.chunk.start
+        query, key, value = (tensor[tokens].transpose(0, 1) for tensor in qkv)
+        keys, values = row.slab.layer(layer, qkv[1], qkv[2])
+        keys[row.slot, :, self.chunk.past : end] = key
+        values[row.slot, :, self.chunk.past : end] = value
+        scale, window = how
+        shared = query.shape[0] // keys.shape[1]
+        answer = torch.nn.functional.scaled_dot_product_attention(
+            query[None],
+            keys[row.slot, :, :end].repeat_interleave(shared, 0)[None],
+            values[row.slot, :, :end].repeat_interleave(shared, 0)[None],
+            attn_mask=self._mask(window, end),
+            scale=scale,
+        )
+        out_THD[tokens] = answer[0].transpose(0, 1)
+
+    def _mask(self, window: int | None, end: int) -> Tensor:
+        if window not in self.masks:
+            at = torch.arange(self.chunk.past, end, device=self.device)[:, None]
+            place = torch.arange(end, device=self.device)
+            seen = place <= at
+            if window is not None:
+                seen &= place > at - window
+            self.masks[window] = seen
+        return self.masks[window]
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *_: Any,
+    step: StepAttention,
+    scaling: float,
+    sliding_window: int | None = None,
+    **_options: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in place of its own attention."""
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    return step.attend(layer, (query, key, value), scaling, sliding_window), None
+
+
+AttentionInterface.register(ATTENTION, attend)

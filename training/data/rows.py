@@ -100,7 +100,7 @@ def read_jsonl(path: Path) -> Iterator[Row | BadRow]:
             if line is None:
                 yield too_long(number)
             elif line.strip():
-                yield parse_jsonl_line(number, line)
+                yield parse_jsonl_line(number, line.rstrip())
 
 
 def read_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
@@ -146,34 +146,34 @@ def read_csv(path: Path) -> Iterator[Row | BadRow]:
         reader = csv.reader(source, strict=True)
         header = read_header(reader)
         while True:
-            number = source.number + 1
+            source.first = 0
             try:
                 fields = next(reader)
             except StopIteration:
                 yield from source.too_long
                 return
             except csv.Error as error:
-                yield BadRow(number=number, kind="not CSV", reason=f"not CSV: {error}")
+                yield BadRow(number=source.first, kind="not CSV", reason=f"not CSV: {error}")
                 continue
             yield from source.take_too_long()
             if fields:
-                yield parse_csv_fields(number, header, fields)
+                yield parse_csv_fields(source.first, header, fields)
 
 
 class CsvLines:
-    """Lines as text for csv.reader; keeps count, and those that were too long, apart."""
+    """Lines as text for csv.reader. `first` is the line a record began on, once set to 0."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.lines = read_lines(file)
-        self.number = 0
+        self.first = 0
         self.too_long: list[BadRow] = []
 
     def __iter__(self) -> Iterator[str]:
         for number, line in self.lines:
-            self.number = number
             if line is None:
                 self.too_long.append(too_long(number))
             else:
+                self.first = self.first or number
                 # Broken bytes become lone surrogates, and are found in the field they are in.
                 yield line.decode("utf-8", "surrogateescape")
 
@@ -274,8 +274,8 @@ def check_text(name: str, value: Any, *, may_be_empty: bool) -> None:
 
 
 def json_type(value: Any) -> str:
-    names = {dict: "an object", list: "a list", bool: "true or false"}
-    return names.get(type(value), "a number" if isinstance(value, int | float) else "no text")
+    names = {dict: "an object", list: "a list", bool: "true or false", str: "text"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else "null")
 
 
 def parse_messages(messages: Any) -> list[dict[str, Any]]:

@@ -63,6 +63,8 @@ class DatasetVersion(models.Model):
     num_rows = models.PositiveIntegerField(default=0)
     num_bad = models.PositiveIntegerField(default=0)
     report = models.JSONField(default=dict)
+    # the user's answer to bad lines; None: not asked, or not answered yet
+    keep_valid = models.BooleanField(null=True)
     error = models.TextField(blank=True)
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+"

@@ -67,7 +67,7 @@ def find_base_model(name: str) -> BaseModel:
     return found
 
 
-def register_worker(  # noqa: PLR0913 - one row, said once
+def register_worker(
     *, name: str, kind: str, device: str, memory_bytes: int, flops: float, pid: int
 ) -> Worker:
     worker, _ = Worker.objects.update_or_create(

@@ -1,0 +1,121 @@
+"""Uploads become dataset versions, and versions become previews of tokens."""
+
+import logging
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+
+from training.data.examples import preview, preview_row
+from training.data.rows import detect_format, read_rows
+from training.data.tokenizer import ChatTokenizer
+from training.data.validate import good_rows, read_normalised, validate, write_rows
+from training.errors import InvalidInput
+from webapp.core.events import project_group, publish
+from webapp.datasets.models import DatasetVersion, Preview
+
+PREVIEW_ROWS = 20
+STATS_ROWS = 500  # enough for a mean; a million rows must not hold a preview up
+
+logger = logging.getLogger(__name__)
+Status = DatasetVersion.Status
+
+
+def validate_version(version_id: str) -> None:
+    """Validating -> ready, or needs_decision where bad lines were found and nobody has decided."""
+    version = DatasetVersion.objects.get(pk=version_id)
+    if version.status != Status.VALIDATING:
+        return
+    upload = settings.HONE_HOME / version.upload_path
+    try:
+        if version.keep_valid is None:
+            _report(version, upload)
+        if version.status == Status.VALIDATING:
+            _write_rows(version, upload)
+    except InvalidInput as error:
+        _change(version, status=Status.FAILED, error=str(error))
+
+
+def _report(version: DatasetVersion, upload: Path) -> None:
+    kind = detect_format(upload, version.filename)
+    report = validate(upload, kind)
+    status = Status.NEEDS_DECISION if report.num_bad else Status.VALIDATING
+    if not report.num_rows:
+        first = report.bad[0]
+        _change(version, format=kind, report=report.to_json(), num_bad=report.num_bad)
+        raise InvalidInput(f"no row is valid; the first: line {first.number}: {first.reason}")
+    _change(
+        version,
+        format=kind,
+        report=report.to_json(),
+        num_rows=report.num_rows,
+        num_bad=report.num_bad,
+        status=status,
+    )
+
+
+def _write_rows(version: DatasetVersion, upload: Path) -> None:
+    target = upload.parent / "rows.jsonl"
+    written = write_rows(good_rows(read_rows(upload, version.format)), target)
+    _change(
+        version,
+        rows_path=str(target.relative_to(settings.HONE_HOME)),
+        digest=written.digest,
+        num_rows=written.num_rows,
+        status=Status.READY,
+    )
+
+
+def _change(version: DatasetVersion, **fields: Any) -> None:
+    """Only while it validates: a version that was discarded meanwhile stays discarded."""
+    changed = DatasetVersion.objects.filter(pk=version.pk, status=Status.VALIDATING).update(
+        **fields
+    )
+    if changed != 1:
+        raise InvalidInput("the version was changed while it was validated")
+    for name, value in fields.items():
+        setattr(version, name, value)
+    publish(project_group(version.project_id), "datasets")
+
+
+def fail(version_id: str, error: Exception) -> None:
+    DatasetVersion.objects.filter(pk=version_id, status=Status.VALIDATING).update(
+        status=Status.FAILED, error=f"Internal error while reading the file: {error!r:.200}"
+    )
+
+
+def preview_version(preview_id: str) -> None:
+    row = Preview.objects.select_related("version", "base_model").get(pk=int(preview_id))
+    tokenizer = ChatTokenizer.load(row.base_model.path)
+    file = settings.HONE_HOME / row.version.rows_path
+    context = row.base_model.context_tokens
+    try:
+        row.rows = preview(read_normalised(file), tokenizer, limit=PREVIEW_ROWS, max_length=context)
+        row.stats = _measure(file, tokenizer, context)
+    except InvalidInput as error:
+        row.rows, row.error = [], str(error)
+    row.save(update_fields=["rows", "stats", "error"])
+    publish(project_group(row.version.project_id), "datasets")
+
+
+def _measure(file: Path, tokenizer: ChatTokenizer, context: int) -> dict[str, float]:
+    measured = [
+        preview_row(row, tokenizer, None) for row in islice(read_normalised(file), STATS_ROWS)
+    ]
+    lengths = [row["num_tokens"] for row in measured if not row["error"]] or [0]
+    weighted = [row["num_weighted"] for row in measured if not row["error"]] or [0]
+    return {
+        "rows_sampled": len(measured),
+        "mean_tokens": sum(lengths) / len(lengths),
+        "longest_tokens": max(lengths),
+        "mean_weighted": sum(weighted) / len(weighted),
+        "num_too_long": sum(length > context for length in lengths),
+        "context_tokens": context,
+    }
+
+
+def fail_preview(preview_id: str, error: Exception) -> None:
+    Preview.objects.filter(pk=int(preview_id)).update(
+        rows=[], error=f"Internal error while tokenizing: {error!r:.200}"
+    )

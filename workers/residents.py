@@ -1,0 +1,251 @@
+"""Base models in memory, loaded on first use, and the one thread that takes their turns."""
+
+import json
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from training.engine.calls import Listener
+from training.engine.generate import Generator
+from training.errors import InvalidInput
+from training.types import SampleOutput, SampleRequest
+
+
+class UnknownModel(LookupError):  # noqa: N818 - an answer (404), not a fault of the server
+    """No base model and no adapter has this name, here and now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """Which models a server offers, and how much it may hold at once."""
+
+    models: Mapping[str, Path]
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    max_models: int = 2
+    max_adapters: int = 64  # of one base model; others are read again when they are asked for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterPlace:
+    """Where an adapter lies. Its weights may have left memory: the name still answers."""
+
+    base: str
+    folder: Path
+
+
+Result = SampleOutput | InvalidInput | UnknownModel
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Job:
+    """One request and what to call with its result, once, unless it is cancelled before."""
+
+    model: str
+    request: SampleRequest
+    deliver: Callable[[Result], None]
+    stop_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    listener: Listener | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Resident:
+    """A base model in memory, with the jobs it is at."""
+
+    generator: Generator
+    jobs: dict[int, Job] = field(default_factory=dict)
+
+
+class Residents:
+    """Everything here is called by one thread at a time."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.residents: dict[str, Resident] = {}  # the longest unused first
+        self.adapters: dict[str, AdapterPlace] = {}  # the longest unused first
+        self.waiting: deque[Job] = deque()
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.waiting and not any(each.jobs for each in self.residents.values())
+
+    def list_models(self) -> list[dict[str, str | None]]:
+        bases: list[dict[str, str | None]] = [
+            {"id": name, "object": "model", "root": str(path), "parent": None}
+            for name, path in self.setup.models.items()
+        ]
+        adapters: list[dict[str, str | None]] = [
+            {"id": name, "object": "model", "root": str(place.folder), "parent": place.base}
+            for name, place in self.adapters.items()
+        ]
+        return bases + adapters
+
+    def load_adapter(self, name: str, folder: Path, base: str | None) -> None:
+        """Reads the folder now, so that a bad one is refused now. The same again changes nothing.
+
+        The base model is loaded even where that makes one resident too many for a moment.
+        """
+        if name in self.setup.models:
+            raise InvalidInput(f"{name} is the name of a base model: give the adapter its own")
+        place = AdapterPlace(base=self._find_base(folder, base), folder=folder)
+        if self.adapters.get(name, place) != place:
+            raise InvalidInput(f"adapter {name} is already loaded: give each version its own name")
+        resident = self.residents.get(place.base) or self._load(place.base)
+        self._ensure_adapter(resident.generator, name, place)
+        self.adapters[name] = place
+
+    def unload_adapter(self, name: str) -> None:
+        place = self.adapters.pop(name, None)
+        if place is None:
+            raise UnknownModel(f"adapter {name} is not loaded")
+        resident = self.residents.get(place.base)
+        if resident and name in resident.generator.loaded:
+            resident.generator.unload_adapter(name)
+
+    def add(self, job: Job) -> None:
+        self.waiting.append(job)
+
+    def cancel(self, job: Job) -> None:
+        """The job's result is not delivered any more."""
+        if job in self.waiting:
+            self.waiting.remove(job)
+        for resident in self.residents.values():
+            for ticket in [ticket for ticket, each in resident.jobs.items() if each is job]:
+                del resident.jobs[ticket]
+                resident.generator.cancel(ticket)
+
+    def take_turn(self) -> None:
+        """Start what can start, and one step of every model that has work."""
+        self._start_jobs()
+        for resident in self.residents.values():
+            for finished in resident.generator.step():
+                resident.jobs.pop(finished.ticket).deliver(finished.result)
+
+    def _start_jobs(self) -> None:
+        # In order: a job that waits for room holds back later ones, so that a busy model drains.
+        while self.waiting:
+            job = self.waiting[0]
+            try:
+                if not self._start(job):
+                    return
+            except (InvalidInput, UnknownModel) as error:
+                job.deliver(error)
+            self.waiting.popleft()
+
+    def _start(self, job: Job) -> bool:
+        """False: every place for a base model is busy."""
+        place = self.adapters.get(job.model)
+        base = place.base if place else job.model
+        if base not in self.setup.models:
+            raise UnknownModel(f"the model {job.model} does not exist here")
+        resident = self._open(base)
+        if resident is None:
+            return False
+        if place:
+            self._ensure_adapter(resident.generator, job.model, place)
+        ticket = resident.generator.submit(
+            job.request,
+            adapter=job.model if place else None,
+            also_stop=job.stop_ids | (frozenset() if job.ignore_eos else resident.generator.end_ids),
+            listener=job.listener,
+        )
+        resident.jobs[ticket] = job
+        return True
+
+    def _open(self, base: str) -> Resident | None:
+        if base in self.residents:
+            self.residents[base] = self.residents.pop(base)
+            return self.residents[base]
+        while len(self.residents) >= self.setup.max_models:
+            idle = next((name for name, each in self.residents.items() if not each.jobs), None)
+            if idle is None:
+                return None
+            del self.residents[idle]
+        return self._load(base)
+
+    def _load(self, base: str) -> Resident:
+        path, setup = self.setup.models[base], self.setup
+        generator = Generator.load(path, device=setup.device, dtype=setup.dtype)
+        self.residents[base] = Resident(generator=generator)
+        return self.residents[base]
+
+    def _ensure_adapter(self, generator: Generator, name: str, place: AdapterPlace) -> None:
+        if name in self.adapters:
+            self.adapters[name] = self.adapters.pop(name)
+        if name in generator.loaded:
+            return
+        idle = [each for each in self.adapters if each in generator.loaded]
+        for each in idle[: len(generator.loaded) - self.setup.max_adapters + 1]:
+            generator.unload_adapter(each)
+        generator.load_adapter(name, place.folder)
+
+    def _find_base(self, folder: Path, base: str | None) -> str:
+        """The one that was named, else the one that the adapter names, else the only one."""
+        models = self.setup.models
+        if base is None:
+            named = read_base_name(folder)
+            matches = [name for name, path in models.items() if named in (name, str(path))]
+            base = (matches or list(models))[0] if matches or len(models) == 1 else named
+        if base not in models:
+            raise InvalidInput(
+                f"{folder} is an adapter of {base or 'no named model'}, which is not served here: "
+                "say base_model"
+            )
+        return base
+
+
+def read_base_name(folder: Path) -> str:
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        raise InvalidInput(f"{folder} is not an adapter: it has no adapter_config.json")
+    return str(json.loads(path.read_text()).get("base_model_name_or_path") or "")
+
+
+class TurnThread:
+    """Owns the residents while it runs; others hand it work through `post`."""
+
+    def __init__(self, residents: Residents, on_death: Callable[[], None]) -> None:
+        self.residents = residents
+        self.inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.on_death = on_death
+        self.thread = threading.Thread(target=self._run, name="turns", daemon=True)
+
+    @property
+    def is_alive(self) -> bool:
+        return self.thread.is_alive()
+
+    def start(self) -> None:
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.inbox.put(None)
+        self.thread.join()
+
+    def post(self, work: Callable[[], None]) -> None:
+        self.inbox.put(work)
+
+    def _run(self) -> None:
+        is_stopped = False
+        try:
+            while not is_stopped:
+                is_stopped = self._read_inbox()
+                self.residents.take_turn()
+        finally:
+            # A bug in a step leaves requests that nobody answers: better no server than that one.
+            if not is_stopped:
+                self.on_death()
+
+    def _read_inbox(self) -> bool:
+        """Waits while there is nothing to do. True: stop."""
+        while not self.inbox.empty() or self.residents.is_idle:
+            work = self.inbox.get()
+            if work is None:
+                return True
+            work()
+        return False

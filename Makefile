@@ -1,0 +1,57 @@
+# Hone's commands: `make run`, `make test`, `make bench`. Each sets up what it needs first.
+.RECIPEPREFIX := >
+.DEFAULT_GOAL := run
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PIP = .venv/bin/pip --disable-pip-version-check --quiet
+export OMP_WAIT_POLICY = PASSIVE
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: run test lint bench clean
+
+run: .venv/run.stamp
+> @exec .venv/bin/python manage.py up
+
+test: .venv/test.stamp .venv-sdk/stamp chromium
+> @bash tests/run.sh
+
+lint: .venv/test.stamp
+> @bash tests/run.sh lint
+
+bench: .venv/run.stamp .venv-bench/stamp
+> @.venv/bin/python -m bench
+
+# torch first and by itself: a range in another package would bring its newest CUDA build along.
+.venv/run.stamp: requirements.txt training/requirements.txt requirements-demo.txt constraints.txt
+> @$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Hone needs Python 3.11, this is " + sys.version.split()[0] + ". Say which: make run PYTHON=/path/to/python3.11")'
+> @echo "Installing the pinned requirements into .venv (once, a few minutes) ..."
+> @test -x .venv/bin/python || $(PYTHON) -m venv .venv
+> @$(PIP) install torch==2.13.0
+> @$(PIP) install -r requirements.txt -c constraints.txt
+> @$(PIP) install --no-deps -r requirements-demo.txt
+> @touch $@
+
+.venv/test.stamp: .venv/run.stamp tests/requirements.txt
+> @echo "Installing what the tests need ..."
+> @$(PIP) install -r tests/requirements.txt -c constraints.txt
+> @touch $@
+
+# The real SDK lives apart from the product, as it does on its users' machines.
+.venv-sdk/stamp: tests/e2e/requirements.txt
+> @echo "Installing the tinker SDK into .venv-sdk ..."
+> @test -x .venv-sdk/bin/python || $(PYTHON) -m venv .venv-sdk
+> @.venv-sdk/bin/pip --disable-pip-version-check --quiet install -r tests/e2e/requirements.txt
+> @touch $@
+
+.venv-bench/stamp: bench/requirements.txt
+> @echo "Installing what the benchmark compares with into .venv-bench ..."
+> @test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+> @.venv-bench/bin/pip --disable-pip-version-check --quiet install torch==2.13.0
+> @.venv-bench/bin/pip --disable-pip-version-check --quiet install -r bench/requirements.txt
+> @touch $@
+
+.PHONY: chromium
+chromium:
+> @command -v chromium >/dev/null || { echo "Installing chromium for the browser tests ..."; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; }
+
+clean:
+> rm -rf .venv .venv-sdk .venv-bench .mypy_cache .ruff_cache .pytest_cache

@@ -152,14 +152,23 @@ class Adapter:
         self.values = torch.zeros(total, device=device)
         self.gradients = torch.zeros(total, device=device)
         self.has_gradients = False
-        self.tensors = _view_by_name(self.values, shapes)
-        gradients = _view_by_name(self.gradients, shapes)
+        self.shapes = shapes
+        self.tensors = self.view(self.values)
+        gradients = self.view(self.gradients)
         self.pairs = {name: self._pair(name, gradients) for name in layers}
         self._initialise(spec.seed)
 
     @property
     def num_parameters(self) -> int:
         return self.values.numel()
+
+    def view(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A buffer as flat as the weights, by PEFT's tensor names."""
+        pieces = flat.split([rows * columns for rows, columns in self.shapes.values()])
+        return {
+            name: piece.view(shape)
+            for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
+        }
 
     def _pair(self, name: str, gradients: Mapping[str, torch.Tensor]) -> Pair:
         a, b = name_tensors(name)
@@ -194,15 +203,6 @@ def _name_shapes(name: str, layer: LoraLinear, rank: int) -> list[tuple[str, tup
     outputs, inputs = layer.weight.shape
     a, b = name_tensors(name)
     return [(a, (rank, inputs)), (b, (outputs, rank))]
-
-
-def _view_by_name(
-    flat: torch.Tensor, shapes: Mapping[str, tuple[int, int]]
-) -> dict[str, torch.Tensor]:
-    pieces = flat.split([rows * columns for rows, columns in shapes.values()])
-    return {
-        name: piece.view(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)
-    }
 
 
 class Adapters:

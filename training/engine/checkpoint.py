@@ -1,0 +1,210 @@
+"""Checkpoint folders: a PEFT adapter, the optimizer's moments, and a manifest that comes last."""
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from training.errors import InvalidInput
+from training.types import LoraSpec, Probe
+
+FORMAT = 1
+ADAPTER_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+OPTIMIZER_FILE = "optimizer.safetensors"
+MANIFEST_FILE = "manifest.json"
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a folder holds. Digests are of tensors, not of files."""
+
+    digest: str
+    optimizer_digest: str | None
+    base_digest: str
+    spec: LoraSpec
+    step: int
+    probe: Probe
+    versions: Mapping[str, str]
+    format: int = FORMAT
+
+    @property
+    def has_optimizer(self) -> bool:
+        return self.optimizer_digest is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What is written into a folder, or was read from one and agrees with its manifest."""
+
+    adapter: Tensors
+    optimizer: Tensors | None
+    spec: LoraSpec
+    step: int
+
+
+def digest_tensors(tensors: Tensors) -> str:
+    """sha256 over names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def digest_model(path: Path) -> str:
+    """Tells base models apart in milliseconds: config, sizes, 64 places of each weights file."""
+    digest = hashlib.sha256((path / "config.json").read_bytes())
+    for file in sorted(path.glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as stream:
+            for place in range(64):
+                stream.seek(size * place // 64)
+                digest.update(stream.read(1 << 16))
+    return digest.hexdigest()
+
+
+def write_folder(
+    folder: Path,
+    contents: Contents,
+    *,
+    base: Path,
+    base_digest: str,
+    probe: Probe,
+    modules: list[str],
+) -> Manifest:
+    """The folder appears complete, by a rename, or not at all; one that was there is replaced."""
+    manifest = Manifest(
+        digest=digest_tensors(contents.adapter),
+        optimizer_digest=digest_tensors(contents.optimizer) if contents.optimizer else None,
+        base_digest=base_digest,
+        spec=contents.spec,
+        step=contents.step,
+        probe=probe,
+        versions={"torch": torch.__version__, "transformers": transformers.__version__},
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    draft.mkdir()
+    try:
+        _write_files(draft, contents, _describe_adapter(contents.spec, modules, base))
+        _write_json(draft / MANIFEST_FILE, asdict(manifest))
+        _replace_folder(folder, draft)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return manifest
+
+
+def _write_files(draft: Path, contents: Contents, config: Mapping[str, Any]) -> None:
+    _write_tensors(contents.adapter, draft / ADAPTER_FILE)
+    _write_json(draft / CONFIG_FILE, config)
+    if contents.optimizer is not None:
+        _write_tensors(contents.optimizer, draft / OPTIMIZER_FILE)
+
+
+def _write_tensors(tensors: Tensors, file: Path) -> None:
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, file, metadata={"format": "pt"})
+    file.chmod(0o644)  # a server under another user reads them too
+
+
+def _write_json(file: Path, value: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def _replace_folder(folder: Path, draft: Path) -> None:
+    old = draft.with_name(f"{draft.name}.old")
+    if folder.exists():
+        folder.rename(old)
+    draft.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _describe_adapter(spec: LoraSpec, modules: list[str], base: Path) -> dict[str, Any]:
+    """adapter_config.json as PEFT and vLLM read it."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base),
+        "r": spec.rank,
+        "lora_alpha": spec.alpha,
+        "target_modules": modules,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "use_rslora": False,
+        "use_dora": False,
+    }
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """InvalidInput where the folder is no complete checkpoint of a format that is known here."""
+    if not (folder / MANIFEST_FILE).is_file():
+        raise InvalidInput(f"{folder.name} is no complete checkpoint: {MANIFEST_FILE} is missing")
+    try:
+        fields = json.loads((folder / MANIFEST_FILE).read_text())
+        if fields["format"] != FORMAT:
+            raise InvalidInput(
+                f"{folder.name} has the checkpoint format {fields['format']}, this version "
+                f"reads {FORMAT}"
+            )
+        probe = Probe(**{key: tuple(values) for key, values in fields.pop("probe").items()})
+        return Manifest(spec=LoraSpec(**fields.pop("spec")), probe=probe, **fields)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, InvalidInput):
+            raise
+        raise InvalidInput(f"{folder.name} is damaged: {MANIFEST_FILE} cannot be read") from error
+
+
+def read_folder(folder: Path, *, base_digest: str, optimizer: bool) -> Contents:
+    """Everything is compared with the manifest before anything is returned."""
+    manifest = read_manifest(folder)
+    if manifest.base_digest != base_digest:
+        raise InvalidInput(f"{folder.name} was trained on another base model than this one")
+    if optimizer and manifest.optimizer_digest is None:
+        raise InvalidInput(
+            f"{folder.name} holds no optimizer state: load it without, or take a training "
+            "checkpoint"
+        )
+    moments = None
+    if optimizer and manifest.optimizer_digest is not None:
+        moments = _read_tensors(folder / OPTIMIZER_FILE, manifest.optimizer_digest)
+    return Contents(
+        adapter=_read_tensors(folder / ADAPTER_FILE, manifest.digest),
+        optimizer=moments,
+        spec=manifest.spec,
+        step=manifest.step,
+    )
+
+
+def _read_tensors(file: Path, digest: str) -> Tensors:
+    where = f"{file.parent.name} is damaged: {file.name}"
+    try:
+        tensors = load_file(file)
+    except FileNotFoundError as error:
+        raise InvalidInput(f"{where} is missing") from error
+    except (SafetensorError, OSError) as error:
+        raise InvalidInput(f"{where} cannot be read") from error
+    if digest_tensors(tensors) != digest:
+        raise InvalidInput(f"{where} does not have the digest that {MANIFEST_FILE} says")
+    return tensors
+
+
+def count_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())

@@ -1,0 +1,231 @@
+"""The engine: one resident base model, many runs, and the verbs that a worker calls.
+
+Shapes: T tokens of a packed row, H hidden size, P projected positions.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from training.engine import checkpoint
+from training.engine.attention import ATTENTION
+from training.engine.lora import Adapter, Adapters
+from training.engine.optim import AdamState, check_params, update_weights
+from training.engine.packing import Item, pack_items
+from training.engine.passes import Tally, run_pass
+from training.engine.requests import check_request
+from training.errors import InvalidInput
+from training.types import (
+    AdamParams,
+    Datum,
+    ForwardBackward,
+    ForwardBackwardOutput,
+    LoraSpec,
+    OptimStepOutput,
+    Probe,
+    SavedWeights,
+)
+
+TOKEN_BUDGET = 4096  # tokens of one pass: what bounds the memory of its activations
+PROBE_TOKENS = 24
+
+
+class Engine:
+    """Not for several threads: one worker owns it and calls one verb at a time."""
+
+    def __init__(
+        self, model: PreTrainedModel, *, path: Path, base_digest: str, token_budget: int
+    ) -> None:
+        self.model = model
+        self.path = path
+        self.base_digest = base_digest
+        self.token_budget = token_budget
+        self.num_parameters = model.num_parameters()
+        self.vocab_size: int = model.config.vocab_size
+        self.context: int = model.config.max_position_embeddings
+        self.flops = 0.0  # of all passes so far
+        self.adapters = Adapters(model)
+        self.optimizers: dict[str, AdamState] = {}
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        token_budget: int = TOKEN_BUDGET,
+    ) -> "Engine":
+        disable_progress_bar()
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True
+        )
+        check_attention(model)
+        model.eval().requires_grad_(False).to(device)
+        return cls(
+            model,
+            path=path,
+            base_digest=checkpoint.digest_model(path),
+            token_budget=token_budget,
+        )
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        return tuple(self.adapters.by_run)
+
+    def create_adapter(self, run: str, spec: LoraSpec) -> None:
+        """Fresh weights, no gradients, no moments; what the run had before is gone."""
+        adapter = self.adapters.add(run, spec)
+        self.optimizers[run] = AdamState.fresh(adapter.values)
+
+    def drop(self, run: str) -> None:
+        self.adapters.drop(run)
+        self.optimizers.pop(run, None)
+
+    def has_gradients(self, run: str) -> bool:
+        return self._adapter(run).has_gradients
+
+    def _adapter(self, run: str) -> Adapter:
+        if run not in self.adapters.by_run:
+            raise InvalidInput(f"run {run!r} has no weights here: create or load them first")
+        return self.adapters.by_run[run]
+
+    def forward_backward(
+        self, requests: Mapping[str, ForwardBackward]
+    ) -> dict[str, ForwardBackwardOutput | InvalidInput]:
+        """One request a run, all in the same passes. Gradients are summed until `optim_step`.
+
+        A request that cannot be computed is answered with its InvalidInput; the others are done.
+        """
+        refused = {
+            run: error
+            for run, request in requests.items()
+            if (error := self._find_error(run, request)) is not None
+        }
+        good = {run: request for run, request in requests.items() if run not in refused}
+        return {**refused, **self._execute(good)}
+
+    def _find_error(self, run: str, request: ForwardBackward) -> InvalidInput | None:
+        try:
+            self._adapter(run)
+            check_request(request, self.vocab_size, self.context)
+        except InvalidInput as error:
+            return error
+        return None
+
+    def _execute(self, requests: Mapping[str, ForwardBackward]) -> dict[str, ForwardBackwardOutput]:
+        tallies = {run: Tally.empty(request) for run, request in requests.items()}
+        for forward_only in (False, True):
+            items = [
+                Item(run=run, index=index, datum=datum)
+                for run, request in requests.items()
+                if request.forward_only is forward_only
+                for index, datum in enumerate(request.data)
+            ]
+            for pack in pack_items(items, self.token_budget):
+                self._run_pack(pack, tallies, forward_only=forward_only)
+        for run, request in requests.items():
+            self._adapter(run).has_gradients |= not request.forward_only
+        return {run: tally.finish() for run, tally in tallies.items()}
+
+    def _run_pack(
+        self, pack: Sequence[Item], tallies: Mapping[str, Tally], *, forward_only: bool
+    ) -> None:
+        with torch.set_grad_enabled(not forward_only):
+            loss = run_pass(self.model, self.adapters, pack, tallies)
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
+        # Weights are frozen: the backward is as large as the forward, 2 a weight and token.
+        tokens = sum(item.length for item in pack)
+        self.flops += (2 if forward_only else 4) * self.num_parameters * tokens
+
+    def optim_step(self, run: str, adam: AdamParams) -> OptimStepOutput:
+        """Uses up the gradients, also where the step is refused."""
+        adapter = self._adapter(run)
+        check_params(adam)
+        try:
+            with torch.no_grad():
+                metrics = update_weights(
+                    adapter.values, adapter.gradients, self.optimizers[run], adam
+                )
+        finally:
+            adapter.drop_gradients()
+        return OptimStepOutput(metrics=metrics)
+
+    def save_weights(self, run: str, folder: Path, *, optimizer: bool) -> SavedWeights:
+        adapter, state = self._adapter(run), self.optimizers[run]
+        contents = checkpoint.Contents(
+            adapter=adapter.tensors,
+            optimizer=name_moments(adapter, state) if optimizer else None,
+            spec=adapter.spec,
+            step=state.num_steps,
+        )
+        probe = self.probe(run)
+        manifest = checkpoint.write_folder(
+            folder,
+            contents,
+            base=self.path,
+            base_digest=self.base_digest,
+            probe=probe,
+            modules=sorted({name.rpartition(".")[2] for name in adapter.pairs}),
+        )
+        return SavedWeights(
+            digest=manifest.digest,
+            size_bytes=checkpoint.count_bytes(folder),
+            has_optimizer=optimizer,
+            probe=probe,
+        )
+
+    def load_weights(self, run: str, folder: Path, *, optimizer: bool) -> None:
+        """The folder's weights, and its moments or fresh ones; gradients are dropped."""
+        contents = checkpoint.read_folder(folder, base_digest=self.base_digest, optimizer=optimizer)
+        self.create_adapter(run, contents.spec)
+        adapter, state = self.adapters.by_run[run], self.optimizers[run]
+        if contents.adapter.keys() != adapter.tensors.keys():
+            self.drop(run)
+            raise InvalidInput(f"{folder.name} holds other layers than this model has")
+        _copy_tensors(adapter.tensors, contents.adapter)
+        if contents.optimizer is not None:
+            _copy_tensors(name_moments(adapter, state), contents.optimizer)
+            state.num_steps = contents.step
+
+    def probe(self, run: str) -> Probe:
+        """What the trainer makes of fixed tokens: a server of the same weights must agree."""
+        tokens = choose_probe_tokens(self.vocab_size, min(PROBE_TOKENS, self.context))
+        ids = torch.tensor(tokens).numpy()
+        datum = Datum(tokens=ids[:-1], inputs={"target_tokens": ids[1:]})
+        request = ForwardBackward(data=[datum], forward_only=True)
+        output = self._execute({run: request})[run]
+        return Probe(tokens=tokens, logprobs=tuple(float(value) for value in output.logprobs[0]))
+
+
+def choose_probe_tokens(vocab_size: int, count: int) -> tuple[int, ...]:
+    """Spread over the vocabulary, the same for every model of that size."""
+    return tuple((index + 1) * 7919 % vocab_size for index in range(count))
+
+
+def check_attention(model: PreTrainedModel) -> None:
+    """Packed rows are attended causally and in full; another pattern would be silently wrong."""
+    kinds = set(model.config.to_dict().get("layer_types") or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise InvalidInput(
+            f"{type(model).__name__} has layers with {', '.join(sorted(kinds))}: only full "
+            "attention can be trained"
+        )
+
+
+def name_moments(adapter: Adapter, state: AdamState) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{kind}": view
+        for kind, flat in (("mean", state.mean), ("square", state.square))
+        for name, view in adapter.view(flat).items()
+    }
+
+
+def _copy_tensors(targets: checkpoint.Tensors, sources: checkpoint.Tensors) -> None:
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(sources[name])

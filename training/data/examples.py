@@ -2,11 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any, Literal
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from training.data.rows import Row
@@ -20,7 +18,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One row as the model reads it. `key` is a hash of the messages: equal rows, equal keys."""
+    """One row as the model reads it. `key` is its row's."""
 
     number: int
     key: bytes
@@ -69,14 +67,10 @@ def encode_row(row: Row, tokenizer: ChatTokenizer) -> Example:
         raise InvalidInput(f"row {row.number}: no token of {text[-80:]!r} is the assistant's")
     return Example(
         number=row.number,
-        key=hash_messages(row.messages),
+        key=row.key,
         tokens=np.asarray(tokens, dtype=np.int64),
         mask=mask,
     )
-
-
-def hash_messages(messages: Sequence[Message]) -> bytes:
-    return sha256(orjson.dumps(messages, option=orjson.OPT_SORT_KEYS)).digest()
 
 
 def truncate(example: Example, max_length: int) -> Example:

@@ -1,0 +1,142 @@
+"""Examples -> a held-out part and batches, the same on every machine and on every start.
+
+Order comes from hashes, not from a random generator: no library's stream has to stay as it is.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import count, islice
+from math import ceil
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from training.data.examples import Example, to_datum
+from training.errors import InvalidInput
+from training.types import Datum
+
+
+class Keyed(Protocol):
+    @property
+    def key(self) -> bytes: ...
+
+
+KeyedT = TypeVar("KeyedT", bound=Keyed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What one optimizer step learns from. The weights of all datums together sum to 1."""
+
+    data: tuple[Datum, ...]
+    rows: tuple[int, ...]  # their numbers in the dataset version
+    epoch: int  # of the first one, from 0
+    num_tokens: int
+    num_weighted: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a run will do, before it does it."""
+
+    num_train: int
+    num_held_out: int
+    num_steps: int
+    epochs: float
+    tokens_per_step: float
+    weighted_per_step: float
+    num_tokens: int  # trained on in all steps
+    num_held_out_tokens: int
+    longest: int
+
+
+def draw(key: bytes, *, seed: int, purpose: str) -> int:
+    """A uniform number of 64 bits that depends on nothing else."""
+    salted = f"{purpose}/{seed}/".encode() + key
+    return int.from_bytes(blake2b(salted, digest_size=8).digest(), "big")
+
+
+def split_held_out(
+    items: Iterable[KeyedT], *, share: float, seed: int
+) -> tuple[list[KeyedT], list[KeyedT]]:
+    """(train, held out). An item's side depends on its content: equal rows never stand on both."""
+    train: list[KeyedT] = []
+    held_out: list[KeyedT] = []
+    for item in items:
+        is_held_out = draw(item.key, seed=seed, purpose="split") < share * 2**64
+        (held_out if is_held_out else train).append(item)
+    return train, held_out
+
+
+def order_epoch(examples: Sequence[Example], *, seed: int, epoch: int) -> list[Example]:
+    """A shuffle. Equal rows are told apart by their place."""
+
+    def rank(place: int) -> int:
+        key = examples[place].key + place.to_bytes(8, "big")
+        return draw(key, seed=seed, purpose=f"epoch {epoch}")
+
+    return [examples[place] for place in sorted(range(len(examples)), key=rank)]
+
+
+def make_batches(
+    examples: Sequence[Example], *, batch_size: int, num_steps: int, seed: int, start: int = 0
+) -> Iterator[Batch]:
+    """Batches `start` to `num_steps`. Epochs follow each other without a gap inside a batch."""
+    if not examples:
+        raise InvalidInput("no row is left to train on: hold out fewer, or allow longer rows")
+    first_epoch, skipped = divmod(start * batch_size, len(examples))
+    stream = (
+        (epoch, example)
+        for epoch in count(first_epoch)
+        for example in order_epoch(examples, seed=seed, epoch=epoch)
+    )
+    waiting = islice(stream, skipped, None)
+    for _ in range(start, num_steps):
+        yield make_batch(list(islice(waiting, batch_size)))
+
+
+def make_batch(chosen: Sequence[tuple[int, Example]]) -> Batch:
+    examples = [example for _, example in chosen]
+    num_weighted = sum(example.num_weighted for example in examples)
+    return Batch(
+        data=tuple(scale_weights(to_datum(example), 1 / num_weighted) for example in examples),
+        rows=tuple(example.number for example in examples),
+        epoch=chosen[0][0],
+        num_tokens=sum(len(example.tokens) - 1 for example in examples),
+        num_weighted=num_weighted,
+    )
+
+
+def scale_weights(datum: Datum, factor: float) -> Datum:
+    """Losses are sums: with weights that sum to 1 over the batch, the sum is the mean."""
+    weights = (datum.inputs["weights"] * factor).astype(np.float32)
+    return Datum(tokens=datum.tokens, inputs={**datum.inputs, "weights": weights})
+
+
+def count_steps(num_train: int, *, batch_size: int, epochs: float | None, steps: int | None) -> int:
+    if steps is not None:
+        return steps
+    # 0.1 * 30 / 3 is a little over 1: rounding up must not make two of it.
+    return max(1, ceil(round((epochs or 1) * num_train / batch_size, 6)))
+
+
+def plan(
+    train: Sequence[Example], held_out: Sequence[Example], *, batch_size: int, num_steps: int
+) -> Plan:
+    if not train:
+        raise InvalidInput("no row is left to train on: hold out fewer, or allow longer rows")
+    lengths = [len(example.tokens) - 1 for example in train]
+    mean_length = sum(lengths) / len(lengths)
+    mean_weighted = sum(example.num_weighted for example in train) / len(train)
+    return Plan(
+        num_train=len(train),
+        num_held_out=len(held_out),
+        num_steps=num_steps,
+        epochs=num_steps * batch_size / len(train),
+        tokens_per_step=mean_length * batch_size,
+        weighted_per_step=mean_weighted * batch_size,
+        num_tokens=round(mean_length * batch_size * num_steps),
+        num_held_out_tokens=sum(len(example.tokens) - 1 for example in held_out),
+        longest=max(lengths) + 1,
+    )

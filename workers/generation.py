@@ -9,8 +9,16 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,8 +27,16 @@ import uvicorn
 
 from training.engine.calls import NewToken
 from training.errors import InvalidInput
-from training.types import SampledSequence, SampleOutput, SampleRequest, SamplingParams
-from workers.residents import Job, Residents, Result, Setup, TurnThread, UnknownModel
+from training.types import SampleOutput
+from workers.generation_wire import (
+    GenerateBody,
+    describe_error,
+    describe_output,
+    describe_token,
+    read_generate,
+    read_text,
+)
+from workers.residents import Job, Residents, Setup, TurnThread, UnknownModel
 
 T = TypeVar("T")
 Message = MutableMapping[str, Any]
@@ -30,17 +46,6 @@ Answer = tuple[int, Mapping[str, Any]]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STOP_SECONDS = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateBody:
-    """What POST /inference/v1/generate says, checked."""
-
-    model: str
-    request: SampleRequest
-    stop_ids: frozenset[int]
-    ignore_eos: bool
-    is_streamed: bool
 
 
 class Disconnected(Exception):  # noqa: N818 - not a fault: the client has gone
@@ -81,10 +86,10 @@ class App:
             return 404, describe_error(404, f"there is no {key[0]} {key[1]}")
         return await self.routes[key](body)
 
-    async def report_health(self, body: Mapping[str, Any]) -> Answer:
+    async def report_health(self, _body: Mapping[str, Any]) -> Answer:
         return (200, {}) if self.turns.is_alive else (503, {})
 
-    async def list_models(self, body: Mapping[str, Any]) -> Answer:
+    async def list_models(self, _body: Mapping[str, Any]) -> Answer:
         models = await self.ask(self.turns.residents.list_models)
         return 200, {"object": "list", "data": models}
 
@@ -126,14 +131,14 @@ class App:
             if answer.cancelled():
                 self.turns.post(lambda: self.turns.residents.cancel(job))
 
-    async def stream(self, body: GenerateBody) -> AsyncIterator[Mapping[str, Any]]:
+    async def stream(self, body: GenerateBody) -> AsyncGenerator[Mapping[str, Any], None]:
         loop = asyncio.get_running_loop()
         tokens: asyncio.Queue[NewToken | None] = asyncio.Queue()
-        whole = asyncio.create_task(
-            self.sample(
-                body, lambda token: void(loop.call_soon_threadsafe(tokens.put_nowait, token))
-            )
-        )
+
+        def listen(token: NewToken) -> None:
+            loop.call_soon_threadsafe(tokens.put_nowait, token)
+
+        whole = asyncio.create_task(self.sample(body, listen))
         whole.add_done_callback(lambda _: tokens.put_nowait(None))
         try:
             while (token := await tokens.get()) is not None:
@@ -158,5 +163,142 @@ class App:
         return await answer
 
 
-def void(_: object) -> None:
-    """For a callback whose result is of no use."""
+def settle_soon(
+    loop: asyncio.AbstractEventLoop,
+    answer: asyncio.Future[T],
+    result: T | InvalidInput | UnknownModel,
+) -> None:
+    """From the thread: complete a future of the event loop, unless nobody waits any more."""
+
+    def settle() -> None:
+        if answer.done():
+            return
+        if isinstance(result, InvalidInput | UnknownModel):
+            answer.set_exception(result)
+        else:
+            answer.set_result(result)
+
+    loop.call_soon_threadsafe(settle)
+
+
+async def unless_gone(work: Coroutine[Any, Any, Answer], receive: Receive) -> Answer:
+    """The work's answer; where the client hangs up first, the work is cancelled."""
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(wait_for_disconnect(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Disconnected
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def read_body(scope: Mapping[str, Any], receive: Receive) -> Mapping[str, Any]:
+    """A JSON object. Other types are refused: a web page could post those here unasked."""
+    kind = dict(scope["headers"]).get(b"content-type", b"").partition(b";")[0]
+    if kind != b"application/json":
+        raise InvalidInput("send the body as content-type application/json")
+    pieces, is_more = [], True
+    while is_more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        pieces.append(message.get("body", b""))
+        is_more = message.get("more_body", False)
+    try:
+        body = json.loads(b"".join(pieces))
+    except ValueError as error:
+        raise InvalidInput(f"the body is not JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise InvalidInput("the body must be a JSON object")
+    return body
+
+
+async def send_json(send: Send, status: int, answer: Mapping[str, Any]) -> None:
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
+
+
+async def send_stream(send: Send, events: AsyncGenerator[Mapping[str, Any], None]) -> None:
+    """Server-sent events. What goes wrong before the first one is still an ordinary error."""
+    first = await anext(events)
+    headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    try:
+        await send_event(send, json.dumps(first))
+        async for event in events:
+            await send_event(send, json.dumps(event))
+    except InvalidInput as error:
+        await send_event(send, json.dumps(describe_error(400, str(error))))
+    finally:
+        await events.aclose()
+    await send_event(send, "[DONE]")
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def send_event(send: Send, text: str) -> None:
+    body = f"data: {text}\n\n".encode()
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="workers.generation", description=__doc__)
+    parser.add_argument("--model", action="append", required=True, metavar="NAME=PATH")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
+    parser.add_argument("--threads", type=int, help="torch's threads, all cores where left out")
+    parser.add_argument("--max-models", type=int, default=2, help="base models in memory at once")
+    parser.add_argument("--max-adapters", type=int, default=64, help="in memory, per base model")
+    return parser.parse_args(arguments)
+
+
+def read_setup(options: argparse.Namespace) -> Setup:
+    pairs = [text.partition("=") for text in options.model]
+    return Setup(
+        models={name: Path(path) for name, _, path in pairs},
+        device=options.device,
+        dtype=DTYPES[options.dtype],
+        max_models=options.max_models,
+        max_adapters=options.max_adapters,
+    )
+
+
+async def serve(setup: Setup, port: int) -> int:
+    """Until SIGTERM (0), or until the thread that samples has died (1)."""
+    turns = TurnThread(Residents(setup), lambda: os.kill(os.getpid(), signal.SIGTERM))
+    config = uvicorn.Config(
+        App(turns),
+        host="127.0.0.1",
+        port=port,
+        lifespan="off",
+        access_log=False,
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )
+    turns.start()
+    await uvicorn.Server(config).serve()
+    has_died = not turns.is_alive
+    if not has_died:
+        await asyncio.to_thread(turns.stop)
+    return int(has_died)
+
+
+def main() -> None:
+    options = read_arguments()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    # uvicorn raises the signal again when it has stopped: by then there is nothing left to end.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    sys.exit(asyncio.run(serve(read_setup(options), options.port)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""Sampling calls as a queue: every change of ownership is one guarded UPDATE."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from hashlib import sha256
+from typing import Any
+
+from django.db import IntegrityError, transaction
+from django.db.models import Case, IntegerField, Q, QuerySet, Value, When
+from django.utils.timezone import now
+from redis import RedisError
+
+from webapp.accounts.models import Actor, Project
+from webapp.checkpoints.models import Checkpoint
+from webapp.core.errors import NotFound, UserError
+from webapp.core.events import connection, project_group, publish, wake
+from webapp.deployments.models import HotLoad, SamplingCall, SamplingSession
+from webapp.fleet.models import BaseModel
+from webapp.runs.models import Run, Session
+
+KICK = "hone.sampling"  # tells samplers that calls or deployments wait; lost ones cost a poll
+CLAIM = timedelta(seconds=30)  # a sampler renews every few seconds; a dead one's calls come back
+
+Purpose = SamplingCall.Purpose
+Status = SamplingCall.Status
+
+# Somebody looks at these while they are made; a suite of 500 prompts must not stand before them.
+WATCHED = (Purpose.PLAYGROUND, Purpose.REST)
+
+
+def submit_call(  # noqa: PLR0913 - the row's columns, by name
+    *,
+    project: Project,
+    purpose: str,
+    base_model: BaseModel,
+    payload: Mapping[str, Any],
+    checkpoint: Checkpoint | None = None,
+    sampling_session: SamplingSession | None = None,
+    seq_id: int | None = None,
+    about: Mapping[str, Any] | None = None,
+    run: Run | None = None,
+) -> SamplingCall:
+    """Queue one call; a retry with the same session and seq_id returns the first one."""
+    call = SamplingCall(
+        project=project,
+        purpose=purpose,
+        base_model=base_model,
+        checkpoint=checkpoint,
+        sampling_session=sampling_session,
+        seq_id=seq_id,
+        payload=dict(payload),
+        digest=digest_payload(payload),
+        about=dict(about or {}),
+        run=run,
+    )
+    try:
+        with transaction.atomic():
+            call.save(force_insert=True)
+    except IntegrityError:
+        if sampling_session is None or seq_id is None:
+            raise
+        return _find_first(sampling_session, seq_id, call.digest)
+    kick_samplers()
+    return call
+
+
+def submit_calls(calls: Sequence[SamplingCall]) -> None:
+    """Many at once, as an evaluation does; the caller's transaction makes it happen once."""
+    SamplingCall.objects.bulk_create(calls, batch_size=200)
+    kick_samplers()
+
+
+def digest_payload(payload: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
+
+
+def claim_calls(*, worker: str, limit: int) -> list[SamplingCall]:
+    """Take up to `limit` waiting calls: what people watch first, then in order of arrival."""
+    waiting = SamplingCall.objects.filter(status=Status.QUEUED)
+    rank = Case(When(purpose__in=WATCHED, then=Value(0)), default=1, output_field=IntegerField())
+    wanted = list(waiting.order_by(rank, "id").values_list("pk", flat=True)[: max(0, limit)])
+    if not wanted:
+        return []
+    until = now() + CLAIM
+    waiting.filter(pk__in=wanted).update(
+        status=Status.RUNNING, worker=worker, claim_until=until, started_at=now()
+    )
+    # Two samplers may want the same ones: ours are those that carry our name and this very time.
+    ours = SamplingCall.objects.filter(
+        pk__in=wanted, status=Status.RUNNING, worker=worker, claim_until=until
+    )
+    related = ("base_model", "checkpoint", "run", "project")
+    return list(ours.select_related(*related).order_by(rank, "id"))
+
+
+def renew_claims(*, worker: str, pks: Sequence[int]) -> set[int]:
+    """Keep what is being worked on. Returns what is still ours: the rest was cancelled."""
+    held = SamplingCall.objects.filter(pk__in=pks, status=Status.RUNNING, worker=worker)
+    held.update(claim_until=now() + CLAIM)
+    return set(held.values_list("pk", flat=True))
+
+
+def requeue_expired() -> int:
+    """A sampler that died cannot say so: its calls wait again."""
+    expired = SamplingCall.objects.filter(status=Status.RUNNING, claim_until__lt=now())
+    return expired.update(status=Status.QUEUED, worker="", claim_until=None)
+
+
+def requeue_calls(*, worker: str) -> int:
+    """What a sampler of this name held before it was started again, or cannot finish now."""
+    held = SamplingCall.objects.filter(status=Status.RUNNING, worker=worker)
+    return held.update(status=Status.QUEUED, worker="", claim_until=None)
+
+
+def finish_call(
+    call: SamplingCall,
+    *,
+    worker: str,
+    result: bytes,
+    content_type: str,
+    hot_load: HotLoad | None = None,
+) -> bool:
+    """Store the result. False: the claim was lost or the call cancelled; the result is dropped."""
+    return _end(
+        _held_by(worker, call),
+        call,
+        status=Status.DONE,
+        result=result,
+        content_type=content_type,
+        hot_load=hot_load,
+    )
+
+
+def fail_call(call: SamplingCall, *, worker: str, error: str, category: str) -> bool:
+    """`category`: user or server. False: the claim was lost, and nothing is written."""
+    return _end(
+        _held_by(worker, call), call, status=Status.FAILED, error=error, error_category=category
+    )
+
+
+def cancel_call(call: SamplingCall) -> bool:
+    """False: it had ended already."""
+    live = SamplingCall.objects.filter(pk=call.pk, status__in=(Status.QUEUED, Status.RUNNING))
+    return _end(live, call, status=Status.CANCELLED, error="It was cancelled.")
+
+
+def cancel_calls(*, about: Mapping[str, Any], run: Run | None = None) -> int:
+    """Every live call of a run, or of an evaluation (`about={"evaluation": id}`)."""
+    live = Q(status__in=(Status.QUEUED, Status.RUNNING))
+    conditions = {f"about__{key}": value for key, value in about.items()}
+    if run is not None:
+        conditions["run"] = run
+    return sum(cancel_call(call) for call in SamplingCall.objects.filter(live, **conditions))
+
+
+def open_sampling_session(
+    *,
+    session: Session,
+    seq_id: int,
+    base_model: BaseModel | None = None,
+    checkpoint: Checkpoint | None = None,
+    actor: Actor | None = None,
+) -> SamplingSession:
+    """What a sampling client samples from. A retry with the same seq_id returns the first one.
+
+    Without an actor it is an ephemeral save that opens it, of the run's own session.
+    """
+    if checkpoint is not None:
+        _check_may_sample(checkpoint, actor)
+        base_model = checkpoint.base_model
+    if base_model is None:
+        raise UserError("Name a base model or a checkpoint to sample from.", field="base_model")
+    opened, is_new = SamplingSession.objects.get_or_create(
+        session=session,
+        seq_id=seq_id,
+        defaults={
+            "project": session.project,
+            "base_model": base_model,
+            "checkpoint": checkpoint,
+        },
+    )
+    wanted = (base_model.pk, checkpoint.pk if checkpoint else None)
+    if not is_new and (opened.base_model_id, opened.checkpoint_id) != wanted:
+        raise UserError(f"sampling_session_seq_id {seq_id} was already used for other weights.")
+    return opened
+
+
+def kick_samplers() -> None:
+    transaction.on_commit(_kick)
+
+
+def _kick() -> None:
+    # A sampler that did not hear it looks by itself a moment later.
+    with suppress(RedisError):
+        connection().publish(KICK, "")
+
+
+def _find_first(session: SamplingSession, seq_id: int, digest: str) -> SamplingCall:
+    first = SamplingCall.objects.get(sampling_session=session, seq_id=seq_id)
+    if first.digest != digest:
+        raise UserError(f"seq_id {seq_id} was already used for another request.") from None
+    return first
+
+
+def _check_may_sample(checkpoint: Checkpoint, actor: Actor | None) -> None:
+    visible = actor is None or (
+        checkpoint.is_public
+        or Checkpoint.objects.visible_to(actor).filter(pk=checkpoint.pk).exists()
+    )
+    if not visible:
+        raise NotFound("There is no such checkpoint.")
+    if checkpoint.deleted_at is not None:
+        raise UserError(f"The checkpoint {checkpoint.name} was deleted: sample from another one.")
+
+
+def _held_by(worker: str, call: SamplingCall) -> QuerySet[SamplingCall]:
+    return SamplingCall.objects.filter(pk=call.pk, status=Status.RUNNING, worker=worker)
+
+
+def _end(guarded: QuerySet[SamplingCall], call: SamplingCall, **columns: Any) -> bool:
+    ended = guarded.update(finished_at=now(), claim_until=None, **columns) == 1
+    if ended:
+        wake(call.request_id)
+        if call.purpose in WATCHED:
+            publish(project_group(call.project_id), call.request_id)
+    return ended

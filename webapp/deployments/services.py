@@ -1,0 +1,226 @@
+"""Every write to deployments, and the calls people make to what is served."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from django.db import IntegrityError, transaction
+from django.db.models import QuerySet
+from django.utils.timezone import now
+
+from webapp.accounts.models import Actor
+from webapp.checkpoints.models import Checkpoint
+from webapp.core.errors import UserError
+from webapp.core.events import project_group, publish
+from webapp.deployments.calls import kick_samplers, submit_call
+from webapp.deployments.models import Deployment, HotLoad, SamplingCall
+from webapp.fleet.models import BaseModel
+
+Status = Deployment.Status
+
+DEFAULT_SEED = 7  # a fixed one: two models asked side by side draw the same numbers
+MAX_SAMPLES = 16
+ROLES = ("system", "user", "assistant", "tool")
+RANGES: Mapping[str, tuple[float, float]] = {
+    "max_tokens": (1, 1_000_000),
+    "temperature": (0, 10),
+    "top_p": (0.000001, 1),
+    "top_k": (-1, 1_000_000),
+    "seed": (0, 2**63 - 1),
+}
+WHOLE = ("max_tokens", "top_k", "seed")
+
+
+def create_deployment(
+    *,
+    actor: Actor,
+    name: str,
+    base_model: BaseModel | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Deployment:
+    """Serve a checkpoint, or a base model as it is. A sampler loads it and says ready."""
+    name = name.strip()
+    if not name:
+        raise UserError("A deployment needs a name.", field="name")
+    base_model = _choose_base_model(base_model, checkpoint)
+    try:
+        with transaction.atomic():
+            deployment = Deployment.objects.create(
+                project=actor.project, name=name, base_model=base_model, checkpoint=checkpoint
+            )
+    except IntegrityError:
+        raise UserError(
+            f"There is a deployment named {name} already: change what it serves, or choose "
+            "another name.",
+            field="name",
+        ) from None
+    _announce(deployment)
+    return deployment
+
+
+def change_checkpoint(
+    *, actor: Actor, deployment: Deployment, checkpoint: Checkpoint | None
+) -> None:
+    """Serve other weights of the same base model; a stopped deployment starts again.
+
+    None: the base model as it is. Answers come from the new weights once they are proven.
+    """
+    if checkpoint is not None:
+        _check_alive(checkpoint)
+        if checkpoint.base_model_id != deployment.base_model_id:
+            raise UserError(
+                f"{deployment.name} serves {deployment.base_model}, and the checkpoint "
+                f"{checkpoint.name} belongs to {checkpoint.base_model}.",
+                field="checkpoint",
+            )
+    Deployment.objects.visible_to(actor).filter(pk=deployment.pk).update(
+        checkpoint=checkpoint, status=Status.LOADING, error="", changed_at=now()
+    )
+    deployment.refresh_from_db()
+    _announce(deployment)
+
+
+def stop_deployment(*, actor: Actor, deployment: Deployment) -> None:
+    Deployment.objects.visible_to(actor).filter(pk=deployment.pk).update(
+        status=Status.STOPPED, error="", changed_at=now()
+    )
+    deployment.refresh_from_db()
+    _announce(deployment)
+
+
+def mark_ready(deployment: Deployment, hot_load: HotLoad | None) -> bool:
+    """False: meanwhile it was stopped, or another checkpoint was chosen."""
+    if hot_load is not None and hot_load.deployment_id is None:
+        HotLoad.objects.filter(pk=hot_load.pk).update(deployment=deployment)
+    return _change(_as_seen(deployment), deployment, status=Status.READY, error="")
+
+
+def mark_failed(deployment: Deployment, error: str) -> bool:
+    """False: meanwhile it was stopped, or another checkpoint was chosen."""
+    return _change(_as_seen(deployment), deployment, status=Status.FAILED, error=error)
+
+
+def reload_deployments() -> int:
+    """A new sampling server holds nothing: what was ready is loaded and proven again."""
+    ready = Deployment.objects.filter(status=Status.READY)
+    return sum(_change(ready.filter(pk=each.pk), each, status=Status.LOADING) for each in ready)
+
+
+def ask(
+    *,
+    actor: Actor,
+    messages: Sequence[Mapping[str, str]],
+    checkpoint: Checkpoint | None = None,
+    base_model: BaseModel | None = None,
+    deployment: Deployment | None = None,
+    params: Mapping[str, Any] | None = None,
+    purpose: str = SamplingCall.Purpose.PLAYGROUND,
+) -> SamplingCall:
+    """Ask a checkpoint, a base model or a deployment; `params` may hold `num_samples` too."""
+    if deployment is not None:
+        _check_serves(deployment)
+        base_model, checkpoint = deployment.base_model, deployment.checkpoint
+    chosen = {"seed": DEFAULT_SEED, "max_tokens": 256, **(params or {})}
+    num_samples = _check_number("num_samples", chosen.pop("num_samples", 1), (1, MAX_SAMPLES))
+    return submit_call(
+        project=actor.project,
+        purpose=purpose,
+        base_model=_choose_base_model(base_model, checkpoint),
+        checkpoint=checkpoint,
+        payload={
+            "messages": check_messages(messages),
+            "num_samples": int(num_samples),
+            "params": check_params(chosen),
+            "prompt_logprobs": False,
+        },
+        about={"deployment": deployment.pk} if deployment else {},
+    )
+
+
+def check_messages(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """What a chat template can take: known roles, text, and somebody to answer at the end."""
+    if not messages:
+        raise UserError("Write a message first.", field="messages")
+    checked = []
+    for place, message in enumerate(messages, start=1):
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise UserError(
+                f"Message {place} has the role {role!r}; known ones are {', '.join(ROLES)}.",
+                field="messages",
+            )
+        if not isinstance(content, str) or not content.strip():
+            raise UserError(f"Message {place} is empty.", field="messages")
+        checked.append({"role": role, "content": content})
+    if checked[-1]["role"] == "assistant":
+        raise UserError(
+            "The last message is the assistant's: there is nothing to answer.", field="messages"
+        )
+    return checked
+
+
+def check_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling settings in range, by name; `stop` is strings, or token ids, or absent."""
+    checked = {
+        name: _check_number(name, params[name], limits)
+        for name, limits in RANGES.items()
+        if params.get(name) is not None
+    }
+    unknown = set(params) - set(RANGES) - {"stop"}
+    if unknown:
+        raise UserError(f"Unknown sampling setting {min(unknown)}.", field=min(unknown))
+    stop = params.get("stop")
+    if stop is not None:
+        stops = [stop] if isinstance(stop, str) else stop
+        if not isinstance(stops, list) or len({type(each) for each in stops} | {str, int}) > 2:
+            raise UserError("stop is a list of strings or of token ids.", field="stop")
+        checked["stop"] = stops
+    return checked
+
+
+def _check_number(name: str, value: Any, limits: tuple[float, float]) -> float | int:
+    low, high = limits
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:
+        raise UserError(f"{name} is {value!r}; it lies between {low:g} and {high:g}.", field=name)
+    if name in WHOLE and int(value) != value:
+        raise UserError(f"{name} is {value!r}; it is a whole number.", field=name)
+    return int(value) if name in WHOLE else value
+
+
+def _choose_base_model(base_model: BaseModel | None, checkpoint: Checkpoint | None) -> BaseModel:
+    if checkpoint is not None:
+        _check_alive(checkpoint)
+        base_model = checkpoint.base_model
+    if base_model is None:
+        raise UserError("Choose a checkpoint or a base model.", field="checkpoint")
+    return base_model
+
+
+def _check_alive(checkpoint: Checkpoint) -> None:
+    if checkpoint.deleted_at is not None:
+        raise UserError(f"The checkpoint {checkpoint.name} was deleted.", field="checkpoint")
+
+
+def _check_serves(deployment: Deployment) -> None:
+    if deployment.status == Status.STOPPED:
+        raise UserError(f"{deployment.name} is stopped: start it first.", field="deployment")
+    if deployment.status == Status.FAILED:
+        raise UserError(f"{deployment.name} does not serve: {deployment.error}", field="deployment")
+
+
+def _as_seen(deployment: Deployment) -> QuerySet[Deployment]:
+    return Deployment.objects.filter(
+        pk=deployment.pk, status=Status.LOADING, checkpoint=deployment.checkpoint_id
+    )
+
+
+def _change(guarded: QuerySet[Deployment], deployment: Deployment, **columns: Any) -> bool:
+    changed = guarded.update(changed_at=now(), **columns) == 1
+    if changed:
+        publish(project_group(deployment.project_id), "deployments")
+    return changed
+
+
+def _announce(deployment: Deployment) -> None:
+    publish(project_group(deployment.project_id), "deployments")
+    kick_samplers()

@@ -9,3 +9,9 @@ class CreatedCursorPagination(CursorPagination):
     ordering = "-created_at"
     page_size_query_param = "page_size"
     max_page_size = 200
+
+
+class AddedCursorPagination(CreatedCursorPagination):
+    """For what was added rather than created."""
+
+    ordering = "-added_at"

@@ -1,0 +1,81 @@
+"""REST: who a key is, and the project's keys."""
+
+from typing import Any
+
+from drf_spectacular.utils import extend_schema
+from rest_framework import serializers, status
+from rest_framework.generics import ListAPIView
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from webapp.accounts.authentication import actor_of
+from webapp.accounts.models import ApiKey, ApiKeyQuerySet
+from webapp.accounts.services import create_key, revoke_key
+
+
+class MeOutput(serializers.Serializer[Any]):
+    user = serializers.CharField()
+    project = serializers.CharField()
+    project_name = serializers.CharField()
+    role = serializers.CharField()
+
+
+class Me(APIView):
+    """Whose key this is, and for which project."""
+
+    @extend_schema(responses=MeOutput)
+    def get(self, request: Request) -> Response:
+        actor = actor_of(request)
+        answer = {
+            "user": actor.user.username,
+            "project": actor.project.id,
+            "project_name": actor.project.name,
+            "role": actor.role,
+        }
+        return Response(answer)
+
+
+class KeyOutput(serializers.ModelSerializer[ApiKey]):
+    class Meta:
+        model = ApiKey
+        fields = ("id", "name", "hint", "created_at", "last_used_at", "revoked_at")
+
+
+class NewKeyOutput(KeyOutput):
+    key = serializers.CharField(help_text="The key itself. It is shown this once.")
+
+    class Meta(KeyOutput.Meta):
+        fields = (*KeyOutput.Meta.fields, "key")  # type: ignore[assignment]
+
+
+class KeyInput(serializers.Serializer[ApiKey]):
+    name = serializers.CharField(max_length=80)
+
+
+class KeyList(ListAPIView[ApiKey]):
+    """The keys of this project."""
+
+    serializer_class = KeyOutput
+    queryset = ApiKey.objects.all()
+
+    def get_queryset(self) -> ApiKeyQuerySet:
+        return ApiKey.objects.visible_to(actor_of(self.request))
+
+    @extend_schema(request=KeyInput, responses={201: NewKeyOutput})
+    def post(self, request: Request) -> Response:
+        """Make a key. It is not repeatable with an Idempotency-Key: its secret is never stored."""
+        data = KeyInput(data=request.data)
+        data.is_valid(raise_exception=True)
+        key, secret = create_key(actor=actor_of(request), name=data.validated_data["name"])
+        return Response({**KeyOutput(key).data, "key": secret}, status=status.HTTP_201_CREATED)
+
+
+class KeyDetail(APIView):
+    """One key."""
+
+    @extend_schema(responses={204: None})
+    def delete(self, request: Request, key_id: str) -> Response:
+        """Revoke it. Programs that use it are refused from now on."""
+        revoke_key(actor=actor_of(request), key_id=key_id)
+        return Response(status=status.HTTP_204_NO_CONTENT)

@@ -1,0 +1,249 @@
+"""REST: runs, their numbers, samples and log, and everything a person may press."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from drf_spectacular.utils import OpenApiParameter, extend_schema
+from rest_framework import serializers, status
+from rest_framework.generics import ListAPIView
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from webapp.accounts.authentication import actor_of
+from webapp.accounts.idempotency import answer_once
+from webapp.core.errors import NotFound, UserError
+from webapp.datasets.models import DatasetVersion
+from webapp.fleet.services import find_base_model
+from webapp.runs import services
+from webapp.runs.history import MAX_POINTS, read_metrics
+from webapp.runs.models import LogLine, Origin, Run, RunQuerySet, Sample
+from webapp.runs.parents import find_parent
+
+
+class RunOutput(serializers.ModelSerializer[Run]):
+    model_id = serializers.CharField(read_only=True, help_text="Its name in the Tinker dialect.")
+
+    class Meta:
+        model = Run
+        fields = (
+            "id",
+            "model_id",
+            "name",
+            "origin",
+            "recipe",
+            "status",
+            "wish",
+            "error",
+            "base_model",
+            "dataset_version",
+            "parent",
+            "with_optimizer",
+            "rank",
+            "lora",
+            "config",
+            "step",
+            "total_steps",
+            "num_tokens",
+            "tokens_per_second",
+            "last_loss",
+            "created_at",
+            "started_at",
+            "ended_at",
+        )
+
+
+class RunInput(serializers.Serializer[Run]):
+    name = serializers.CharField(max_length=120, required=False, default="")
+    base_model = serializers.CharField(help_text="Any of its names.")
+    dataset_version = serializers.CharField(help_text="An id; its status is ready.")
+    recipe = serializers.ChoiceField(["sft"], default="sft")
+    config = serializers.DictField(
+        required=False,
+        default=dict,
+        help_text="rank, learning_rate, schedule, batch_size, steps or epochs, held_out_share, "
+        "sampling, checkpoint_every, evaluate_every ...; what is left out has a default.",
+    )
+    parent = serializers.CharField(required=False, help_text="A checkpoint to begin from.")
+    with_optimizer = serializers.BooleanField(default=False)
+
+
+def find_run(request: Request, run_id: str) -> Run:
+    run = Run.objects.visible_to(actor_of(request)).filter(pk=run_id).first()
+    if run is None:
+        raise NotFound(f"There is no run {run_id}.")
+    return run
+
+
+@extend_schema(parameters=[OpenApiParameter("status", str, enum=Run.Status.values)])
+class RunList(ListAPIView[Run]):
+    """The runs of this project, whatever door they came through."""
+
+    serializer_class = RunOutput
+    queryset = Run.objects.all()
+
+    def get_queryset(self) -> RunQuerySet:
+        runs = Run.objects.visible_to(actor_of(self.request)).select_related("session")
+        wanted = self.request.query_params.get("status")
+        return runs.filter(status=wanted) if wanted else runs
+
+    @extend_schema(request=RunInput, responses={201: RunOutput})
+    def post(self, request: Request) -> Response:
+        """Launch a run."""
+        data = RunInput(data=request.data)
+        data.is_valid(raise_exception=True)
+
+        def create() -> Response:
+            run = _launch(request, data.validated_data)
+            return Response(RunOutput(run).data, status=status.HTTP_201_CREATED)
+
+        return answer_once(request, create)
+
+
+def _launch(request: Request, data: dict[str, Any]) -> Run:
+    actor = actor_of(request)
+    versions = DatasetVersion.objects.visible_to(actor).select_related("dataset")
+    version = versions.filter(pk=data["dataset_version"]).first()
+    if version is None:
+        message = f"There is no dataset version {data['dataset_version']}."
+        raise UserError(message, field="dataset_version")
+    return services.create_run(
+        actor=actor,
+        origin=Origin.REST,
+        name=data["name"],
+        base_model=find_base_model(data["base_model"]),
+        dataset_version=version,
+        config=data["config"],
+        parent=find_parent(actor, data.get("parent", "")),
+        with_optimizer=data["with_optimizer"],
+        recipe=data["recipe"],
+    )
+
+
+class RunDetail(APIView):
+    """One run."""
+
+    @extend_schema(responses=RunOutput)
+    def get(self, request: Request, run_id: str) -> Response:
+        return Response(RunOutput(find_run(request, run_id)).data)
+
+
+class MetricsOutput(serializers.Serializer[Any]):
+    series = serializers.DictField(help_text="By key: a list of [step, value, time].")
+    last_id = serializers.IntegerField(help_text="Send it as `after` to read what is new.")
+
+
+class RunMetrics(APIView):
+    """A run's curves."""
+
+    @extend_schema(
+        parameters=[
+            OpenApiParameter("key", str, many=True),
+            OpenApiParameter("after", int, description="last_id of the answer before."),
+        ],
+        responses=MetricsOutput,
+    )
+    def get(self, request: Request, run_id: str) -> Response:
+        """Thinned to at most 1,000 points a curve; the extremes stay."""
+        run = find_run(request, run_id)
+        keys = request.query_params.getlist("key") or None
+        after = request.query_params.get("after", "0")
+        if not after.isdigit():
+            raise UserError(f"after is {after!r}; it must be a whole number.", field="after")
+        history = read_metrics(run, keys, after_id=int(after), max_points=MAX_POINTS)
+        series = {
+            key: [[point.step, point.value, point.at] for point in points]
+            for key, points in history.series.items()
+        }
+        return Response({"series": series, "last_id": history.last_id})
+
+
+class SampleOutput(serializers.ModelSerializer[Sample]):
+    class Meta:
+        model = Sample
+        fields = ("step", "prompt_index", "prompt", "completion", "stop_reason", "error")
+
+
+class RunSamples(APIView):
+    """What a run's model said to its pinned prompts, step by step."""
+
+    @extend_schema(responses=SampleOutput(many=True))
+    def get(self, request: Request, run_id: str) -> Response:
+        return Response(SampleOutput(find_run(request, run_id).samples.all(), many=True).data)
+
+
+class LogLineOutput(serializers.ModelSerializer[LogLine]):
+    class Meta:
+        model = LogLine
+        fields = ("id", "level", "step", "text", "at")
+
+
+class RunLog(APIView):
+    """What happened to a run, in sentences."""
+
+    @extend_schema(responses=LogLineOutput(many=True))
+    def get(self, request: Request, run_id: str) -> Response:
+        return Response(LogLineOutput(find_run(request, run_id).log_lines.all(), many=True).data)
+
+
+class LearningRateInput(serializers.Serializer[Run]):
+    learning_rate = serializers.FloatField(min_value=0)
+
+
+class RunAction(APIView):
+    """Something a person may press; `act` says what."""
+
+    act: ClassVar[Callable[..., None]]
+
+    @extend_schema(request=None, responses=RunOutput)
+    def post(self, request: Request, run_id: str) -> Response:
+        run = find_run(request, run_id)
+        type(self).act(actor=actor_of(request), run=run)
+        run.refresh_from_db()
+        return Response(RunOutput(run).data)
+
+
+class RunPause(RunAction):
+    """Pause between two steps."""
+
+    act = staticmethod(services.request_pause)
+
+
+class RunResume(RunAction):
+    """Go on where a paused run stopped."""
+
+    act = staticmethod(services.resume_run)
+
+
+class RunStop(RunAction):
+    """Stop for good; what was learned is saved first."""
+
+    act = staticmethod(services.request_stop)
+
+
+class RunSave(RunAction):
+    """Save a checkpoint after the current step."""
+
+    act = staticmethod(services.request_save)
+
+
+class RunEvaluate(RunAction):
+    """Measure held-out loss and ask the pinned prompts after the current step."""
+
+    act = staticmethod(services.request_evaluation)
+
+
+class RunLearningRate(APIView):
+    """The learning rate of a running recipe."""
+
+    @extend_schema(request=LearningRateInput, responses=RunOutput)
+    def post(self, request: Request, run_id: str) -> Response:
+        """Change it from the next step on."""
+        run = find_run(request, run_id)
+        data = LearningRateInput(data=request.data)
+        data.is_valid(raise_exception=True)
+        services.change_learning_rate(
+            actor=actor_of(request), run=run, learning_rate=data.validated_data["learning_rate"]
+        )
+        run.refresh_from_db()
+        return Response(RunOutput(run).data)

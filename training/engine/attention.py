@@ -47,7 +47,7 @@ def attend(
     sizes = [count * length for count, length in segments.groups]
     pieces = zip(
         segments.groups,
-        *(states.split(sizes, dim=2) for states in (query_BHTD, key_BKTD, value_BKTD)),
+        *(torch.split_with_sizes(s, sizes, dim=2) for s in (query_BHTD, key_BKTD, value_BKTD)),
         strict=True,
     )
     outputs = [_attend_group(group, states, scaling) for group, *states in pieces]
@@ -72,14 +72,14 @@ def _attend_group(
 
 def _unfold(states_1HTD: torch.Tensor, group: tuple[int, int]) -> torch.Tensor:
     """[1, H, count * length, D] -> [count, H, length, D], without a copy."""
-    return states_1HTD.squeeze(0).unflatten(1, group).transpose(0, 1)
+    return torch.unflatten(states_1HTD.squeeze(0), 1, group).transpose(0, 1)
 
 
 def build_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
     """A mask only where the caller brought one: a packed row is cut by segments instead."""
     if kwargs.get("attention_mask") is None:
         return None
-    return sdpa_mask(*args, **kwargs)  # type: ignore[no-any-return]
+    return sdpa_mask(*args, **kwargs)
 
 
 AttentionInterface.register(ATTENTION, attend)

@@ -59,12 +59,12 @@ class Engine:
         dtype: torch.dtype = torch.float32,
         token_budget: int = TOKEN_BUDGET,
     ) -> "Engine":
-        disable_progress_bar()
+        disable_progress_bar()  # type: ignore[no-untyped-call]
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True
         )
         check_attention(model)
-        model.eval().requires_grad_(False).to(device)
+        model.train(False).requires_grad_(False).to(device)
         return cls(
             model,
             path=path,

@@ -19,7 +19,7 @@ def compute_logprobs(
     """Float32 log-probability of each target; `active` are the runs that train the head."""
     if torch.is_grad_enabled():
         leaves = [leaf for *_, pair in active for leaf in (pair.a, pair.b)]
-        return _Logprobs.apply(hidden_PH, targets_P, head, active, *leaves)  # type: ignore[no-any-return]
+        return _Logprobs.apply(hidden_PH, targets_P, head, active, *leaves)  # type: ignore[no-any-return,no-untyped-call]
     return _read_logprobs(hidden_PH, targets_P, head, active, None)
 
 
@@ -89,7 +89,7 @@ class _Logprobs(torch.autograd.Function):
     small as the row: so only a head that is trained needs its probabilities a second time."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden_PH: torch.Tensor,
         targets_P: torch.Tensor,
@@ -106,7 +106,7 @@ class _Logprobs(torch.autograd.Function):
         return logprobs_P
 
     @staticmethod
-    def backward(ctx: Any, grad_P: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_P: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden_PH, targets_P, slopes_PH = ctx.saved_tensors
         for start, stop, pair in cut_chunks(len(targets_P), ctx.head.weight.shape[0], ctx.active):
             if pair is not None:

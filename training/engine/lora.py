@@ -68,11 +68,18 @@ class LoraLinear(nn.Module):
             return nn.functional.linear(inputs, self.weight, self.bias)
         rows_NI = inputs.reshape(-1, inputs.shape[-1])
         if torch.is_grad_enabled():
-            leaves = [leaf for *_, pair in active for leaf in (pair.a, pair.b)]
-            out_NO = _SegmentedLinear.apply(rows_NI, self.weight, self.bias, active, *leaves)
+            out_NO = record_rows(rows_NI, self.weight, self.bias, active)
         else:
             out_NO, _ = project_rows(rows_NI, self.weight, self.bias, active)
         return out_NO.view(*inputs.shape[:-1], -1)
+
+
+def record_rows(
+    rows_NI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None, active: Active
+) -> torch.Tensor:
+    """`project_rows`, to be differentiated."""
+    leaves = [leaf for *_, pair in active for leaf in (pair.a, pair.b)]
+    return _SegmentedLinear.apply(rows_NI, weight_OI, bias_O, active, *leaves)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def project_rows(
@@ -110,7 +117,7 @@ class _SegmentedLinear(torch.autograd.Function):
     """x W' + scale (x A') B' for each slice; A and B are arguments only to be seen by autograd."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         rows_NI: torch.Tensor,
         weight_OI: torch.Tensor,
@@ -124,7 +131,7 @@ class _SegmentedLinear(torch.autograd.Function):
         return out_NO
 
     @staticmethod
-    def backward(ctx: Any, grad_NO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_NO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows_NI, weight_OI, *lows = ctx.saved_tensors
         grad_NI = grad_NO @ weight_OI if ctx.needs_input_grad[0] else None
         for (start, stop, pair), low_NR in zip(ctx.active, lows, strict=True):
@@ -164,7 +171,9 @@ class Adapter:
 
     def view(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """A buffer as flat as the weights, by PEFT's tensor names."""
-        pieces = flat.split([rows * columns for rows, columns in self.shapes.values()])
+        pieces = torch.split_with_sizes(
+            flat, [rows * columns for rows, columns in self.shapes.values()]
+        )
         return {
             name: piece.view(shape)
             for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
@@ -266,7 +275,7 @@ def check_spec(spec: LoraSpec) -> None:
 
 def replace_linears(model: PreTrainedModel, route: Route) -> dict[str, tuple[Part, LoraLinear]]:
     """Put a LoraLinear in the place of every linear layer that a run may train."""
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     found = {
         name: (part, LoraLinear(module, route))
         for name, module in model.named_modules()

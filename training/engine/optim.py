@@ -31,7 +31,7 @@ def check_params(params: AdamParams) -> None:
         if value >= 1:
             raise InvalidInput(f"{name} is {value}: it must be below 1")
     if params.eps == 0:
-        raise InvalidInput("eps is 0: weights without a gradient would become 0 / 0")
+        raise InvalidInput("eps is 0.0: weights without a gradient would become 0 / 0")
 
 
 def update_weights(

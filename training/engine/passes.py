@@ -110,7 +110,8 @@ def run_pass(
 
 
 def read_hidden(model: PreTrainedModel, row: Row, device: torch.device) -> torch.Tensor:
-    output = model.get_decoder()(
+    decoder = model.get_decoder()  # type: ignore[no-untyped-call]
+    output = decoder(
         input_ids=torch.from_numpy(row.tokens)[None].to(device),
         position_ids=torch.from_numpy(row.positions)[None].to(device),
         segments=row.segments,

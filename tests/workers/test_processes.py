@@ -1,0 +1,89 @@
+"""The crew of one installation: what ends is started again, and what is stopped is gone."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from workers import processes
+from workers.processes import Crew, Process
+
+SLEEPS = [sys.executable, "-c", "import time; time.sleep(60)"]
+ENDS = [sys.executable, "-c", "print('bye')"]
+STUBBORN = [
+    sys.executable,
+    "-c",
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True);"
+    "time.sleep(60)",
+]
+
+
+def make_process(tmp_path: Path, argv: list[str], name: str = "one") -> Process:
+    return Process(name=name, argv=argv, environment=os.environ, log=tmp_path / f"{name}.log")
+
+
+def wait_until_ended(process: Process) -> None:
+    assert process.popen is not None
+    process.popen.wait(20)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_ending_a_crew_ends_every_process(tmp_path: Path) -> None:
+    crew = Crew([make_process(tmp_path, SLEEPS, name) for name in ("a", "b")], say=str)
+    crew.start()
+    pids = [process.popen.pid for process in crew.processes if process.popen]
+    crew.end()
+    assert len(pids) == 2
+    assert not any(is_alive(pid) for pid in pids)
+
+
+def test_a_process_that_does_not_listen_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "END_SECONDS", 0.2)
+    crew = Crew([make_process(tmp_path, STUBBORN)], say=str)
+    crew.start()
+    while not (tmp_path / "one.log").read_text():
+        time.sleep(0.02)
+    crew.end()
+    process = crew.processes[0]
+    assert process.popen is not None
+    assert process.popen.returncode == -9
+
+
+def test_a_process_that_ended_is_started_again_and_somebody_is_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    process = make_process(tmp_path, ENDS)
+    crew = Crew([process], say=told.append)
+    crew.start()
+    first = process.popen
+    wait_until_ended(process)
+    crew.watch()
+    assert "one ended with 0" in told[0]
+    process.start_again_at = 1e-9
+    crew.watch()
+    assert process.popen is not first
+    wait_until_ended(process)
+    assert (tmp_path / "one.log").read_text() == "bye\nbye\n"
+
+
+def test_each_early_end_doubles_the_wait(tmp_path: Path) -> None:
+    process = make_process(tmp_path, ENDS)
+    crew = Crew([process], say=str)
+    waits = []
+    for _ in range(3):
+        process.start()
+        wait_until_ended(process)
+        crew.watch()
+        waits.append(process.start_again_at - time.monotonic())
+        process.start_again_at = 0.0
+    assert waits == pytest.approx([1.0, 2.0, 4.0], abs=0.2)

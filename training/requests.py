@@ -1,0 +1,142 @@
+"""What a forward_backward may contain, and the refusal that names the datum and the field."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.errors import InvalidInput
+from training.types import Datum, ForwardBackward
+
+LOGPROBS = "logprobs"  # config: "all" (default), or "weighted" where zeros elsewhere are fine
+RATIO_BOUNDS = ("clip_low_threshold", "clip_high_threshold")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossInputs:
+    """The fields a loss reads. A position whose `scale` is 0 has no gradient; None: all have."""
+
+    required: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    scale: str | None = None
+    config: Mapping[str, float] = field(default_factory=dict)
+
+
+_POLICY = ("logprobs", "advantages")
+
+LOSS_INPUTS: Mapping[str, LossInputs] = {
+    "cross_entropy": LossInputs(optional=("weights",), scale="weights"),
+    "importance_sampling": LossInputs(required=_POLICY, scale="advantages"),
+    "ppo": LossInputs(
+        required=_POLICY,
+        optional=RATIO_BOUNDS,
+        scale="advantages",
+        config={"clip_low_threshold": 0.8, "clip_high_threshold": 1.2},
+    ),
+    "cispo": LossInputs(
+        required=_POLICY,
+        optional=RATIO_BOUNDS,
+        scale="advantages",
+        config={"clip_low_threshold": 0.0, "clip_high_threshold": 4.0},
+    ),
+    # The documentation names no default for beta; 0.05 is the value of its example.
+    "dro": LossInputs(required=_POLICY, config={"beta": 0.05}),
+}
+
+
+def check_request(request: ForwardBackward, vocab_size: int, context: int) -> None:
+    """Raise InvalidInput on the first thing that cannot be computed."""
+    if request.loss_fn not in LOSS_INPUTS:
+        known = ", ".join(LOSS_INPUTS)
+        raise InvalidInput(f"loss_fn {request.loss_fn!r} is not known here: use one of {known}")
+    loss = LOSS_INPUTS[request.loss_fn]
+    _check_config(request, loss)
+    if not request.data:
+        raise InvalidInput("data is empty: send at least one datum")
+    for index, datum in enumerate(request.data):
+        _check_tokens(datum, f"datum {index}", vocab_size, context)
+        _check_targets(datum, f"datum {index}", vocab_size)
+        _check_numbers(datum, f"datum {index}", request.loss_fn, loss)
+
+
+def _check_config(request: ForwardBackward, loss: LossInputs) -> None:
+    for key, value in request.config.items():
+        if key == LOGPROBS:
+            if value not in ("all", "weighted"):
+                raise InvalidInput(f"config {key!r} is {value!r}: say 'all' or 'weighted'")
+        elif key not in loss.config:
+            known = ", ".join(sorted(loss.config)) or "no keys"
+            raise InvalidInput(f"config {key!r}: {request.loss_fn} knows {known}")
+        elif isinstance(value, str) or not math.isfinite(value):
+            raise InvalidInput(f"config {key!r} is {value!r}: send a finite number")
+
+
+def _check_tokens(datum: Datum, where: str, vocab_size: int, context: int) -> None:
+    if datum.tokens.ndim != 1 or not len(datum.tokens):
+        raise InvalidInput(f"{where}: tokens are empty: send at least one token")
+    if len(datum.tokens) > context:
+        raise InvalidInput(
+            f"{where}: {len(datum.tokens)} tokens do not fit the model's context of {context}: "
+            "shorten or split the sequence"
+        )
+    _check_ids(datum.tokens, f"{where}: tokens", vocab_size)
+
+
+def _check_targets(datum: Datum, where: str, vocab_size: int) -> None:
+    if "target_tokens" not in datum.inputs:
+        raise InvalidInput(f"{where}: target_tokens is missing: send the token after each position")
+    targets = datum.inputs["target_tokens"]
+    if targets.ndim == 2:
+        raise InvalidInput(
+            f"{where}: target_tokens has the shape {targets.shape}: several targets for one "
+            "position are not supported yet, send one per position"
+        )
+    _check_length(targets, datum, f"{where}: target_tokens")
+    _check_ids(targets, f"{where}: target_tokens", vocab_size)
+
+
+def _check_numbers(datum: Datum, where: str, loss_fn: str, loss: LossInputs) -> None:
+    for name in loss.required:
+        if name not in datum.inputs:
+            raise InvalidInput(f"{where}: {name} is missing: {loss_fn} reads one per position")
+    for name in (*loss.required, *loss.optional):
+        if name in datum.inputs:
+            values = datum.inputs[name]
+            _check_length(values, datum, f"{where}: {name}")
+            _check_finite(values, f"{where}: {name}")
+
+
+def _check_length(values: NDArray[Any], datum: Datum, where: str) -> None:
+    if values.shape != (len(datum.tokens),):
+        raise InvalidInput(
+            f"{where} has the shape {values.shape}, the datum has {len(datum.tokens)} tokens: "
+            "send one value per token"
+        )
+
+
+def _check_ids(ids: NDArray[Any], where: str, vocab_size: int) -> None:
+    if ids.dtype.kind not in "iu":
+        raise InvalidInput(f"{where} are {ids.dtype}: send integers")
+    wrong = np.flatnonzero((ids < 0) | (ids >= vocab_size))
+    if len(wrong):
+        raise InvalidInput(
+            f"{where}: {ids[wrong[0]]} at position {wrong[0]} is no token of this model: "
+            f"ids go from 0 to {vocab_size - 1}"
+        )
+
+
+def _check_finite(values: NDArray[Any], where: str) -> None:
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if len(wrong):
+        raise InvalidInput(f"{where}: {values[wrong[0]]} at position {wrong[0]} is not finite")
+
+
+def find_scored(datum: Datum, loss_fn: str) -> NDArray[np.bool_]:
+    """Positions that the loss can have a gradient at."""
+    scale = LOSS_INPUTS[loss_fn].scale
+    if scale is None or scale not in datum.inputs:
+        return np.ones(len(datum.tokens), dtype=np.bool_)
+    return np.asarray(datum.inputs[scale] != 0)

@@ -241,7 +241,9 @@ async def test_a_stream_that_is_closed_stops_its_request(residents: Residents) -
     }
     sent: list[bytes] = []
     is_started = asyncio.Event()
-    messages = [{"type": "http.request", "body": json.dumps(body).encode()}]
+    messages: list[dict[str, object]] = [
+        {"type": "http.request", "body": json.dumps(body).encode()}
+    ]
 
     async def receive() -> dict[str, object]:
         if messages:

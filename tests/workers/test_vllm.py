@@ -1,0 +1,260 @@
+"""The client of sampling servers, and the supervisor with a real server that is killed."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from training.errors import InvalidInput
+from training.types import SampleRequest, SamplingParams
+from workers.vllm import (
+    ModelMissing,
+    SamplingServer,
+    ServerLost,
+    Supervised,
+    build_body,
+    build_command,
+    build_environment,
+    supervise,
+)
+
+TINY = Path(__file__).parents[1] / "assets" / "tiny-chatml-1m"
+REQUEST = SampleRequest(
+    prompt=[7, 8], params=SamplingParams(max_tokens=3), num_samples=2, prompt_logprobs=True
+)
+# As vLLM 0.32 answers: choices in any order, more keys than are read.
+VLLM_ANSWER: dict[str, Any] = {
+    "request_id": "1",
+    "choices": [
+        {
+            "index": 1,
+            "token_ids": [5],
+            "finish_reason": "stop",
+            "stop_reason": None,
+            "logprobs": {"content": [{"token_id": 5, "logprob": -0.25, "rank": 1}]},
+        },
+        {
+            "index": 0,
+            "token_ids": [3, 4],
+            "finish_reason": "length",
+            "logprobs": {"content": [{"logprob": -1.0}, {"logprob": -2.0}]},
+        },
+    ],
+    "prompt_logprobs": [None, {"8": {"logprob": -3.0, "rank": 9}, "1": {"logprob": -0.1}}],
+}
+
+
+def answer_with(answer: Callable[[httpx.Request], httpx.Response]) -> SamplingServer:
+    return SamplingServer("http://sampler", transport=httpx.MockTransport(answer))
+
+
+async def test_an_answer_of_vllm_is_read_in_order_of_its_samples() -> None:
+    async with answer_with(lambda _: httpx.Response(200, json=VLLM_ANSWER)) as server:
+        output = await server.generate("base", REQUEST)
+    assert [list(each.tokens) for each in output.sequences] == [[3, 4], [5]]
+    assert [list(each.logprobs) for each in output.sequences] == [[-1.0, -2.0], [-0.25]]
+    assert [each.stop_reason for each in output.sequences] == ["length", "stop"]
+    assert output.prompt_logprobs == [None, -3.0]
+
+
+def test_stop_is_said_in_three_ways() -> None:
+    def said(stop: tuple[str, ...] | tuple[int, ...] | None) -> tuple[object, ...]:
+        request = SampleRequest(prompt=[1], params=SamplingParams(stop=stop))
+        body = build_body("m", request)
+        params = body["sampling_params"]
+        return params["stop"], params["stop_token_ids"], params["ignore_eos"], "output_mode" in body
+
+    assert said(None) == ([], [], False, False)
+    assert said(()) == ([], [], True, False)
+    assert said((2, 3)) == ([], [2, 3], True, False)
+    assert said(("\n\n",)) == (["\n\n"], [], True, True)
+
+
+def test_what_was_not_chosen_is_not_sent() -> None:
+    body = build_body("m", SampleRequest(prompt=[1], params=SamplingParams()))
+    assert not {"seed", "max_tokens", "prompt_logprobs"} & set(body["sampling_params"])
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error", "text"),
+    [
+        (400, {"error": {"message": "too long"}}, InvalidInput, "^too long$"),
+        (422, {"detail": "n"}, InvalidInput, "n"),
+        (404, {"error": {"message": "no adapter x"}}, ModelMissing, "^no adapter x$"),
+        (500, {"error": {"message": "engine died"}}, ServerLost, "500: engine died"),
+    ],
+)
+async def test_each_kind_of_refusal_is_its_own_error(
+    status: int, body: object, error: type[Exception], text: str
+) -> None:
+    async with answer_with(lambda _: httpx.Response(status, json=body)) as server:
+        with pytest.raises(error, match=text):
+            await server.generate("x", REQUEST)
+        with pytest.raises(error, match=text):
+            await anext(server.stream("x", REQUEST))
+
+
+async def test_a_server_that_is_not_there_is_lost_and_not_healthy() -> None:
+    async with SamplingServer(f"http://127.0.0.1:{find_free_port()}") as server:
+        assert not await server.health()
+        with pytest.raises(ServerLost):
+            await server.unload_adapter("x")
+        with pytest.raises(ServerLost):
+            await anext(server.stream("x", REQUEST))
+
+
+async def test_loading_what_is_loaded_is_no_error_and_text_answers_are_fine() -> None:
+    said = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        said.append(json.loads(request.content))
+        if len(said) == 1:
+            return httpx.Response(200, text="Success: LoRA adapter 'a' added successfully.")
+        message = "The lora adapter 'a' has already been loaded."
+        return httpx.Response(400, json={"error": {"message": message}})
+
+    async with answer_with(answer) as server:
+        await server.load_adapter("a", "/adapters/1")
+        await server.load_adapter("a", "/adapters/1", base="tiny")
+    adapter = {"lora_name": "a", "lora_path": "/adapters/1"}
+    assert said == [adapter, adapter | {"base_model": "tiny"}]
+
+
+async def test_a_stream_that_breaks_says_why() -> None:
+    piece = {"choices": [VLLM_ANSWER["choices"][0]]}
+    text = f'data: {json.dumps(piece)}\n\ndata: {{"error": {{"message": "not finite"}}}}\n\n'
+    async with answer_with(lambda _: httpx.Response(200, text=text)) as server:
+        tokens = server.stream("m", REQUEST)
+        first = await anext(tokens)
+        assert (first.index, first.token, first.logprob, first.stop_reason) == (1, 5, -0.25, "stop")
+        with pytest.raises(InvalidInput, match="not finite"):
+            await anext(tokens)
+
+
+def find_free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def list_group(group: int) -> dict[int, str]:
+    """Process id -> command line of the living processes of a group."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+            line = (stat.parent / "cmdline").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            found[int(stat.parent.name)] = line
+    return found
+
+
+async def wait_until_gone(group: int) -> None:
+    async with asyncio.timeout(20):
+        while list_group(group):
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.slow
+async def test_a_killed_server_is_started_again_and_ends_with_its_supervisor() -> None:
+    port = find_free_port()
+    command = build_command({"tiny": TINY}, port=port, threads=1)
+    async with supervise(command, url=f"http://127.0.0.1:{port}") as supervised:
+        first = await supervised.wait_until_up(60)
+        before = await supervised.server.generate("tiny", REQUEST)
+        assert supervised.pid is not None
+        group = supervised.pid
+        endless = SampleRequest(prompt=[1], params=SamplingParams(max_tokens=511, stop=()))
+        waiting = asyncio.create_task(supervised.server.generate("tiny", endless))
+        await asyncio.sleep(0.05)
+        kill_server(group)
+        with pytest.raises(ServerLost):
+            await waiting
+        await wait_until_gone(group)
+        while supervised.incarnation == first:
+            await asyncio.sleep(0.01)
+        assert await supervised.wait_until_up(60) != first
+        after = await supervised.server.generate("tiny", REQUEST)
+        assert after.prompt_logprobs == before.prompt_logprobs
+        group = supervised.pid
+        assert len(list_group(group)) == 2
+    assert supervised.incarnation is None
+    await wait_until_gone(group)
+
+
+def kill_server(group: int) -> None:
+    for process, line in list_group(group).items():
+        if "workers.watched" not in line:
+            os.kill(process, signal.SIGKILL)
+
+
+@pytest.mark.slow
+async def test_no_server_outlives_a_supervisor_that_is_killed() -> None:
+    """The supervisor is a process of its own here; its server has a child that ignores SIGTERM."""
+    stubborn = "trap '' TERM; sleep 600"
+    server = f"import subprocess; subprocess.Popen(['sh', '-c', {stubborn!r}]).wait()"
+    supervisor = f"""
+import asyncio, sys
+from workers.vllm import supervise
+async def main():
+    async with supervise([sys.executable, "-c", {server!r}], url="http://127.0.0.1:1") as it:
+        while it.pid is None:
+            await asyncio.sleep(0.01)
+        sys.stdout.write(f"{{it.pid}}\\n"); sys.stdout.flush()
+        await asyncio.sleep(600)
+asyncio.run(main())
+"""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", supervisor, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    group = int(await process.stdout.readline())
+    async with asyncio.timeout(20):
+        while len(list_group(group)) < 4:
+            await asyncio.sleep(0.05)
+    process.kill()
+    await process.wait()
+    await wait_until_gone(group)
+    assert not list_group(group)
+
+
+async def test_a_server_that_ends_at_once_is_tried_again_later_and_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("workers.vllm.FIRST_WAIT_SECONDS", 0.01)
+    waits: list[float] = []
+    real_sleep = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        await real_sleep(min(seconds, 0.05))
+
+    monkeypatch.setattr("workers.vllm.asyncio.sleep", sleep)
+    server = SamplingServer(f"http://127.0.0.1:{find_free_port()}")
+    supervised = Supervised(
+        server=server, command=["false"], environment=build_environment({"KEY": "value"})
+    )
+    running = asyncio.create_task(supervised.keep_running())
+    while len([wait for wait in waits if wait != 0.1]) < 3:
+        await real_sleep(0.01)
+    running.cancel()
+    await asyncio.wait([running])
+    await server.aclose()
+    assert [wait for wait in waits if wait != 0.1][:3] == pytest.approx([0.02, 0.04, 0.08])
+
+
+def test_a_servers_threads_sleep_while_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert build_environment({"KEY": "value"})["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert build_environment({"KEY": "value"})["KEY"] == "value"

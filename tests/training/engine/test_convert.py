@@ -145,7 +145,7 @@ def test_an_older_conversion_is_replaced(tiny_gguf: Path, tmp_path: Path) -> Non
 
 def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
     source = write_gguf(tmp_path / "g.gguf", architecture="gemma3")
-    with pytest.raises(InvalidInput, match="general.architecture is 'gemma3'"):
+    with pytest.raises(InvalidInput, match=r"general\.architecture is 'gemma3'"):
         convert(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -1,0 +1,209 @@
+"""Every write to checkpoints: registered once, kept, expired, deleted, found by their path."""
+
+import shutil
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Q
+from django.utils.timezone import now
+
+from training.types import SavedWeights
+from webapp.accounts.models import Actor
+from webapp.checkpoints.models import Checkpoint, CheckpointQuerySet
+from webapp.core.errors import NotFound, UserError
+from webapp.core.events import project_group, publish, run_group
+from webapp.runs.models import Metric, Run
+
+PATH_KINDS = {"weights": Checkpoint.Kind.TRAINING, "sampler_weights": Checkpoint.Kind.SAMPLER}
+LIVE = ("queued", "running")
+
+
+def find_saved(run: Run, seq: int) -> Checkpoint | None:
+    """What the operation with this seq saved before its worker died, if it came so far."""
+    return Checkpoint.objects.filter(run=run, seq=seq).first()
+
+
+def check_name(run: Run, kind: str, name: str, *, overwrite: bool) -> None:
+    """Before anything is written: a name stands for one checkpoint of a run and kind."""
+    taken = Checkpoint.objects.alive().filter(run=run, kind=kind, name=name).exists()
+    if taken and not overwrite:
+        raise UserError(
+            f"This run has a checkpoint named {name} already: choose another name, or say "
+            "overwrite.",
+            field="path",
+        )
+
+
+def register_checkpoint(  # noqa: PLR0913 - the row's columns, by name
+    *,
+    run: Run,
+    kind: str,
+    name: str,
+    seq: int,
+    step: int,
+    path: str,
+    saved: SavedWeights,
+    ttl_seconds: int | None = None,
+    is_ephemeral: bool = False,
+    overwrite: bool = False,
+    user_metadata: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """The row of a folder that is complete. The same seq again: the row that it made first."""
+    replaced: list[Checkpoint] = []
+    with transaction.atomic():
+        if (first := find_saved(run, seq)) is not None:
+            return first
+        if overwrite:
+            same = Checkpoint.objects.alive().filter(run=run, kind=kind, name=name)
+            replaced = list(same)
+            same.update(deleted_at=now())
+        checkpoint = Checkpoint.objects.create(
+            project_id=run.project_id,
+            run=run,
+            base_model_id=run.base_model_id,
+            name=name,
+            kind=kind,
+            step=step,
+            seq=seq,
+            path=path,
+            digest=saved.digest,
+            size_bytes=saved.size_bytes,
+            rank=run.rank,
+            has_optimizer=saved.has_optimizer,
+            probe={"tokens": list(saved.probe.tokens), "logprobs": list(saved.probe.logprobs)},
+            user_metadata=dict(user_metadata or {}),
+            is_ephemeral=is_ephemeral,
+            expires_at=now() + timedelta(seconds=ttl_seconds) if ttl_seconds else None,
+        )
+        _announce(checkpoint)
+    for old in replaced:
+        remove_folder(old)
+    return checkpoint
+
+
+def find_by_tinker_path(actor: Actor, path: str) -> Checkpoint:
+    """`tinker://<model id>/<weights|sampler_weights>/<name>` of a run that the actor may see."""
+    parts = path.removeprefix("tinker://").split("/")
+    if not path.startswith("tinker://") or len(parts) != 3 or parts[1] not in PATH_KINDS:
+        raise UserError(
+            f"{path!r} is no checkpoint's path: it reads tinker://<run>/weights/<name> or "
+            "tinker://<run>/sampler_weights/<name>.",
+            field="path",
+        )
+    model_id, kind, name = parts
+    seen = Q(project__in=_projects_of(actor)) | Q(is_public=True)
+    found = Checkpoint.objects.alive().filter(
+        seen, _run_is(model_id), kind=PATH_KINDS[kind], name=name
+    )
+    checkpoint = found.select_related("run", "base_model").first()
+    if checkpoint is None:
+        raise NotFound(f"There is no checkpoint {path}: it may have expired or been deleted.")
+    return checkpoint
+
+
+def _projects_of(actor: Actor) -> list[str]:
+    if actor.is_key:
+        return [actor.project.pk]
+    return list(actor.user.projects.values_list("pk", flat=True))
+
+
+def _run_is(model_id: str) -> Q:
+    session_id, separator, number = model_id.rpartition(":train:")
+    if not separator:
+        return Q(run=model_id, run__session=None)
+    if not number.isdecimal() or len(number) > 18:
+        return Q(pk=None)
+    return Q(run__session=session_id, run__model_seq_id=int(number))
+
+
+def keep_checkpoint(*, actor: Actor, checkpoint: Checkpoint) -> None:
+    """It stays until somebody deletes it."""
+    _change(actor, checkpoint, expires_at=None, is_ephemeral=False)
+
+
+def set_lifetime(*, actor: Actor, checkpoint: Checkpoint, ttl_seconds: int | None) -> None:
+    """From now on; None: for ever."""
+    expires_at = now() + timedelta(seconds=ttl_seconds) if ttl_seconds else None
+    _change(actor, checkpoint, expires_at=expires_at)
+
+
+def set_public(*, actor: Actor, checkpoint: Checkpoint, is_public: bool) -> None:
+    """A public one may be sampled and branched from in every project."""
+    _change(actor, checkpoint, is_public=is_public)
+
+
+def _change(actor: Actor, checkpoint: Checkpoint, **columns: Any) -> None:
+    live = Checkpoint.objects.visible_to(actor).alive().filter(pk=checkpoint.pk)
+    if live.update(**columns) != 1:
+        raise NotFound(f"The checkpoint {checkpoint.name} was deleted.")
+    checkpoint.refresh_from_db()
+    _announce(checkpoint)
+
+
+def delete_checkpoint(*, actor: Actor, checkpoint: Checkpoint) -> None:
+    """Its folder goes; the row stays for lineage. Refused while something needs the weights."""
+    mine = Checkpoint.objects.visible_to(actor).alive().filter(pk=checkpoint.pk)
+    if not mine.exists():
+        raise NotFound("There is no such checkpoint.")
+    if not without_users(mine).exists():
+        raise UserError(
+            f"{checkpoint.name} is in use by a deployment, a sampling client, an evaluation or a "
+            "run that began with it: stop that first."
+        )
+    _delete(checkpoint)
+
+
+def without_users(checkpoints: CheckpointQuerySet) -> CheckpointQuerySet:
+    """Those that nothing needs now: not served, not sampled from, no live run's parent."""
+    return (
+        checkpoints.exclude(deployments__status__in=("loading", "ready", "failed"))
+        .exclude(
+            pk__in=checkpoints.filter(
+                sampling_sessions__isnull=False, sampling_sessions__session__finished_at=None
+            )
+        )
+        .exclude(sampling_calls__status__in=LIVE)
+        .exclude(evaluations__status__in=LIVE)
+        .exclude(branches__status__in=(*LIVE, "paused"))
+    )
+
+
+def expire_checkpoints() -> int:
+    """Delete what has outlived its time, but for what is in use or a run's best."""
+    expired = Checkpoint.objects.alive().filter(expires_at__lt=now())
+    gone = [each for each in without_users(expired) if each.is_ephemeral or not is_best(each)]
+    for checkpoint in gone:
+        _delete(checkpoint)
+    return len(gone)
+
+
+def is_best(checkpoint: Checkpoint) -> bool:
+    """Its step has the lowest held-out loss of its run."""
+    losses = Metric.objects.filter(run=checkpoint.run_id, key="held_out_loss")
+    best = losses.order_by("value").values_list("step", flat=True).first()
+    return best == checkpoint.step
+
+
+def _delete(checkpoint: Checkpoint) -> None:
+    """The row first: a folder that is left over is waste, a row without one is a lie."""
+    alive = Checkpoint.objects.alive().filter(pk=checkpoint.pk)
+    if alive.update(deleted_at=now()) == 1:
+        remove_folder(checkpoint)
+        _announce(checkpoint)
+
+
+def remove_folder(checkpoint: Checkpoint) -> None:
+    shutil.rmtree(find_folder(checkpoint), ignore_errors=True)
+
+
+def find_folder(checkpoint: Checkpoint) -> Path:
+    return Path(settings.HONE_HOME) / checkpoint.path
+
+
+def _announce(checkpoint: Checkpoint) -> None:
+    publish(run_group(checkpoint.run_id), "checkpoints")
+    publish(project_group(checkpoint.project_id), "checkpoints")

@@ -1,0 +1,119 @@
+"""A run and the one task that drives its recipe: the lease, the steps, what people want between."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from django.db import transaction
+from django.db.models import Q
+from django.utils.timezone import now
+
+from webapp.core.events import publish, run_group
+from webapp.runs.history import record_metrics
+from webapp.runs.models import Run
+from webapp.runs.services import announce
+
+DRIVER_LEASE = timedelta(seconds=60)
+
+Status = Run.Status
+Wish = Run.Wish
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the recipe is to end here
+    """The recipe is to end between two steps, for a reason that is not its own."""
+
+
+class Cancelled(Interrupted):
+    """Somebody pressed Stop, or the run has ended already."""
+
+
+class Paused(Interrupted):
+    """Somebody pressed Pause: the log stays, and the recipe comes back to it."""
+
+
+class DriverLost(Interrupted):
+    """Another task drives this run now; whatever this one still does is nobody's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orders:
+    """What people want at this step. The same again when the step is replayed."""
+
+    learning_rate: float | None = None
+    save: bool = False
+    evaluate: bool = False
+
+
+def take_driver(run_id: str, *, driver: str) -> bool:
+    """Begin or take over a run's recipe. False: another task drives it, or it is not to run."""
+    free = Q(driver="") | Q(driver=driver) | Q(driver_until__lt=now())
+    waiting = Q(status__in=(Status.QUEUED, Status.RUNNING))
+    taken = Run.objects.filter(free, waiting, ~Q(recipe=""), pk=run_id).update(
+        status=Status.RUNNING, driver=driver, driver_until=now() + DRIVER_LEASE
+    )
+    Run.objects.filter(pk=run_id, driver=driver, started_at=None).update(started_at=now())
+    return taken == 1
+
+
+def renew_driver(run: Run) -> None:
+    """Stay the driver. Raises what the recipe is to end with."""
+    held = Run.objects.filter(pk=run.pk, driver=run.driver, status=Status.RUNNING)
+    if held.update(driver_until=now() + DRIVER_LEASE) != 1:
+        raise DriverLost(f"{run.driver} does not drive {run.pk} any more")
+
+
+def check_wish(run: Run) -> None:
+    """Raises Paused or Cancelled where somebody pressed it; `run` may be an old copy of the row."""
+    wish = Run.objects.values_list("wish", flat=True).get(pk=run.pk)
+    if wish == Wish.STOP:
+        raise Cancelled
+    if wish == Wish.PAUSE:
+        raise Paused
+
+
+def record_step(run: Run, step: int, metrics: Mapping[str, float]) -> None:
+    """Write what a step brought. Raises what the recipe is to end with."""
+    renew_driver(run)
+    record_metrics(run, step, metrics)
+    check_wish(run)
+
+
+@transaction.atomic
+def take_orders(run: Run, step: int, *, is_replay: bool) -> Orders:
+    """A wish is bound to the step that takes it, so that a replay does the same at the same place.
+
+    A step that is being replayed takes no new one: its place in the log is followed by others.
+    """
+    row = Run.objects.select_for_update().get(pk=run.pk)
+    steering = dict(row.steering)
+    for verb in ("save", "evaluate"):
+        if not is_replay and steering.pop(f"{verb}_now", False):
+            steering[f"{verb}_at"] = [*steering.get(f"{verb}_at", []), step]
+    if steering != row.steering:
+        Run.objects.filter(pk=run.pk).update(steering=steering)
+    return Orders(
+        learning_rate=steering.get("learning_rate"),
+        save=step in steering.get("save_at", []),
+        evaluate=step in steering.get("evaluate_at", []),
+    )
+
+
+def set_total_steps(run: Run, total_steps: int) -> None:
+    Run.objects.filter(pk=run.pk).update(total_steps=total_steps)
+    publish(run_group(run.pk), "status")
+
+
+def finish_run(run: Run, status: str, *, error: str = "", category: str = "") -> bool:
+    """The driver's last act; `paused` may be taken up again. False: it was not ours to end."""
+    ended_at = None if status == Status.PAUSED else now()
+    ended = Run.objects.filter(pk=run.pk, driver=run.driver, status=Status.RUNNING).update(
+        status=status,
+        wish=Wish.NONE,
+        error=error,
+        error_category=category,
+        ended_at=ended_at,
+        driver="",
+        driver_until=None,
+    )
+    announce(run)
+    return ended == 1

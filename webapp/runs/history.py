@@ -1,0 +1,105 @@
+"""A run's numbers: written once a step, read by its charts."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.db import transaction
+from django.db.models import F
+
+from webapp.core.events import project_group, publish, run_group
+from webapp.runs.models import Metric, Run
+
+MAX_POINTS = 1000  # of one curve: about the pixels it is drawn on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    step: int
+    value: float
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """Curves by key, in the order of steps, and where to go on reading."""
+
+    series: Mapping[str, Sequence[Point]]
+    last_id: int
+
+
+def record_metrics(run: Run, step: int, metrics: Mapping[str, float]) -> None:
+    """A replayed step writes nothing twice: the first value of a step and key stays."""
+    rows = [
+        Metric(run=run, step=step, key=key, value=value)
+        for key, value in metrics.items()
+        if math.isfinite(value)
+    ]
+    Metric.objects.bulk_create(rows, ignore_conflicts=True)
+    publish(run_group(run.pk), "metrics")
+
+
+@transaction.atomic
+def record_optimizer_step(run: Run, metrics: Mapping[str, float], *, num_tokens: int) -> int:
+    """Count one optimizer step and write its numbers. Returns its number, from 1 on."""
+    changes: dict[str, object] = {"step": F("step") + 1, "num_tokens": F("num_tokens") + num_tokens}
+    if "loss" in metrics:
+        changes["last_loss"] = metrics["loss"]
+    if "tokens_per_second" in metrics:
+        changes["tokens_per_second"] = metrics["tokens_per_second"]
+    Run.objects.filter(pk=run.pk).update(**changes)
+    step: int = Run.objects.values_list("step", flat=True).get(pk=run.pk)
+    record_metrics(run, step, metrics)
+    publish(project_group(run.project_id), "runs")
+    return step
+
+
+def list_keys(run: Run) -> list[str]:
+    return list(run.metrics.order_by("key").values_list("key", flat=True).distinct())
+
+
+def read_metrics(
+    run: Run,
+    keys: Iterable[str] | None = None,
+    *,
+    after_id: int = 0,
+    max_points: int = MAX_POINTS,
+) -> History:
+    """Everything after `after_id`, so that a page that was away fetches what it lacks.
+
+    A curve of more than `max_points` is thinned, and its extremes stay.
+    """
+    rows = run.metrics.filter(pk__gt=after_id).order_by("step")
+    if keys is not None:
+        rows = rows.filter(key__in=list(keys))
+    series: dict[str, list[Point]] = {}
+    last_id = after_id
+    for pk, key, step, value, at in rows.values_list("pk", "key", "step", "value", "at"):
+        series.setdefault(key, []).append(Point(step=step, value=value, at=at))
+        last_id = max(last_id, pk)
+    thinned = {key: thin(points, max_points) for key, points in series.items()}
+    return History(series=thinned, last_id=last_id)
+
+
+def thin(points: Sequence[Point], max_points: int) -> Sequence[Point]:
+    """The lowest and the highest of each stretch, and both ends."""
+    if len(points) <= max_points:
+        return points
+    num_stretches = max(1, (max_points - 2) // 2)
+    inner = points[1:-1]
+    kept = [points[0]]
+    for index in range(num_stretches):
+        start, stop = (len(inner) * place // num_stretches for place in (index, index + 1))
+        kept.extend(_find_extremes(inner[start:stop]))
+    return [*kept, points[-1]]
+
+
+def _find_extremes(stretch: Sequence[Point]) -> list[Point]:
+    if not stretch:
+        return []
+    lowest = min(stretch, key=lambda point: point.value)
+    highest = max(stretch, key=lambda point: point.value)
+    if lowest is highest:
+        return [lowest]
+    return sorted((lowest, highest), key=lambda point: point.step)

@@ -1,0 +1,276 @@
+"""A run's life: begun, driven by its recipe, steered by people, ended."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from django.db import transaction
+from django.db.models import Q
+from django.utils.timezone import now
+
+from training.types import LORA_ALPHA, MAX_RANK
+from webapp.accounts.models import Actor
+from webapp.core.dispatch import TRAIN_RUN, send_task
+from webapp.core.errors import UserError
+from webapp.core.events import project_group, publish, run_group
+from webapp.datasets.models import DatasetVersion
+from webapp.fleet.models import BaseModel
+from webapp.runs.models import LogLine, Operation, Origin, Run, Session
+
+DEFAULT_RANK = 32
+LONGEST_SILENCE = timedelta(minutes=10)  # the SDK beats every 10 s and itself gives up after 2 min
+LORA_FLAGS = ("train_mlp", "train_attn", "train_unembed")
+
+Status = Run.Status
+Wish = Run.Wish
+
+
+def create_run(  # noqa: PLR0913 - the row's columns, by name
+    *,
+    actor: Actor,
+    origin: str,
+    name: str,
+    base_model: BaseModel,
+    dataset_version: DatasetVersion,
+    config: dict[str, Any],
+    parent: Any | None = None,
+    with_optimizer: bool = False,
+    recipe: str = "sft",
+) -> Run:
+    """Queue a run of a recipe. `parent` is the checkpoint whose weights it begins with."""
+    if dataset_version.status != DatasetVersion.Status.READY:
+        raise UserError(f"{dataset_version} is not ready yet.", field="dataset_version")
+    check_parent(parent, base_model, with_optimizer)
+    rank = parent.rank if parent is not None else check_rank(config.get("rank", DEFAULT_RANK))
+    with transaction.atomic():
+        run = Run.objects.create(
+            project=actor.project,
+            created_by=actor.user,
+            name=name.strip() or f"{dataset_version.dataset} on {base_model}",
+            origin=origin,
+            recipe=recipe,
+            base_model=base_model,
+            dataset_version=dataset_version,
+            rank=rank,
+            lora=parent.run.lora if parent is not None else choose_lora(config),
+            config=config,
+            parent=parent,
+            with_optimizer=with_optimizer,
+        )
+        begins = f"the checkpoint {parent.name}" if parent is not None else str(base_model)
+        add_log(run, f"Queued: {recipe} on {dataset_version}, from {begins}.")
+        send_task(TRAIN_RUN, run.pk)
+        announce(run)
+    return run
+
+
+def check_rank(rank: Any) -> int:
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
+        raise UserError(f"rank is {rank}: choose one from 1 to {MAX_RANK}.", field="rank")
+    return rank
+
+
+def choose_lora(config: dict[str, Any]) -> dict[str, Any]:
+    """Everything of an adapter but its rank. By default attention and MLP, not the head."""
+    flags = {name: bool(config.get(name, name != "train_unembed")) for name in LORA_FLAGS}
+    if not any(flags.values()):
+        raise UserError(f"Nothing to train: set one of {', '.join(LORA_FLAGS)}.", field="train_mlp")
+    seed = int(config.get("seed") or 0)
+    return {"alpha": float(config.get("alpha", LORA_ALPHA)), "seed": seed, **flags}
+
+
+def check_parent(parent: Any | None, base_model: BaseModel, with_optimizer: bool) -> None:
+    if parent is None:
+        return
+    if parent.deleted_at is not None:
+        raise UserError(f"The checkpoint {parent.name} was deleted.", field="parent")
+    if parent.base_model_id != base_model.pk:
+        raise UserError(
+            f"The checkpoint {parent.name} belongs to {parent.base_model}, not to {base_model}.",
+            field="parent",
+        )
+    if with_optimizer and not parent.has_optimizer:
+        raise UserError(
+            f"The checkpoint {parent.name} was saved for sampling, without its optimizer: begin "
+            "from its weights alone, or from a training checkpoint.",
+            field="with_optimizer",
+        )
+
+
+def open_client_run(  # noqa: PLR0913 - the row's columns, by name
+    *,
+    actor: Actor,
+    session: Session,
+    model_seq_id: int,
+    base_model: BaseModel,
+    lora: Mapping[str, Any] | None = None,
+    parent: Any | None = None,
+    with_optimizer: bool = False,
+    user_metadata: Mapping[str, Any] | None = None,
+    origin: str = Origin.TINKER,
+) -> Run:
+    """The run behind a training client; a retry with the same `model_seq_id` gets the first one.
+
+    `lora` holds rank, alpha, seed and the train flags; a run from a checkpoint has its parent's.
+    """
+    if session.finished_at is not None:
+        raise UserError("This session has ended: open another one.", field="session_id")
+    first = Run.objects.filter(session=session, model_seq_id=model_seq_id).first()
+    if first is not None:
+        return first
+    check_parent(parent, base_model, with_optimizer)
+    chosen = dict(lora or {})
+    run, is_new = Run.objects.get_or_create(
+        session=session,
+        model_seq_id=model_seq_id,
+        defaults={
+            "project": session.project,
+            "created_by": actor.user,
+            "name": name_run(session, model_seq_id, user_metadata or {}),
+            "origin": origin,
+            "base_model": base_model,
+            "rank": parent.rank if parent else check_rank(chosen.pop("rank", 32)),
+            "lora": parent.run.lora if parent else choose_lora(chosen),
+            "config": dict(user_metadata or {}),
+            "parent": parent,
+            "with_optimizer": with_optimizer,
+            "status": Status.RUNNING,
+            "started_at": now(),
+        },
+    )
+    if is_new:
+        begins = f"the checkpoint {parent.name}" if parent else str(base_model)
+        add_log(run, f"Opened by {actor.user}'s program, from {begins}.")
+        announce(run)
+    return run
+
+
+def name_run(session: Session, model_seq_id: int, user_metadata: Mapping[str, Any]) -> str:
+    given = user_metadata.get("name") or session.display_name or "SDK run"
+    number = f" {model_seq_id + 1}" if model_seq_id else ""
+    return f"{given}"[:100] + number
+
+
+@transaction.atomic
+def finish_session(session: Session, *, reason: str, detail: str = "") -> bool:
+    """End a session and the runs it holds: success, errored, interrupted or lost.
+
+    False: it had ended before, and the first reason stays.
+    """
+    ended = Session.objects.filter(pk=session.pk, finished_at=None).update(
+        finished_at=now(), finish_reason=reason, finish_detail=detail
+    )
+    if not ended:
+        return False
+    for run in session.runs.filter(status=Status.RUNNING):
+        _finish_client_run(run, reason, detail)
+    return True
+
+
+def _finish_client_run(run: Run, reason: str, detail: str) -> None:
+    status = {"errored": Status.FAILED, "interrupted": Status.CANCELLED}.get(reason, Status.DONE)
+    error = detail if status == Status.FAILED else ""
+    changed = Run.objects.filter(pk=run.pk, status=Status.RUNNING).update(
+        status=status, ended_at=now(), error=error, error_category="user" if error else ""
+    )
+    if not changed:
+        return
+    said = f": {detail}" if detail else "."
+    text = "Its program has gone." if reason == "lost" else f"Its program ended ({reason}){said}"
+    level = LogLine.Level.ERROR if status == Status.FAILED else LogLine.Level.INFO
+    add_log(run, text, level)
+    announce(run)
+
+
+def reap_sessions() -> int:
+    """Programs that end without a word stop beating. Work they left in the log is done first."""
+    silent = Session.objects.filter(finished_at=None, heartbeat_at__lt=now() - LONGEST_SILENCE)
+    pending = (Operation.Status.QUEUED, Operation.Status.RUNNING)
+    idle = silent.exclude(runs__operations__status__in=pending)
+    return sum(finish_session(session, reason="lost") for session in idle)
+
+
+def request_pause(*, actor: Actor, run: Run) -> None:
+    """A queued run pauses now, a running one between two steps."""
+    check_has_recipe(run, "paused")
+    mine = Run.objects.visible_to(actor).filter(pk=run.pk)
+    if mine.filter(status=Status.QUEUED).update(status=Status.PAUSED):
+        add_log(run, f"Paused by {actor.user} before it began.")
+    elif mine.filter(status=Status.RUNNING, wish=Wish.NONE).update(wish=Wish.PAUSE):
+        add_log(run, f"{actor.user} pressed Pause: the run ends this step first.")
+    announce(run)
+
+
+def resume_run(*, actor: Actor, run: Run) -> None:
+    """The recipe begins again, and finds what it has done already in the log."""
+    paused = Run.objects.visible_to(actor).filter(pk=run.pk, status=Status.PAUSED)
+    if paused.update(status=Status.QUEUED, wish=Wish.NONE, driver="") != 1:
+        raise UserError("Only a paused run can be resumed.")
+    add_log(run, f"Resumed by {actor.user}.")
+    send_task(TRAIN_RUN, run.pk)
+    announce(run)
+
+
+def request_stop(*, actor: Actor, run: Run) -> None:
+    """What has trained saves a checkpoint first; a client's run ends at once."""
+    mine = Run.objects.visible_to(actor).filter(pk=run.pk)
+    live = mine.filter(status__in=(Status.QUEUED, Status.RUNNING, Status.PAUSED))
+    without_weights = Q(recipe="") | (Q(step=0) & ~Q(status=Status.RUNNING))
+    if live.filter(without_weights).update(status=Status.CANCELLED, ended_at=now(), driver=""):
+        add_log(run, f"Stopped by {actor.user}.")
+    elif live.filter(status=Status.PAUSED).update(status=Status.QUEUED, wish=Wish.STOP):
+        add_log(run, f"{actor.user} pressed Stop: a last checkpoint is saved first.")
+        send_task(TRAIN_RUN, run.pk)
+    elif live.exclude(wish=Wish.STOP).update(wish=Wish.STOP):
+        add_log(run, f"{actor.user} pressed Stop: the run ends this step and saves a checkpoint.")
+    announce(run)
+
+
+def change_learning_rate(*, actor: Actor, run: Run, learning_rate: float) -> None:
+    """The schedule's new peak: warm-up and decay go on from it, in proportion."""
+    check_has_recipe(run, "given another learning rate")
+    if not 0 < learning_rate <= 1:
+        raise UserError(
+            f"The learning rate is {learning_rate}: it lies above 0 and up to 1.",
+            field="learning_rate",
+        )
+    _steer(run, learning_rate=learning_rate)
+    add_log(run, f"{actor.user} set the learning rate to {learning_rate:g} from the next step on.")
+
+
+def request_save(*, actor: Actor, run: Run) -> None:
+    check_has_recipe(run, "saved from here")
+    _steer(run, save_now=True)
+    add_log(run, f"{actor.user} asked for a checkpoint after this step.")
+
+
+def request_evaluation(*, actor: Actor, run: Run) -> None:
+    check_has_recipe(run, "evaluated from here")
+    _steer(run, evaluate_now=True)
+    add_log(run, f"{actor.user} asked for an evaluation after this step.")
+
+
+def check_has_recipe(run: Run, what: str) -> None:
+    if not run.recipe:
+        raise UserError(f"This run's own program decides what happens: it cannot be {what}.")
+    if run.is_over:
+        raise UserError(f"This run has ended: it cannot be {what}.")
+
+
+@transaction.atomic
+def _steer(run: Run, **changes: Any) -> None:
+    steering = Run.objects.select_for_update().values_list("steering", flat=True).get(pk=run.pk)
+    Run.objects.filter(pk=run.pk).update(steering={**steering, **changes})
+    publish(run_group(run.pk), "status")
+
+
+def add_log(
+    run: Run, text: str, level: str = LogLine.Level.INFO, *, step: int | None = None
+) -> None:
+    LogLine.objects.create(run=run, text=text, level=level, step=run.step if step is None else step)
+    publish(run_group(run.pk), "log")
+
+
+def announce(run: Run) -> None:
+    publish(run_group(run.pk), "status")
+    publish(project_group(run.project_id), "runs")

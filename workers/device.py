@@ -1,0 +1,208 @@
+"""What a process that owns a device holds: base models, runs' weights, begun operations."""
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from django.db import DatabaseError, close_old_connections
+from django.utils.timezone import now
+
+from training.engine.core import TOKEN_BUDGET, Engine
+from webapp.fleet.models import BaseModel, Worker
+from webapp.fleet.services import beat_worker, register_worker, remove_worker
+from webapp.runs import queue
+from webapp.runs.models import Operation, Run
+from webapp.settings import read_int
+from workers import journal
+from workers.execute import Held
+
+BEAT_SECONDS = 10.0
+TIDY_SECONDS = 10.0
+GPU_TOKEN_BUDGET = 16_384  # activations of a pass, where memory is the device's own
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """How much a device may hold, and in what it computes."""
+
+    name: str
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    token_budget: int = TOKEN_BUDGET
+    max_models: int = 2
+    max_runs: int = 32
+
+
+def read_setup() -> Setup:
+    is_gpu = torch.cuda.is_available()
+    return Setup(
+        name=os.environ.get("HONE_WORKER") or socket.gethostname(),
+        device="cuda" if is_gpu else "cpu",
+        dtype=torch.bfloat16 if is_gpu else torch.float32,
+        token_budget=GPU_TOKEN_BUDGET if is_gpu else TOKEN_BUDGET,
+        max_models=read_int("HONE_RESIDENT_MODELS", 2),
+        max_runs=read_int("HONE_RESIDENT_RUNS", 32),
+    )
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Device:
+    """Everything in it can be lost: rows and autosaves make it again."""
+
+    setup: Setup
+    engines: dict[str, Engine] = field(default_factory=dict)  # the longest unused first
+    held: dict[str, Held] = field(default_factory=dict)  # the longest unused first
+    pending: dict[str, deque[Operation]] = field(default_factory=dict)  # marked running, by run
+    spent: dict[str, int] = field(default_factory=dict)  # tokens by run: who had least is next
+    tidied_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def name(self) -> str:
+        return self.setup.name
+
+    def hold(self, run: Run) -> Held:
+        """The run's weights, made again from its journal where they are not here."""
+        held = self.held.pop(run.pk, None) or journal.restore(run, self.open(run.base_model))
+        self.held[run.pk] = held
+        return held
+
+    def open(self, base_model: BaseModel) -> Engine:
+        engine = self.engines.pop(base_model.pk, None)
+        if engine is None:
+            while len(self.engines) >= self.setup.max_models:
+                self.close(next(iter(self.engines)))
+            engine = Engine.load(
+                Path(base_model.path),
+                device=self.setup.device,
+                dtype=self.setup.dtype,
+                token_budget=self.setup.token_budget,
+            )
+        self.engines[base_model.pk] = engine
+        return engine
+
+    def close(self, base_model_id: str) -> None:
+        """Drop a base model and every run's weights on it."""
+        engine = self.engines.pop(base_model_id)
+        for run_id in [key for key, held in self.held.items() if held.engine is engine]:
+            self.evict(run_id)
+
+    def evict(self, run_id: str) -> None:
+        held = self.held[run_id]
+        if held.is_settled and held.seq > held.run.autosave_seq:
+            journal.autosave(held)
+        self.forget(run_id)
+
+    def forget(self, run_id: str) -> None:
+        """Drop a run's weights as they are, such as after half a pass."""
+        held = self.held.pop(run_id, None)
+        if held is not None:
+            held.engine.drop(run_id)
+
+    def let_go(self, run_id: str) -> None:
+        """The run is another worker's now."""
+        self.forget(run_id)
+        self.pending.pop(run_id, None)
+
+    def tidy(self) -> None:
+        """Weights of runs that are over, or that nobody has used for the longest time."""
+        if time.monotonic() - self.tidied_at < TIDY_SECONDS:
+            return
+        self.tidied_at = time.monotonic()
+        idle = [run_id for run_id in self.held if run_id not in self.pending]
+        for run in Run.objects.filter(pk__in=idle):
+            if run.is_over:
+                self.forget(run.pk)
+                journal.discard(run)
+                queue.release_run(run, worker=self.name)
+        left = [run_id for run_id in idle if run_id in self.held]
+        for run_id in left[: max(0, len(self.held) - self.setup.max_runs)]:
+            run = self.held[run_id].run
+            self.evict(run_id)
+            queue.release_run(run, worker=self.name)
+        self.spent = {key: spent for key, spent in self.spent.items() if key in self.held}
+
+
+class Heart:
+    """Says that the worker lives, and keeps its leases, while a pass takes its time."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.is_stopped = threading.Event()
+        self.thread = threading.Thread(target=self._run, name="heart", daemon=True)
+
+    def start(self) -> None:
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.is_stopped.set()
+        self.thread.join()
+
+    def _run(self) -> None:
+        while not self.is_stopped.wait(BEAT_SECONDS):
+            try:
+                beat(self.device)
+            except DatabaseError as error:
+                logger.warning("no heartbeat: %s", error)
+            finally:
+                close_old_connections()
+
+
+def beat(device: Device) -> None:
+    """Only what is in memory is renewed: a run that was let go is free for others in a minute."""
+    runs = list(device.held | device.pending)
+    held = Run.objects.filter(pk__in=runs, worker=device.name)
+    held.update(lease_until=now() + queue.LEASE)
+    beat_worker(name=device.name, holds={"base_models": list(device.engines), "runs": runs})
+
+
+def register(device: Device) -> None:
+    """A worker of this name that died held runs: they are free at once."""
+    queue.release_worker(worker=device.name)
+    text, memory_bytes = describe_device(device.setup)
+    register_worker(
+        name=device.name,
+        kind=Worker.Kind.GPU,
+        device=text,
+        memory_bytes=memory_bytes,
+        flops=measure_flops(device.setup),
+        pid=os.getpid(),
+    )
+
+
+def unregister(device: Device) -> None:
+    """An orderly end: what can be saved is, so that the next worker has little to repeat."""
+    for run_id in list(device.held):
+        device.evict(run_id)
+    queue.release_worker(worker=device.name)
+    remove_worker(name=device.name)
+
+
+def describe_device(setup: Setup) -> tuple[str, int]:
+    if setup.device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        return properties.name, properties.total_memory
+    cores = len(os.sched_getaffinity(0))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return f"{cores} CPU core{'s' if cores > 1 else ''}", memory
+
+
+def measure_flops(setup: Setup) -> float:
+    """The best of a few square matrix products: what estimates begin with on a new machine."""
+    size = 4096 if setup.device == "cuda" else 768
+    left = torch.randn(size, size, device=setup.device, dtype=setup.dtype)
+    return max(_time_product(left) for _ in range(5))
+
+
+def _time_product(left: torch.Tensor) -> float:
+    started = time.perf_counter()
+    product = left @ left
+    product.sum().item()  # waits for the device
+    return 2 * left.shape[0] ** 3 / (time.perf_counter() - started)

@@ -1,0 +1,219 @@
+"""One operation of a run's log -> one call of the engine, and what is stored of it."""
+
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+
+from training.engine.core import Engine
+from training.errors import InvalidInput
+from training.types import (
+    AdamParams,
+    ForwardBackward,
+    ForwardBackwardOutput,
+    LoraSpec,
+)
+from webapp.checkpoints.models import Checkpoint
+from webapp.checkpoints.services import check_name, find_folder, find_saved, register_checkpoint
+from webapp.deployments.calls import open_sampling_session
+from webapp.runs.models import Operation, Run
+from webapp.tinker.wire import decode_forward_backward, encode_output
+
+JSON = "application/json"
+PROTOBUF = "application/x-protobuf"
+EPHEMERAL_SECONDS = 86_400  # of a sampling client's weights, after its session has ended
+
+Kind = Operation.Kind
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """What went into the next optimizer step so far."""
+
+    loss: float = 0.0
+    weight: float = 0.0
+    num_tokens: int = 0
+    seconds: float = 0.0  # of the device, this run's share
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Held:
+    """A run whose weights are in this process."""
+
+    run: Run
+    engine: Engine
+    seq: int = -1  # the log up to here is in the weights
+    tally: Tally = field(default_factory=Tally)
+    unsaved_bytes: int = 0  # of payloads that no autosave covers
+    autosaved_at: float = field(default_factory=time.monotonic)
+    is_settled: bool = False  # nothing but weights and optimizer to lose: time for an autosave
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """What an operation leaves: bytes for who waits, and numbers where a step was made."""
+
+    result: bytes
+    content_type: str = JSON
+    metrics: Mapping[str, float] | None = None
+    num_tokens: int = 0
+
+
+def execute(held: Held, operation: Operation) -> Done:
+    """Anything but forward_backward, which `gpu` executes for several runs at once.
+
+    Raises InvalidInput or UserError where the caller is to blame.
+    """
+    payload = json.loads(bytes(operation.payload or b"{}"))
+    done = VERBS[operation.kind](held, operation, payload)
+    held.seq = operation.seq
+    return done
+
+
+def read_request(operation: Operation) -> ForwardBackward:
+    _, _, request = decode_forward_backward(bytes(operation.payload or b""))
+    return request
+
+
+def note_pass(
+    held: Held,
+    operation: Operation,
+    request: ForwardBackward,
+    output: ForwardBackwardOutput,
+    seconds: float,
+) -> Done:
+    """Count a forward_backward that the engine has done."""
+    held.seq = operation.seq
+    held.unsaved_bytes += len(operation.payload or b"")
+    if not request.forward_only:
+        count_output(held.tally, output, request.num_tokens, seconds)
+        held.is_settled = False
+    return Done(result=encode_output(output), content_type=PROTOBUF)
+
+
+def count_output(
+    tally: Tally, output: ForwardBackwardOutput, num_tokens: int, seconds: float
+) -> None:
+    """Weights may be anything; where they do not sum to a share, scored tokens count alike."""
+    weight = output.metrics.get("weights:sum", 0.0)
+    tally.loss += output.metrics["loss:sum"]
+    tally.weight += weight if weight > 0 else output.metrics.get("num_scored:sum", 0.0)
+    tally.num_tokens += num_tokens
+    tally.seconds += seconds
+
+
+def create_model(held: Held, _operation: Operation, payload: Mapping[str, Any]) -> Done:
+    held.engine.create_adapter(held.run.pk, LoraSpec(**payload))
+    held.tally = Tally()
+    return answer({"model_id": held.run.model_id, "type": "create_model"})
+
+
+def load_weights(held: Held, _operation: Operation, payload: Mapping[str, Any]) -> Done:
+    checkpoint = Checkpoint.objects.select_related("run").get(pk=payload["checkpoint"])
+    if checkpoint.deleted_at is not None:
+        raise InvalidInput(f"the checkpoint {checkpoint.name} was deleted: load another one")
+    folder = find_folder(checkpoint)
+    held.engine.load_weights(held.run.pk, folder, optimizer=bool(payload["optimizer"]))
+    held.tally = Tally()
+    held.is_settled = True  # the checkpoint may go; what came of it stays in the autosave
+    held.autosaved_at = -math.inf
+    answered = {"path": checkpoint.tinker_path, "model_id": held.run.model_id}
+    return answer({**answered, "type": "load_weights"})
+
+
+def optim_step(held: Held, _operation: Operation, payload: Mapping[str, Any]) -> Done:
+    tally, held.tally = held.tally, Tally()
+    started = time.perf_counter()
+    output = held.engine.optim_step(held.run.pk, AdamParams(**payload["adam_params"]))
+    seconds = tally.seconds + time.perf_counter() - started
+    held.is_settled = True
+    metrics = {**output.metrics, **describe_tally(tally, seconds)}
+    done = answer({"metrics": dict(output.metrics)})
+    return Done(result=done.result, metrics=metrics, num_tokens=tally.num_tokens)
+
+
+def describe_tally(tally: Tally, seconds: float) -> dict[str, float]:
+    numbers = {"num_tokens": float(tally.num_tokens)}
+    if tally.weight > 0:
+        numbers["loss"] = tally.loss / tally.weight
+    if tally.num_tokens and seconds > 0:
+        numbers["tokens_per_second"] = tally.num_tokens / seconds
+    return numbers
+
+
+def save_weights(held: Held, operation: Operation, payload: Mapping[str, Any]) -> Done:
+    checkpoint = save_checkpoint(held, operation, payload, Checkpoint.Kind.TRAINING)
+    return answer(
+        {"path": checkpoint.tinker_path, "checkpoint": checkpoint.pk, "type": "save_weights"}
+    )
+
+
+def save_weights_for_sampler(held: Held, operation: Operation, payload: Mapping[str, Any]) -> Done:
+    """With a `sampling_session_seq_id` the answer is a session that samples from these weights."""
+    checkpoint = save_checkpoint(held, operation, payload, Checkpoint.Kind.SAMPLER)
+    answered: dict[str, Any] = {"path": checkpoint.tinker_path, "sampling_session_id": None}
+    seq_id = payload.get("sampling_session_seq_id")
+    if seq_id is not None and held.run.session is not None:
+        opened = open_sampling_session(
+            session=held.run.session, seq_id=seq_id, checkpoint=checkpoint
+        )
+        answered = {"path": None, "sampling_session_id": opened.pk}
+    kind = {"checkpoint": checkpoint.pk, "type": "save_weights_for_sampler"}
+    return answer({**answered, **kind})
+
+
+def save_checkpoint(
+    held: Held, operation: Operation, payload: Mapping[str, Any], kind: str
+) -> Checkpoint:
+    """Once for each operation: what a worker saved before it died is found, not saved again."""
+    saved_before = find_saved(held.run, operation.seq)
+    if saved_before is not None:
+        return saved_before
+    is_ephemeral = bool(payload.get("is_ephemeral")) or not payload.get("name")
+    name = payload.get("name") or f"sampler-{operation.seq:06d}"
+    overwrite = bool(payload.get("overwrite"))
+    check_name(held.run, kind, name, overwrite=overwrite)
+    path = f"checkpoints/{held.run.pk}/{make_folder_name(name)}-{operation.seq}"
+    saved = held.engine.save_weights(
+        held.run.pk,
+        Path(settings.HONE_HOME) / path,
+        optimizer=kind == Checkpoint.Kind.TRAINING,
+    )
+    default_ttl = EPHEMERAL_SECONDS if is_ephemeral else None
+    return register_checkpoint(
+        run=held.run,
+        kind=kind,
+        name=name,
+        seq=operation.seq,
+        step=Run.objects.values_list("step", flat=True).get(pk=held.run.pk),
+        path=path,
+        saved=saved,
+        ttl_seconds=payload.get("ttl_seconds") or default_ttl,
+        is_ephemeral=is_ephemeral,
+        overwrite=overwrite,
+        user_metadata=payload.get("user_metadata"),
+    )
+
+
+def make_folder_name(name: str) -> str:
+    """Clients name checkpoints as they like; the seq behind it keeps folders apart."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:60] or "checkpoint"
+
+
+def answer(content: Mapping[str, Any]) -> Done:
+    return Done(result=json.dumps(content).encode())
+
+
+VERBS: Mapping[str, Callable[[Held, Operation, Mapping[str, Any]], Done]] = {
+    Kind.CREATE_MODEL: create_model,
+    Kind.LOAD_WEIGHTS: load_weights,
+    Kind.OPTIM_STEP: optim_step,
+    Kind.SAVE_WEIGHTS: save_weights,
+    Kind.SAVE_WEIGHTS_FOR_SAMPLER: save_weights_for_sampler,
+}

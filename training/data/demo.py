@@ -1,7 +1,7 @@
 """The demo dataset: function calls from the Berkeley Function Calling Leaderboard's package."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -9,6 +9,8 @@ from typing import Any
 
 import orjson
 
+from training.data.batches import split_held_out
+from training.data.prompts import to_prompt
 from training.data.rows import Row
 from training.data.validate import Written, write_rows
 from training.errors import InvalidInput
@@ -26,6 +28,7 @@ DEMO_CONFIG: Mapping[str, Any] = {
     "batch_size": 8,
     "steps": 40,
     "held_out_share": 0.25,
+    "seed": 0,
     "evaluate_every": 20,
     "checkpoint_every": 20,
 }
@@ -48,6 +51,15 @@ def find_bfcl() -> Path:
 def write_demo(dest: Path) -> Written:
     """Messages, and as `target` the accepted values of each argument, for `accepted_call`."""
     return write_rows(demo_rows(find_bfcl()), dest)
+
+
+def demo_config(rows: Iterable[Row], *, num_prompts: int = 4) -> dict[str, Any]:
+    """DEMO_CONFIG with questions that its run will hold out, asked while it learns."""
+    _, held_out = split_held_out(
+        rows, share=DEMO_CONFIG["held_out_share"], seed=DEMO_CONFIG["seed"]
+    )
+    prompts = [list(to_prompt(row).messages) for row in held_out[:num_prompts]]
+    return {**DEMO_CONFIG, "sampling": {"prompts": prompts, "every": 5, "max_tokens": 80}}
 
 
 def demo_rows(folder: Path) -> Iterator[Row]:

@@ -23,6 +23,8 @@ OTHER_FORMATS = {
     b"\x1f\x8b": "a gzip file",
     b"(\xb5/\xfd": "a zstd file",
     b"\xd0\xcf\x11\xe0": "an old Excel file",
+    b"\xff\xfe": "UTF-16 text, not UTF-8",
+    b"\xfe\xff": "UTF-16 text, not UTF-8",
 }
 
 # csv refuses fields over 128 KiB by default; lines are bounded here.
@@ -40,7 +42,8 @@ class Row:
     @property
     def key(self) -> bytes:
         """A hash of the messages: rows that teach the same have the same key."""
-        return sha256(orjson.dumps(self.messages, option=orjson.OPT_SORT_KEYS)).digest()
+        content = orjson.dumps(self.messages, default=str, option=orjson.OPT_SORT_KEYS)
+        return sha256(content).digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +95,7 @@ def detect_text_format(head: bytes, name: str) -> Format:
         raise InvalidInput(f"{name} is one JSON array: write one object on each line (JSONL)")
     if head.startswith(b"{"):
         return "jsonl"
-    header = head.split(b"\n", 1)[0].decode("utf-8", "replace").lower()
+    header = head.split(b"\n", 1)[0].decode("utf-8", "replace").lower().replace('"', "")
     if name.endswith(".csv") or {"messages", "prompt"} & set(header.strip().split(",")):
         return "csv"
     if name.endswith((".jsonl", ".ndjson", ".json")):
@@ -193,6 +196,8 @@ def read_header(reader: Iterator[list[str]]) -> list[str]:
         header = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
         raise InvalidInput(f"the first line is not a CSV header: {error}") from error
+    if not is_utf8("".join(header)):
+        raise InvalidInput("the first line is not UTF-8 text: save the file as UTF-8")
     check_columns(header)
     return header
 
@@ -277,6 +282,9 @@ def check_text(name: str, value: Any, *, may_be_empty: bool) -> None:
         raise Refused("content is not text", f"{name} is not text but {json_type(value)}")
     if not may_be_empty and not value.strip():
         raise Refused("empty text", f"{name} is empty")
+    if "\x00" in value:
+        # PostgreSQL stores no such text, and no tokenizer was trained on one.
+        raise Refused("NUL character", f"{name} has a NUL character")
 
 
 def json_type(value: Any) -> str:

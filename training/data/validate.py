@@ -17,6 +17,7 @@ from training.data.rows import BadRow, Row, read_rows
 from training.errors import InvalidInput
 
 MAX_BAD_SHOWN = 100
+MAX_COLUMNS_SHOWN = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,7 @@ class Census:
 
     def add(self, row: Row) -> None:
         self.roles.update(message["role"] for message in row.messages)
-        self.columns.update(row.metadata.keys())
+        self.columns.update(name.replace("\x00", "")[:80] for name in row.metadata)
         self.num_turns_max = max(self.num_turns_max, len(row.messages))
         self.lengths.append(sum(len(message["content"]) for message in row.messages))
         self.hashes.append(int.from_bytes(row.key[:8], "little"))
@@ -99,7 +100,7 @@ def make_report(census: Census, format: str) -> Report:
         bad=tuple(census.bad),
         reasons=dict(census.reasons.most_common()),
         roles=dict(census.roles.most_common()),
-        columns=dict(census.columns.most_common()),
+        columns=dict(census.columns.most_common(MAX_COLUMNS_SHOWN)),
         num_duplicates=census.count_duplicates(),
         num_turns_max=census.num_turns_max,
         min_characters=min(lengths),

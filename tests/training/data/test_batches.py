@@ -25,7 +25,7 @@ def example(number: int, *, length: int = 8, key: bytes | None = None) -> Exampl
     return Example(
         number=number,
         key=key or hashlib.sha256(str(number).encode()).digest(),
-        tokens=np.arange(length) + number,
+        tokens=np.arange(number, number + length, dtype=np.int32),
         mask=mask,
     )
 

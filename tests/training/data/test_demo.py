@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from training.data.demo import DEMO_CONFIG, DEMO_GRADERS, demo_rows, expand, find_bfcl, main
+from training.data.batches import split_held_out
+from training.data.demo import (
+    DEMO_CONFIG,
+    DEMO_GRADERS,
+    demo_config,
+    demo_rows,
+    expand,
+    find_bfcl,
+    main,
+)
 from training.data.prompts import to_prompt
 from training.data.rows import Row
 from training.data.validate import read_normalised, validate
@@ -53,6 +62,14 @@ def test_the_command_says_how_it_is_used(capsys: pytest.CaptureFixture[str]) -> 
 def test_the_demos_settings_are_valid() -> None:
     assert SftConfig.from_dict(DEMO_CONFIG).steps == 40
     assert [check_grader(**grader) for grader in DEMO_GRADERS] == [{}, {}]
+
+
+def test_the_demo_samples_questions_that_its_run_holds_out(rows: list[Row]) -> None:
+    config = SftConfig.from_dict(demo_config(rows))
+    train, held_out = split_held_out(rows, share=config.held_out_share, seed=config.seed)
+    assert (len(train), len(held_out)) == (306, 94)
+    asked = [tuple(row.messages[:2]) for row in held_out[:4]]
+    assert list(config.sampling.prompts) == asked
 
 
 def test_accepted_values_inside_objects_are_combined() -> None:

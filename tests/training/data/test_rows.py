@@ -11,6 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from training.data.rows import BadRow, Row, detect_format, read_rows
+from training.data.validate import read_normalised, write_rows
 from training.errors import InvalidInput
 
 MB = 1_000_000
@@ -68,6 +69,7 @@ def test_a_byte_order_mark_crlf_and_blank_lines_are_no_fault(upload: Path) -> No
         ({"prompt": "Hi"}, "line 1: completion is missing"),
         ({"prompt": "Hi", "completion": 5}, "line 1: completion is not text but a number"),
         ({"prompt": " ", "completion": "x"}, "line 1: prompt is empty"),
+        ({"prompt": "a\x00", "completion": "x"}, "line 1: prompt has a NUL character"),
         ({"messages": "Hi"}, "line 1: messages is not a list but text"),
         ({"messages": {"role": "user"}}, "line 1: messages is not a list but an object"),
         ({"messages": ["Hi"]}, "line 1: message 1 is not an object with role, content"),
@@ -205,6 +207,11 @@ def test_a_csv_without_the_columns_is_refused(upload: Path) -> None:
         list(read_rows(write(upload, "question,answer", "a,b"), "csv"))
 
 
+def test_a_csv_header_in_another_encoding_is_refused(upload: Path) -> None:
+    with pytest.raises(InvalidInput, match="the first line is not UTF-8 text: save the file as"):
+        list(read_rows(write(upload, b"prompt,completion,caf\xe9", "a,b,c"), "csv"))
+
+
 def parquet_of(path: Path, **columns: list[Any]) -> Path:
     parquet.write_table(pa.table(columns), path)
     return path
@@ -231,6 +238,15 @@ def test_parquet_fills_absent_message_fields_and_they_are_dropped(upload: Path) 
     assert row.messages == named
 
 
+def test_parquet_messages_may_hold_what_json_cannot(upload: Path) -> None:
+    signed = [{**CHAT[0], "raw": b"x"}, {**CHAT[1], "raw": b"y"}]
+    row = only(parquet_of(upload, messages=[signed]), "parquet")
+    assert isinstance(row, Row)
+    written = write_rows([row], upload.with_name("rows.jsonl"))
+    (back,) = read_normalised(upload.with_name("rows.jsonl"))
+    assert (written.num_rows, back.key) == (1, row.key)
+
+
 def test_a_cut_parquet_file_is_refused(upload: Path) -> None:
     parquet_of(upload, messages=[CHAT])
     upload.write_bytes(upload.read_bytes()[:-20])
@@ -251,6 +267,7 @@ def test_parquet_without_the_columns_is_refused(upload: Path) -> None:
         ("a.jsonl", b"broken", "jsonl"),
         ("a.CSV", b"question,answer\n", "csv"),
         ("a.txt", b"id,prompt,completion\n", "csv"),
+        ("a.txt", b'"prompt","completion"\n', "csv"),
         ("a.csv", b"PAR1....", "parquet"),
     ],
 )
@@ -268,6 +285,7 @@ def test_the_format_is_told_by_content_and_name(
         ("a.json", b'[{"messages": []}]', "one JSON array: write one object on each line"),
         ("a.xlsx", b"PK\x03\x04", "a zip or Excel file: upload JSONL, CSV or Parquet"),
         ("a.jsonl", b"\x1f\x8b\x08", "a gzip file"),
+        ("a.csv", "prompt".encode("utf-16"), "UTF-16 text, not UTF-8"),
         ("a.parquet", b"hello", "neither JSONL, CSV with a header, nor Parquet"),
     ],
 )

@@ -16,5 +16,5 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     worker_hijack_root_logger=False,
     broker_connection_retry_on_startup=True,
-    imports=("workers.tasks", "workers.gpu", "workers.periodic"),
+    imports=("workers.tasks", "workers.periodic"),  # a gpu worker adds workers.gpu, and torch
 )

@@ -163,7 +163,10 @@ def _processes(environment: dict[str, str], logs: Path) -> list[Process]:
         ),
         "beat": [*celery, "beat", "--schedule", str(settings.HONE_HOME / "beat")],
         "cpu": [*worker, "-Q", "cpu", "--concurrency", "8", "-n", "cpu@%h"],
-        "gpu": [*worker, "-Q", f"gpu.{WORKER},gpu", "--concurrency", "1", "-n", f"gpu.{WORKER}@%h"],
+        "gpu": [
+            *worker, "-I", "workers.gpu", "-Q", f"gpu.{WORKER},gpu", "--concurrency", "1",
+            "-n", f"gpu.{WORKER}@%h",
+        ],
         "sampler": python(str(settings.ROOT / "manage.py"), "sampler"),
     }  # fmt: skip
     return [

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from pytest_django.fixtures import SettingsWrapper
 
 from workers.celery import app
 
@@ -12,3 +13,10 @@ def _no_broker() -> Iterator[None]:
     app.conf.update(broker_url="memory://", broker_transport_options={})
     yield
     app.close()
+
+
+@pytest.fixture(autouse=True)
+def _plain_static_files(settings: SettingsWrapper) -> None:
+    """Pages name their files without the manifest that only collectstatic writes."""
+    plain = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}
+    settings.STORAGES = {**settings.STORAGES, "staticfiles": plain}

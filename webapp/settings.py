@@ -5,6 +5,7 @@ import secrets
 from pathlib import Path
 
 import dj_database_url
+import plotly
 from django.core.exceptions import ImproperlyConfigured
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,6 +92,7 @@ MIDDLEWARE = [
     "django_htmx.middleware.HtmxMiddleware",
     "webapp.accounts.middleware.ActorMiddleware",
     "webapp.core.middleware.UserErrorMiddleware",
+    "webapp.core.middleware.ContentPolicyMiddleware",
 ]
 
 ROOT_URLCONF = "webapp.urls"
@@ -112,7 +114,10 @@ TEMPLATES = [
                 "django.contrib.messages.context_processors.messages",
                 "webapp.accounts.context.shell",
             ],
-            "builtins": ["webapp.core.templatetags.hone"],
+            "builtins": [
+                "webapp.core.templatetags.hone",
+                "webapp.core.templatetags.components",
+            ],
         },
     }
 ]
@@ -145,7 +150,7 @@ AUTH_PASSWORD_VALIDATORS = [
 
 STATIC_URL = "/static/"
 STATIC_ROOT = HONE_HOME / "static"
-STATICFILES_DIRS = [ROOT / "static"]
+STATICFILES_DIRS = [ROOT / "static", ("plotly", Path(plotly.__file__).parent / "package_data")]
 WHITENOISE_USE_FINDERS = DEBUG
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},

@@ -1,8 +1,13 @@
 """Which app answers which path."""
 
 from django.contrib import admin
-from django.urls import path
+from django.urls import include, path
 
 urlpatterns = [
     path("admin/", admin.site.urls),
+    path("rest/", include("webapp.rest_urls")),
+    path("", include("webapp.core.urls")),
+    path("", include("webapp.accounts.urls")),
+    path("", include("webapp.fleet.urls")),
+    path("", include("webapp.runs.urls")),
 ]

@@ -1,0 +1,46 @@
+// One socket a page. The server only says what changed; elements fetch what they lack on `live:<what>`.
+// After a lost socket, a sleep or 15 s of silence, `live:catchup` makes them all look again.
+
+const SILENCE_MS = 15000;
+const LONGEST_WAIT_MS = 10000;
+
+const path = document.body.dataset.live;
+const indicator = document.querySelector(".live");
+let attempts = 0;
+let lastHeard = Date.now();
+
+function show(state, word) {
+    if (!indicator) return;
+    indicator.dataset.state = state;
+    indicator.querySelector("[data-live-word]").textContent = word;
+}
+
+function tell(what) {
+    lastHeard = Date.now();
+    document.body.dispatchEvent(new CustomEvent(`live:${what}`, { detail: { what } }));
+}
+
+function connect() {
+    const scheme = location.protocol === "https:" ? "wss" : "ws";
+    const socket = new WebSocket(`${scheme}://${location.host}${path}`);
+    socket.onopen = () => {
+        show("live", "Live");
+        if (attempts > 0) tell("catchup");
+        attempts = 0;
+    };
+    socket.onmessage = (event) => tell(JSON.parse(event.data).what);
+    socket.onclose = () => {
+        attempts += 1;
+        show("lost", "Reconnecting");
+        setTimeout(connect, Math.min(500 * 2 ** attempts, LONGEST_WAIT_MS));
+    };
+}
+
+if (path) {
+    connect();
+    setInterval(() => {
+        if (!document.hidden && Date.now() - lastHeard > SILENCE_MS) tell("catchup");
+    }, 1000);
+    document.addEventListener("visibilitychange", () => document.hidden || tell("catchup"));
+    window.addEventListener("online", () => tell("catchup"));
+}

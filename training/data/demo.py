@@ -141,7 +141,7 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         written = write_demo(Path(arguments[0]))
-    except InvalidInput as error:
+    except (InvalidInput, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     sys.stdout.write(f"{written.num_rows} rows, sha256 {written.digest}\n")

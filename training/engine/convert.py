@@ -288,7 +288,7 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         folder = convert(find_smollm2(), Path(arguments[0]))
-    except InvalidInput as error:
+    except (InvalidInput, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     sys.stdout.write(f"{folder}\n")

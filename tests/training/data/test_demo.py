@@ -59,6 +59,13 @@ def test_the_command_says_how_it_is_used(capsys: pytest.CaptureFixture[str]) -> 
     assert "usage: python -m training.data.demo DEST.jsonl" in capsys.readouterr().err
 
 
+def test_a_folder_that_is_not_there_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path / "none" / "rows.jsonl")]) == 1
+    assert "No such file or directory" in capsys.readouterr().err
+
+
 def test_the_demos_settings_are_valid() -> None:
     assert SftConfig.from_dict(DEMO_CONFIG).steps == 40
     assert [check_grader(**grader) for grader in DEMO_GRADERS] == [{}, {}]

@@ -28,6 +28,11 @@ PLAIN = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
+GREETING = (  # as SmolLM2 does: a system message that the row does not have
+    "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\n"
+    "You are Hone.<|im_end|>\n{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 FORGETFUL = (  # as Qwen3 does: what was thought is written for the last turn only
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if loop.last and m.role == 'assistant' %}"
     "(thought){% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -126,6 +131,13 @@ def test_another_end_token_is_found_by_the_template(tokenizer: ChatTokenizer) ->
     other = with_template(tokenizer, HEADERS)
     example = encode_row(chat("Hi", " Hey! ", "Bye", "See you"), other)
     assert masked_turns(example, other) == [" Hey!<|endoftext|>", " See you<|endoftext|>"]
+
+
+def test_a_system_message_of_the_template_is_not_learned(tokenizer: ChatTokenizer) -> None:
+    greeting = with_template(tokenizer, GREETING)
+    example = encode_row(chat("Hi", "Hey!", "Bye", "See you"), greeting)
+    assert masked_turns(example, greeting) == ["Hey!<|im_end|>", "See you<|im_end|>"]
+    assert "You are Hone." in greeting.decode(example.tokens.tolist())
 
 
 def test_without_an_end_token_the_newline_ends_the_turn(tokenizer: ChatTokenizer) -> None:

@@ -174,6 +174,14 @@ def test_the_command_says_how_it_is_used(capsys: pytest.CaptureFixture[str]) -> 
     assert "usage: python -m training.engine.convert DEST" in capsys.readouterr().err
 
 
+def test_a_place_that_cannot_be_written_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    assert main([str(tmp_path / "file" / "model")]) == 1
+    assert "Not a directory" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_smollm2_answers_after_conversion(tmp_path: Path) -> None:
     folder = convert(find_smollm2(), tmp_path / "smollm2")

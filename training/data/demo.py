@@ -10,7 +10,6 @@ from typing import Any
 import orjson
 
 from training.data.batches import split_held_out
-from training.data.prompts import to_prompt
 from training.data.rows import Row
 from training.data.validate import Written, write_rows
 from training.errors import InvalidInput
@@ -58,7 +57,7 @@ def demo_config(rows: Iterable[Row], *, num_prompts: int = 4) -> dict[str, Any]:
     _, held_out = split_held_out(
         rows, share=DEMO_CONFIG["held_out_share"], seed=DEMO_CONFIG["seed"]
     )
-    prompts = [list(to_prompt(row).messages) for row in held_out[:num_prompts]]
+    prompts = [list(row.messages[:-1]) for row in held_out[:num_prompts]]
     return {**DEMO_CONFIG, "sampling": {"prompts": prompts, "every": 5, "max_tokens": 80}}
 
 

@@ -14,7 +14,6 @@ from training.data.demo import (
     find_bfcl,
     main,
 )
-from training.data.prompts import to_prompt
 from training.data.rows import Row
 from training.data.validate import read_normalised, validate
 from training.recipes.grading import check_grader, grade
@@ -35,7 +34,7 @@ def test_there_are_400_rows_of_question_and_call(rows: list[Row]) -> None:
 def test_every_answer_is_graded_right_and_is_valid_json(rows: list[Row]) -> None:
     for row in rows:
         answer = row.messages[-1]["content"]
-        assert grade("accepted_call", answer, to_prompt(row).target) == 1.0
+        assert grade("accepted_call", answer, row.metadata["target"]) == 1.0
         assert grade("valid_json", answer, "") == 1.0
 
 

@@ -102,7 +102,7 @@ class ChatTokenizer:
                 tools=tools,
                 **self.special,
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise InvalidInput(
                 f"the model's chat template refuses the messages: {error}"
             ) from error

@@ -5,8 +5,11 @@ import secrets
 from pathlib import Path
 
 import dj_database_url
+import django_stubs_ext
 import plotly
 from django.core.exceptions import ImproperlyConfigured
+
+django_stubs_ext.monkeypatch()  # ModelAdmin[...] and its like exist in types alone
 
 ROOT = Path(__file__).resolve().parent.parent
 STATE_VERSION = 1  # of what lies in HONE_HOME; raised when older code could not read it
@@ -92,6 +95,7 @@ MIDDLEWARE = [
     "django_htmx.middleware.HtmxMiddleware",
     "webapp.accounts.middleware.ActorMiddleware",
     "webapp.core.middleware.UserErrorMiddleware",
+    "webapp.tinker.middleware.TinkerErrorMiddleware",
     "webapp.core.middleware.ContentPolicyMiddleware",
 ]
 
@@ -150,6 +154,7 @@ AUTH_PASSWORD_VALIDATORS = [
 
 STATIC_URL = "/static/"
 STATIC_ROOT = HONE_HOME / "static"
+STATIC_ROOT.mkdir(parents=True, exist_ok=True)
 STATICFILES_DIRS = [ROOT / "static", ("plotly", Path(plotly.__file__).parent / "package_data")]
 WHITENOISE_USE_FINDERS = DEBUG
 STORAGES = {

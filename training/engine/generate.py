@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from training.engine.calls import Call, Finished, Listener, LoadedAdapter, NewToken, Sample, Span
 from training.engine.kvcache import KvCache, Row, bytes_per_token
 from training.engine.lora import Adapters, Slice
+from training.engine.packed_linear import can_pack, pack_linears
 from training.engine.peft_folder import read_pairs
 from training.engine.sampling import (
     StopRule,
@@ -58,6 +59,8 @@ class Generator:
         self.tokenizer = tokenizer
         self.limits = limits or Limits()
         self.adapters = Adapters(model)
+        if can_pack(model):
+            pack_linears(model, self.adapters)
         self.loaded: dict[str, LoadedAdapter] = {}
         self.context: int = model.config.max_position_embeddings
         self.vocabulary: int = model.config.vocab_size

@@ -87,12 +87,17 @@ def project_rows(
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The layer's output, and every slice's rows times A, which the backward needs again."""
     out_NO = nn.functional.linear(rows_NI, weight_OI, bias_O)
+    return out_NO, add_low_rank(out_NO, rows_NI, active)
+
+
+def add_low_rank(out_NO: torch.Tensor, rows_NI: torch.Tensor, active: Active) -> list[torch.Tensor]:
+    """In place: each slice's part of the output. Returns its rows times A."""
     lows = []
     for start, stop, pair in active:
         low_NR = rows_NI[start:stop] @ pair.a.to(rows_NI.dtype).T
         out_NO[start:stop].addmm_(low_NR, pair.b.to(low_NR.dtype).T, alpha=pair.scale)
         lows.append(low_NR)
-    return out_NO, lows
+    return lows
 
 
 def add_gradients(

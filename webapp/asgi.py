@@ -1,5 +1,6 @@
 """The ASGI application: Django's pages and APIs, parked polls, WebSockets."""
 
+import asyncio
 import os
 
 from channels.auth import AuthMiddlewareStack
@@ -8,13 +9,46 @@ from channels.security.websocket import AllowedHostsOriginValidator
 from django.core.asgi import get_asgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "webapp.settings")
-django_application = get_asgi_application()
+pages = get_asgi_application()
 
-from webapp.routing import websocket_urlpatterns  # noqa: E402 - it imports tables, so apps come first
+# These import tables, so the apps come first.
+from webapp.core.subscription import listen_for_ever, on_finished  # noqa: E402
+from webapp.core.threads import PooledHandler, Receive, Scope, Send  # noqa: E402
+from webapp.routing import websocket_urlpatterns  # noqa: E402
+from webapp.tinker import waiting  # noqa: E402
+
+NUM_API_THREADS = 8
+
+polls = waiting.ParkedPolls()
+api = PooledHandler(num_threads=NUM_API_THREADS)
+on_finished(polls.wake)
+
+
+async def answer_http(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["path"] == waiting.PATH and scope["method"] == "POST":
+        await polls(scope, receive, send)
+    elif scope["path"].startswith("/api/"):
+        await api(scope, receive, send)
+    else:
+        await pages(scope, receive, send)
+
+
+async def live(_scope: Scope, receive: Receive, send: Send) -> None:
+    """From the server's start to its end, what no request drives: hints, and the polls' sweep."""
+    await receive()
+    tasks = [asyncio.create_task(listen_for_ever()), asyncio.create_task(polls.sweep_for_ever())]
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await send({"type": "lifespan.shutdown.complete"})
+
 
 application = ProtocolTypeRouter(
     {
-        "http": django_application,
+        "http": answer_http,
+        "lifespan": live,
         "websocket": AllowedHostsOriginValidator(
             AuthMiddlewareStack(URLRouter(websocket_urlpatterns))
         ),

@@ -1,0 +1,62 @@
+"""How operations and sampling calls stand, for polls that wait for either."""
+
+from collections.abc import Iterable, Sequence
+
+from webapp.deployments.models import SamplingCall
+from webapp.runs import queue
+from webapp.runs.models import Operation
+from webapp.runs.queue import Outcome, read_outcomes
+
+Status = SamplingCall.Status
+
+ENDED = (Status.DONE, Status.FAILED, Status.CANCELLED)
+
+
+def read_all(request_ids: Iterable[str]) -> dict[str, Outcome]:
+    """Two queries at most; unknown ids are left out."""
+    wanted = list(request_ids)
+    calls = read_numbers(wanted, "call-")
+    outcomes = read_outcomes(wanted) if len(calls) < len(wanted) else {}
+    return outcomes | (read_calls(calls) if calls else {})
+
+
+def read_calls(pks: Sequence[int]) -> dict[str, Outcome]:
+    rows = SamplingCall.objects.filter(pk__in=pks).values_list(
+        "pk", "project_id", "status", "result", "content_type", "error", "error_category"
+    )
+    outcomes = (
+        Outcome(
+            request_id=f"call-{pk}",
+            project_id=project_id,
+            is_over=status in ENDED,
+            result=bytes(result or b""),
+            content_type=content_type,
+            error=error or ("" if status == Status.DONE else "It did not succeed."),
+            category=category or "unknown",
+        )
+        for pk, project_id, status, result, content_type, error, category in rows
+    )
+    return {outcome.request_id: outcome for outcome in outcomes}
+
+
+def find_ended(request_ids: Iterable[str]) -> set[str]:
+    """Which of these have ended, without their results: what the sweep asks every few seconds."""
+    wanted = list(request_ids)
+    operations, calls = read_numbers(wanted, "op-"), read_numbers(wanted, "call-")
+    ended: set[str] = set()
+    if operations:
+        rows = Operation.objects.filter(pk__in=operations, status__in=queue.ENDED)
+        ended |= {f"op-{pk}" for pk in rows.values_list("pk", flat=True)}
+    if calls:
+        done = SamplingCall.objects.filter(pk__in=calls, status__in=ENDED)
+        ended |= {f"call-{pk}" for pk in done.values_list("pk", flat=True)}
+    return ended
+
+
+def read_numbers(request_ids: Iterable[str], prefix: str) -> list[int]:
+    numbers = (
+        request_id.removeprefix(prefix)
+        for request_id in request_ids
+        if request_id.startswith(prefix)
+    )
+    return [int(number) for number in numbers if number.isdecimal() and len(number) <= 18]

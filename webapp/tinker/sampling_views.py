@@ -1,0 +1,47 @@
+"""The Tinker wire, sampling side."""
+
+from django.http import JsonResponse
+
+from webapp.deployments.calls import cancel_call
+from webapp.deployments.models import SamplingCall
+from webapp.tinker import sampling
+from webapp.tinker.endpoints import TinkerRequest, endpoint
+from webapp.tinker.fields import read_fields
+
+
+@endpoint("POST")
+def create_sampling_session(request: TinkerRequest) -> JsonResponse:
+    opened = sampling.create_session(actor=request.actor, fields=read_fields(request.body))
+    return JsonResponse({"sampling_session_id": opened.pk, "type": "create_sampling_session"})
+
+
+@endpoint("GET")
+def sampler(request: TinkerRequest, sampler_id: str) -> JsonResponse:
+    found = sampling.find_sampler(request.actor, sampler_id)
+    return JsonResponse(
+        {
+            "sampler_id": found.pk,
+            "base_model": found.base_model.name,
+            "model_path": found.checkpoint.tinker_path if found.checkpoint else None,
+        }
+    )
+
+
+@endpoint("POST")
+def asample(request: TinkerRequest) -> JsonResponse:
+    fields = read_fields(request.body)
+    call, sequence_ids = sampling.submit_sample(actor=request.actor, fields=fields)
+    return JsonResponse({"request_id": call.request_id, "sample_sequence_ids": sequence_ids})
+
+
+@endpoint("POST")
+def cancel_future(request: TinkerRequest) -> JsonResponse:
+    """Of sampling calls only: what is in a run's log stays there."""
+    request_id = read_fields(request.body).text("request_id")
+    number = request_id.removeprefix("call-")
+    if number.isdecimal() and len(number) <= 18:
+        calls = SamplingCall.objects.visible_to(request.actor).filter(pk=int(number))
+        call = calls.defer("payload", "result").first()
+        if call is not None:
+            cancel_call(call)
+    return JsonResponse({"request_id": request_id})

@@ -1,0 +1,44 @@
+"""The paths of the Tinker wire, below /api/v1/. Ids contain colons; names of checkpoints may."""
+
+from django.urls import path, re_path
+
+from webapp.tinker import catalog_views, sampling_views, views
+
+RUN = "training_runs/<run_id>"
+CHECKPOINT = f"{RUN}/checkpoints/<kind>/<name>"
+
+urlpatterns = [
+    path("healthz", views.healthz),
+    path("client/config", views.config),
+    path("client/dynamic_config", views.dynamic_config),
+    path("telemetry", views.telemetry),
+    path("create_session", views.create_session),
+    path("session_heartbeat", views.session_heartbeat),
+    path("sessions", catalog_views.sessions),
+    path("sessions/<session_id>", catalog_views.session),
+    path("sessions/<session_id>/finish", views.finish),
+    # The log of a run. /api/v1/retrieve_future is answered before Django: see waiting.py.
+    path("create_model", views.create_model),
+    path("get_info", views.get_info),
+    path("forward_backward", views.forward_backward),
+    path("optim_step", views.optim_step),
+    path("save_weights", views.save_weights),
+    path("save_weights_for_sampler", views.save_weights_for_sampler),
+    path("load_weights", views.load_weights),
+    # Sampling
+    path("create_sampling_session", sampling_views.create_sampling_session),
+    path("samplers/<sampler_id>", sampling_views.sampler),
+    path("asample", sampling_views.asample),
+    path("cancel_future", sampling_views.cancel_future),
+    # What there is
+    path("get_server_capabilities", catalog_views.capabilities),
+    path("weights_info", catalog_views.weights_info),
+    path("checkpoints", catalog_views.checkpoints),
+    path("training_runs", catalog_views.training_runs),
+    path(RUN, catalog_views.training_run),
+    path(f"{RUN}/checkpoints", catalog_views.run_checkpoints),
+    path(CHECKPOINT, catalog_views.checkpoint),
+    path(f"{CHECKPOINT}/publish", catalog_views.publish),
+    path(f"{CHECKPOINT}/ttl", catalog_views.ttl),
+    re_path("", views.answer_unknown),
+]

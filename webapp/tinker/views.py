@@ -1,0 +1,141 @@
+"""The Tinker wire, training side: sessions, models, and the operations of their logs."""
+
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.views.decorators.csrf import csrf_exempt
+
+from webapp.core.errors import NotFound
+from webapp.runs.models import Operation, Run
+from webapp.runs.services import finish_session
+from webapp.tinker import services, wire
+from webapp.tinker.endpoints import TinkerRequest, endpoint, is_on_this_machine
+from webapp.tinker.fields import read_fields
+from webapp.tinker.middleware import refuse
+
+Kind = Operation.Kind
+
+
+def healthz(_request: HttpRequest) -> JsonResponse:
+    return JsonResponse({"status": "ok"})
+
+
+@endpoint("POST")
+def config(request: TinkerRequest) -> JsonResponse:
+    """Compression costs more than it saves where the bytes cross no wire."""
+    return JsonResponse({"proto_compress_fwdbwd": not is_on_this_machine(request)})
+
+
+@endpoint("POST")
+def dynamic_config(_request: TinkerRequest) -> JsonResponse:
+    return JsonResponse({"sample_cancel_enabled": True})
+
+
+@csrf_exempt
+def telemetry(_request: HttpRequest) -> JsonResponse:
+    """Taken and dropped, without a look at the key: the SDK waits for this before it raises."""
+    return JsonResponse({"status": "accepted"})
+
+
+@endpoint("POST")
+def create_session(request: TinkerRequest) -> JsonResponse:
+    session = services.open_session(
+        actor=request.actor,
+        fields=read_fields(request.body),
+        idempotency_key=request.headers.get("X-Idempotency-Key", ""),
+    )
+    return JsonResponse({"type": "create_session", "session_id": session.pk})
+
+
+@endpoint("POST")
+def session_heartbeat(request: TinkerRequest) -> JsonResponse:
+    session_id = read_fields(request.body).text("session_id")
+    if services.beat_session(actor=request.actor, session_id=session_id):
+        return JsonResponse({"type": "session_heartbeat"})
+    return refuse(f"The session {session_id} has ended.", 410)
+
+
+@endpoint("POST")
+def finish(request: TinkerRequest, session_id: str) -> HttpResponse:
+    fields = read_fields(request.body)
+    session = services.find_session(request.actor, session_id)
+    finish_session(
+        session,
+        reason=fields.inner("reason").text("type", "success")[:20],
+        detail=fields.text("detail", ""),
+    )
+    return HttpResponse(status=204)
+
+
+@endpoint("POST")
+def create_model(request: TinkerRequest) -> JsonResponse:
+    fields = read_fields(request.body)
+    return promise(services.create_model(actor=request.actor, fields=fields))
+
+
+@endpoint("POST")
+def get_info(request: TinkerRequest) -> JsonResponse:
+    run = services.find_run(request.actor, read_fields(request.body).text("model_id"))
+    return JsonResponse(describe_model(run, is_local=is_on_this_machine(request)))
+
+
+def describe_model(run: Run, *, is_local: bool) -> dict[str, object]:
+    name = run.base_model.name
+    data = {"arch": run.base_model.architecture, "model_name": name}
+    if is_local:
+        # The SDK loads the tokenizer from here instead of looking the name up on the internet:
+        # right where it shares our disk, a path that does not exist for everybody else.
+        data["tokenizer_id"] = run.base_model.path
+    return {
+        "type": "get_info",
+        "model_id": run.model_id,
+        "model_data": data,
+        "optimizer_config": {"type": "adamw"},
+        "is_lora": True,
+        "lora_rank": run.rank,
+        "model_name": name,
+    }
+
+
+@endpoint("POST")
+def forward_backward(request: TinkerRequest) -> JsonResponse:
+    encoding = request.headers.get("Content-Encoding", "")
+    body = wire.decompress(request.body, encoding)
+    return promise(services.forward_backward(actor=request.actor, body=body))
+
+
+@endpoint("POST")
+def optim_step(request: TinkerRequest) -> JsonResponse:
+    fields = read_fields(request.body)
+    return promise(services.optim_step(actor=request.actor, fields=fields))
+
+
+@endpoint("POST")
+def save_weights(request: TinkerRequest) -> JsonResponse:
+    fields = read_fields(request.body)
+    kind = Kind.SAVE_WEIGHTS
+    return promise(services.save_weights(actor=request.actor, fields=fields, kind=kind))
+
+
+@endpoint("POST")
+def save_weights_for_sampler(request: TinkerRequest) -> JsonResponse:
+    fields = read_fields(request.body)
+    kind = Kind.SAVE_WEIGHTS_FOR_SAMPLER
+    return promise(services.save_weights(actor=request.actor, fields=fields, kind=kind))
+
+
+@endpoint("POST")
+def load_weights(request: TinkerRequest) -> JsonResponse:
+    """With a model_seq_id it makes a model from a checkpoint, with a model_id it changes one."""
+    fields = read_fields(request.body)
+    load = services.create_model_from_checkpoint
+    if fields.has("model_id"):
+        load = services.load_weights
+    return promise(load(actor=request.actor, fields=fields))
+
+
+def promise(operation: Operation) -> JsonResponse:
+    return JsonResponse({"request_id": operation.request_id, "model_id": operation.run.model_id})
+
+
+@endpoint("GET", "POST", "PUT", "DELETE", "PATCH")
+def answer_unknown(request: TinkerRequest) -> HttpResponse:
+    raise NotFound(f"{request.method} {request.path} is not offered by this installation.")

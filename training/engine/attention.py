@@ -5,7 +5,6 @@ Shapes: B batch, H query heads, K key heads, T tokens of the packed row, D head 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -18,14 +17,19 @@ ATTENTION = "hone"  # pass as attn_implementation when a model is loaded
 
 
 @dataclass(frozen=True, slots=True)
+class Group:
+    """`count` neighbours of equal length; one that has groups `above` continues them."""
+
+    count: int
+    length: int
+    above: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Segments:
-    """How a packed row is cut: (count, length) of neighbours that are equally long."""
+    """How a packed row is cut, and what each piece may look back on besides itself."""
 
-    groups: tuple[tuple[int, int], ...]
-
-    @classmethod
-    def of(cls, lengths: Sequence[int]) -> "Segments":
-        return cls(tuple((len(list(same)), length) for length, same in groupby(lengths)))
+    groups: tuple[Group, ...]
 
 
 def attend(
@@ -44,21 +48,33 @@ def attend(
         return sdpa_attention_forward(
             module, query_BHTD, key_BKTD, value_BKTD, attention_mask, scaling=scaling, **kwargs
         )
-    sizes = [count * length for count, length in segments.groups]
-    pieces = zip(
-        segments.groups,
-        *(torch.split_with_sizes(s, sizes, dim=2) for s in (query_BHTD, key_BKTD, value_BKTD)),
-        strict=True,
-    )
-    outputs = [_attend_group(group, states, scaling) for group, *states in pieces]
+    sizes = [group.count * group.length for group in segments.groups]
+    pieces = [
+        torch.split_with_sizes(states, sizes, dim=2)
+        for states in (query_BHTD, key_BKTD, value_BKTD)
+    ]
+    outputs = [
+        _attend_group(group, [_with_above(states, place, group) for states in pieces], scaling)
+        for place, group in enumerate(segments.groups)
+    ]
     return torch.cat(outputs, dim=1), None
 
 
+def _with_above(pieces: Sequence[torch.Tensor], place: int, group: Group) -> torch.Tensor:
+    if not group.above:
+        return pieces[place]
+    return torch.cat([*(pieces[above] for above in group.above), pieces[place]], dim=2)
+
+
 def _attend_group(
-    group: tuple[int, int], states: Sequence[torch.Tensor], scaling: float | None
+    group: Group, states: Sequence[torch.Tensor], scaling: float | None
 ) -> torch.Tensor:
-    """Equally long sequences in one call; returns [1, tokens, H, D]."""
-    query, key, value = (_unfold(state, group) for state in states)
+    """Equally long sequences in one call; returns [1, tokens of the group, H, D].
+
+    A group that continues others is attended from their beginning on, and its end is taken:
+    a square is what every fast kernel knows, and attention is a small share of a pass.
+    """
+    query, key, value = (_unfold(state, group.count) for state in states)
     attended = nn.functional.scaled_dot_product_attention(
         query,
         key,
@@ -67,12 +83,14 @@ def _attend_group(
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
+    if group.above:
+        attended = attended[:, :, -group.length :]
     return attended.transpose(1, 2).flatten(0, 1).unsqueeze(0)
 
 
-def _unfold(states_1HTD: torch.Tensor, group: tuple[int, int]) -> torch.Tensor:
+def _unfold(states_1HTD: torch.Tensor, count: int) -> torch.Tensor:
     """[1, H, count * length, D] -> [count, H, length, D], without a copy."""
-    return torch.unflatten(states_1HTD.squeeze(0), 1, group).transpose(0, 1)
+    return torch.unflatten(states_1HTD.squeeze(0), 1, (count, -1)).transpose(0, 1)
 
 
 def build_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:

@@ -135,12 +135,11 @@ class Engine:
         self, pack: Sequence[Item], tallies: Mapping[str, Tally], *, forward_only: bool
     ) -> None:
         with torch.set_grad_enabled(not forward_only):
-            loss = run_pass(self.model, self.adapters, pack, tallies)
+            loss, num_tokens = run_pass(self.model, self.adapters, pack, tallies)
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
         # Weights are frozen: the backward is as large as the forward, 2 a weight and token.
-        tokens = sum(item.length for item in pack)
-        self.flops += (2 if forward_only else 4) * self.num_parameters * tokens
+        self.flops += (2 if forward_only else 4) * self.num_parameters * num_tokens
 
     def optim_step(self, run: str, adam: AdamParams) -> OptimStepOutput:
         """Uses up the gradients, also where the step is refused."""

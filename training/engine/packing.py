@@ -1,11 +1,22 @@
-"""Datums laid end to end in rows of tokens, up to a budget; one run's datums lie together."""
+"""Datums laid end to end in rows of tokens, up to a budget; what several begin with, only once.
+
+What a causal model makes of a prefix does not depend on what follows. So datums of a run that
+begin alike (samples of one prompt, chosen and rejected, one system message) share its tokens: a
+pack is a forest, whose nodes are runs of tokens and whose paths from a root down are the datums.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 
+import numpy as np
+from numpy.typing import NDArray
+
+from training.engine.attention import Group, Segments
 from training.engine.lora import Slice
-from training.types import Datum
+from training.types import Datum, IntArray
+
+MIN_SHARED = 16  # tokens; shorter ones save less than another call of attention costs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,35 +31,143 @@ class Item:
     def length(self) -> int:
         return len(self.datum.tokens)
 
+    @property
+    def order(self) -> tuple[str, bytes]:
+        """By run, then token by token: items that begin alike become neighbours."""
+        return self.run, self.datum.tokens.astype(">i8").tobytes()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """Tokens from position `depth` on, after those of the nodes at `above`."""
+
+    tokens: IntArray
+    depth: int
+    above: tuple[int, ...]
+
+
+class Forest:
+    """The nodes of a pack, and every item's path through them."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.items = items
+        self.nodes: list[Node] = []
+        self.paths: list[tuple[int, ...]] = [()] * len(items)
+
+    def grow(self, members: Sequence[int], depth: int, above: tuple[int, ...]) -> None:
+        """Members are in order and equal up to `depth`. Equally long loners end as neighbours."""
+        clusters = split_clusters(self.items, members, depth)
+        for cluster in sorted(clusters, key=self._rank):
+            first, last = self.items[cluster[0]], self.items[cluster[-1]]
+            stop = count_shared(first, last)  # the length, where the cluster is one item
+            path = (*above, len(self.nodes))
+            self.nodes.append(Node(tokens=first.datum.tokens[depth:stop], depth=depth, above=above))
+            for member in cluster:
+                self.paths[member] = path
+            self.grow([m for m in cluster if self.items[m].length > stop], stop, path)
+
+    def _rank(self, cluster: Sequence[int]) -> tuple[bool, int]:
+        return len(cluster) == 1, self.items[cluster[0]].length
+
+
+def split_clusters(items: Sequence[Item], members: Sequence[int], depth: int) -> list[list[int]]:
+    """Neighbours that share enough beyond `depth` stay together."""
+    clusters = [[member] for member in members[:1]]
+    for left, right in pairwise(members):
+        if count_shared(items[left], items[right]) >= depth + MIN_SHARED:
+            clusters[-1].append(right)
+        else:
+            clusters.append([right])
+    return clusters
+
+
+def count_shared(left: Item, right: Item) -> int:
+    length = min(left.length, right.length)
+    differs = left.datum.tokens[:length] != right.datum.tokens[:length]
+    return int(differs.argmax()) if differs.any() else length
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """The items of one run in a pack, at the tokens of its slice."""
+    """The items of one run in a pack. `laid`: their tokens in the row; `told`: all positions of
+    all of them, one item after the other, where shared tokens count every time."""
 
-    where: Slice
+    laid: Slice
+    told: Slice
     items: Sequence[Item]
 
 
-def pack_items(items: Sequence[Item], token_budget: int) -> Iterator[list[Item]]:
-    """By run, then by length: equally long neighbours share one attention call.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """A pack: T tokens as they are laid, U positions of the items as they are told."""
 
-    A sequence longer than the budget makes a pack of its own.
-    """
+    parts: Sequence[Part]
+    segments: Segments
+    tokens: IntArray  # (T,)
+    positions: IntArray  # (T,)
+    places: IntArray  # (U,): where in the row each position lies
+
+
+def pack_items(items: Sequence[Item], token_budget: int) -> Iterator[list[Item]]:
+    """A sequence longer than the budget makes a pack of its own."""
     pack: list[Item] = []
-    for item in sorted(items, key=lambda item: (item.run, item.length)):
-        if pack and sum(other.length for other in pack) + item.length > token_budget:
+    num_tokens = 0
+    for item in sorted(items, key=lambda item: item.order):
+        if pack and num_tokens + item.length > token_budget:
             yield pack
-            pack = []
+            pack, num_tokens = [], 0
         pack.append(item)
+        num_tokens += item.length
     if pack:
         yield pack
 
 
-def split_parts(pack: Sequence[Item]) -> list[Part]:
-    parts, start = [], 0
-    for run, same in groupby(pack, key=lambda item: item.run):
-        items = list(same)
-        stop = start + sum(item.length for item in items)
-        parts.append(Part(where=Slice(run, start, stop), items=items))
-        start = stop
-    return parts
+def lay_out(pack: Sequence[Item]) -> Layout:
+    forest = Forest(pack)
+    spans = []
+    for run, same in groupby(range(len(pack)), key=lambda place: pack[place].run):
+        members, first = list(same), len(forest.nodes)
+        forest.grow(members, 0, ())
+        spans.append((run, members, first, len(forest.nodes)))
+    starts = [0, *accumulate(len(node.tokens) for node in forest.nodes)]
+    told = [0, *accumulate(item.length for item in pack)]
+    return Layout(
+        parts=[
+            Part(
+                laid=Slice(run, starts[first], starts[stop]),
+                told=Slice(run, told[members[0]], told[members[-1] + 1]),
+                items=[pack[member] for member in members],
+            )
+            for run, members, first, stop in spans
+        ],
+        segments=group_nodes(forest.nodes),
+        tokens=np.concatenate([node.tokens for node in forest.nodes]),
+        positions=np.concatenate(
+            [node.depth + np.arange(len(node.tokens)) for node in forest.nodes]
+        ),
+        places=np.concatenate([locate(forest, path, starts) for path in forest.paths]),
+    )
+
+
+def locate(forest: Forest, path: Sequence[int], starts: Sequence[int]) -> NDArray[np.int64]:
+    return np.concatenate(
+        [starts[place] + np.arange(len(forest.nodes[place].tokens)) for place in path]
+    )
+
+
+def group_nodes(nodes: Sequence[Node]) -> Segments:
+    """Neighbours without relatives that are equally long are attended in one call."""
+    inner = {place for node in nodes for place in node.above}
+    groups: list[Group] = []
+    group_of: list[int] = []
+    loner_length = 0
+    for place, node in enumerate(nodes):
+        length = len(node.tokens)
+        is_loner = not node.above and place not in inner
+        if is_loner and length == loner_length:
+            groups[-1] = Group(groups[-1].count + 1, length, ())
+        else:
+            groups.append(Group(1, length, tuple(group_of[above] for above in node.above)))
+        loner_length = length if is_loner else 0
+        group_of.append(len(groups) - 1)
+    return Segments(tuple(groups))

@@ -1,6 +1,7 @@
 """One pass over one packed row: hidden states, log-probabilities, losses, and whose they are.
 
-Shapes: T tokens of the row, H hidden size, P positions that are projected on the vocabulary.
+Shapes: T tokens of the row as they are laid, U positions of the items as they are told (a shared
+token is told by every item that has it), P of those projected on the vocabulary, H hidden size.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,14 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from training.engine.attention import Segments
 from training.engine.logprobs import compute_logprobs
 from training.engine.lora import Adapters, Slice
 from training.engine.losses import compute_loss
-from training.engine.packing import Item, Part, split_parts
+from training.engine.packing import Item, Layout, Part, lay_out
 from training.engine.requests import LOGPROBS, LOSS_INPUTS, find_scored
 from training.types import Datum, FloatArray, ForwardBackward, ForwardBackwardOutput, IntArray
 
@@ -48,16 +47,12 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """A pack as arrays over its tokens. `scored`: has a gradient; `wanted`: only to be told."""
+class Questions:
+    """What is asked of a pack. `scored`: has a gradient; `wanted`: only to be told."""
 
-    parts: Sequence[Part]
-    segments: Segments
-    tokens: IntArray
-    positions: IntArray
-    targets: IntArray
-    scored: NDArray[np.int64]  # (P,) indices
-    wanted: NDArray[np.int64]  # (P,) the others whose log-probability is reported
+    targets: IntArray  # (U,)
+    scored: IntArray  # (P,) indices into U
+    wanted: IntArray  # (P,)
 
 
 def read_input(datum: Datum, name: str) -> FloatArray:
@@ -67,24 +62,20 @@ def read_input(datum: Datum, name: str) -> FloatArray:
     return datum.inputs[name].astype(np.float32, copy=False)
 
 
-def lay_out(pack: Sequence[Item], requests: Mapping[str, ForwardBackward]) -> Row:
-    scored_T = np.concatenate(
+def collect_questions(pack: Sequence[Item], requests: Mapping[str, ForwardBackward]) -> Questions:
+    scored_U = np.concatenate(
         [find_scored(item.datum, requests[item.run].loss_fn) for item in pack]
     )
-    silent_T = np.concatenate(
+    silent_U = np.concatenate(
         [
             np.full(item.length, requests[item.run].config.get(LOGPROBS) == "weighted")
             for item in pack
         ]
     )
-    return Row(
-        parts=split_parts(pack),
-        segments=Segments.of([item.length for item in pack]),
-        tokens=np.concatenate([item.datum.tokens for item in pack]),
-        positions=np.concatenate([np.arange(item.length) for item in pack]),
+    return Questions(
         targets=np.concatenate([item.datum.inputs["target_tokens"] for item in pack]),
-        scored=np.flatnonzero(scored_T),
-        wanted=np.flatnonzero(~scored_T & ~silent_T),
+        scored=np.flatnonzero(scored_U),
+        wanted=np.flatnonzero(~scored_U & ~silent_U),
     )
 
 
@@ -93,65 +84,72 @@ def run_pass(
     adapters: Adapters,
     pack: Sequence[Item],
     tallies: Mapping[str, Tally],
-) -> torch.Tensor:
-    """Adds to the tallies; returns the sum of the losses, to be differentiated by the caller."""
-    row = lay_out(pack, {run: tally.request for run, tally in tallies.items()})
-    slices = [part.where for part in row.parts]
-    with adapters.serve(slices):
-        hidden_TH = read_hidden(model, row, adapters.device)
-    logprobs_P = project(adapters, row, hidden_TH, row.scored)
+) -> tuple[torch.Tensor, int]:
+    """Adds to the tallies; returns the losses' sum, to be differentiated, and the row's length."""
+    layout = lay_out(pack)
+    asked = collect_questions(pack, {run: tally.request for run, tally in tallies.items()})
+    with adapters.serve([part.laid for part in layout.parts]):
+        hidden_TH = read_hidden(model, layout, adapters.device)
+    logprobs_P = project(adapters, layout, hidden_TH, asked.targets, asked.scored)
     with torch.no_grad():
-        others_P = project(adapters, row, hidden_TH, row.wanted)
-    told_T = np.zeros(len(row.tokens), np.float32)
-    told_T[row.scored] = logprobs_P.detach().cpu().numpy()
-    told_T[row.wanted] = others_P.cpu().numpy()
-    store_logprobs(row, told_T, tallies)
-    return sum_losses(row, logprobs_P, tallies)
+        others_P = project(adapters, layout, hidden_TH, asked.targets, asked.wanted)
+    told_U = np.zeros(len(layout.places), np.float32)
+    told_U[asked.scored] = logprobs_P.detach().cpu().numpy()
+    told_U[asked.wanted] = others_P.cpu().numpy()
+    store_logprobs(layout, told_U, tallies)
+    return sum_losses(layout, logprobs_P, asked.scored, tallies), len(layout.tokens)
 
 
-def read_hidden(model: PreTrainedModel, row: Row, device: torch.device) -> torch.Tensor:
+def read_hidden(model: PreTrainedModel, layout: Layout, device: torch.device) -> torch.Tensor:
     decoder = model.get_decoder()  # type: ignore[no-untyped-call]
     output = decoder(
-        input_ids=torch.from_numpy(row.tokens)[None].to(device),
-        position_ids=torch.from_numpy(row.positions)[None].to(device),
-        segments=row.segments,
+        input_ids=torch.from_numpy(layout.tokens)[None].to(device),
+        position_ids=torch.from_numpy(layout.positions)[None].to(device),
+        segments=layout.segments,
         use_cache=False,
     )
     return output.last_hidden_state[0]  # type: ignore[no-any-return]
 
 
 def project(
-    adapters: Adapters, row: Row, hidden_TH: torch.Tensor, indices: NDArray[np.int64]
+    adapters: Adapters,
+    layout: Layout,
+    hidden_TH: torch.Tensor,
+    targets_U: IntArray,
+    indices_P: IntArray,
 ) -> torch.Tensor:
-    """Log-probabilities of the targets at some positions of the row."""
-    rows_P = torch.from_numpy(indices).to(hidden_TH.device)
-    targets_P = torch.from_numpy(row.targets[indices]).to(hidden_TH.device)
-    active = adapters.head.find_active([find_range(part, indices) for part in row.parts])
+    """Log-probabilities of the targets at some of the told positions."""
+    rows_P = torch.from_numpy(layout.places[indices_P]).to(hidden_TH.device)
+    targets_P = torch.from_numpy(targets_U[indices_P]).to(hidden_TH.device)
+    active = adapters.head.find_active([find_range(part, indices_P) for part in layout.parts])
     return compute_logprobs(hidden_TH[rows_P], targets_P, adapters.head, active)
 
 
-def find_range(part: Part, indices: NDArray[np.int64]) -> Slice:
+def find_range(part: Part, indices_P: IntArray) -> Slice:
     """Where among the chosen positions those of a part lie."""
-    start, stop = np.searchsorted(indices, [part.where.start, part.where.stop])
-    return Slice(part.where.run, int(start), int(stop))
+    start, stop = np.searchsorted(indices_P, [part.told.start, part.told.stop])
+    return Slice(part.told.run, int(start), int(stop))
 
 
-def store_logprobs(row: Row, told_T: FloatArray, tallies: Mapping[str, Tally]) -> None:
-    for part in row.parts:
-        start = part.where.start
+def store_logprobs(layout: Layout, told_U: FloatArray, tallies: Mapping[str, Tally]) -> None:
+    for part in layout.parts:
+        start = part.told.start
         for item in part.items:
-            tallies[item.run].logprobs[item.index][:] = told_T[start : start + item.length]
+            tallies[item.run].logprobs[item.index][:] = told_U[start : start + item.length]
             start += item.length
 
 
-def sum_losses(row: Row, logprobs_P: torch.Tensor, tallies: Mapping[str, Tally]) -> torch.Tensor:
+def sum_losses(
+    layout: Layout, logprobs_P: torch.Tensor, scored_P: IntArray, tallies: Mapping[str, Tally]
+) -> torch.Tensor:
     total = logprobs_P.new_zeros(())
-    for part in row.parts:
-        tally, where = tallies[part.where.run], find_range(part, row.scored)
+    for part in layout.parts:
+        tally, where = tallies[part.told.run], find_range(part, scored_P)
+        own = slice(where.start, where.stop)
         loss = compute_loss(
             tally.request.loss_fn,
-            logprobs_P[where.start : where.stop],
-            gather_inputs(part, tally.request, row.scored[where.start : where.stop], logprobs_P),
+            logprobs_P[own],
+            gather_inputs(part, tally.request, scored_P[own], logprobs_P),
             tally.request.config,
         )
         tally.loss += loss.item()
@@ -161,15 +159,15 @@ def sum_losses(row: Row, logprobs_P: torch.Tensor, tallies: Mapping[str, Tally])
 
 
 def gather_inputs(
-    part: Part, request: ForwardBackward, indices: NDArray[np.int64], like: torch.Tensor
+    part: Part, request: ForwardBackward, indices_P: IntArray, like: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """The loss inputs of a part's scored positions, on the device."""
     loss = LOSS_INPUTS[request.loss_fn]
     names = [*loss.required, *find_optional(part, request)]
     gathered = {}
     for name in names:
-        values_T = np.concatenate([read_optional(item.datum, name, request) for item in part.items])
-        gathered[name] = torch.from_numpy(values_T[indices - part.where.start]).to(like.device)
+        values_U = np.concatenate([read_optional(item.datum, name, request) for item in part.items])
+        gathered[name] = torch.from_numpy(values_U[indices_P - part.told.start]).to(like.device)
     return gathered
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from training.engine.core import Engine
 from training.types import LoraSpec
 
 TINY = Path(__file__).parents[2] / "assets" / "tiny-chatml-1m"
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 97,
     "hidden_size": 48,
     "intermediate_size": 64,

@@ -62,13 +62,30 @@ def renew_driver(run: Run) -> None:
         raise DriverLost(f"{run.driver} does not drive {run.pk} any more")
 
 
+def release_driver(run: Run) -> None:
+    """The process ends and the run goes on: the next one need not wait for the lease."""
+    held = Run.objects.filter(pk=run.pk, driver=run.driver, status=Status.RUNNING)
+    held.update(driver="", driver_until=None)
+
+
+def check_stop(run: Run) -> None:
+    """Raises Cancelled where somebody pressed Stop; `run` may be an old copy of the row."""
+    if _read_wish(run) == Wish.STOP:
+        raise Cancelled
+
+
 def check_wish(run: Run) -> None:
-    """Raises Paused or Cancelled where somebody pressed it; `run` may be an old copy of the row."""
-    wish = Run.objects.values_list("wish", flat=True).get(pk=run.pk)
+    """Between two steps a pause counts too."""
+    wish = _read_wish(run)
     if wish == Wish.STOP:
         raise Cancelled
     if wish == Wish.PAUSE:
         raise Paused
+
+
+def _read_wish(run: Run) -> str:
+    wish: str = Run.objects.values_list("wish", flat=True).get(pk=run.pk)
+    return wish
 
 
 def record_step(run: Run, step: int, metrics: Mapping[str, float]) -> None:

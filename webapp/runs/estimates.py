@@ -48,7 +48,7 @@ def estimate_seconds(
 def estimate_tokens(version: DatasetVersion, base_model: BaseModel) -> float:
     """Mean tokens of a row: counted where a preview was made, else from the text's length."""
     preview = Preview.objects.filter(version=version, base_model=base_model).first()
-    mean = preview.stats.get("mean") if preview else None
+    mean = preview.stats.get("mean_tokens") if preview else None
     if mean:
         return float(mean)
     if not version.num_rows:

@@ -1,0 +1,152 @@
+"""What a recipe's run has done between its steps: checkpoints, samples, evaluations.
+
+Nothing here makes the next step wait, but for the held-out loss, which the device computes.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from training.data.examples import Example
+from training.recipes import sft
+from training.recipes.sft import SftConfig
+from webapp.checkpoints.models import Checkpoint
+from webapp.core.errors import UserError
+from webapp.deployments.calls import submit_call
+from webapp.deployments.models import SamplingCall
+from webapp.evals.models import EvalSuite, Evaluation
+from webapp.evals.services import request_evaluation
+from webapp.runs.history import record_metrics
+from webapp.runs.models import LogLine, Run
+from webapp.runs.services import add_log
+from workers.remote import RemoteFuture, RemoteModel
+
+SAVED_NAME = "step-{step:06d}"
+SAMPLED_NAME = "sampled-{step:06d}"
+SAMPLED_SECONDS = 6 * 3600  # weights that were saved for samples alone; an evaluation may queue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is to happen behind a step."""
+
+    checkpoint: bool = False
+    evaluation: bool = False
+    samples: bool = False
+
+    @property
+    def is_anything(self) -> bool:
+        return self.checkpoint or self.evaluation or self.samples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Errand:
+    """Weights on their way to the disk, and what is to be done with them there."""
+
+    step: int
+    saved: RemoteFuture[Checkpoint]
+    wanted: Wanted
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Errands:
+    """Each is done once, also where a replay comes by again."""
+
+    run: Run
+    model: RemoteModel
+    config: SftConfig
+    held_out: Sequence[Example]
+    open: deque[Errand] = field(default_factory=deque)
+
+    def begin(self, *, sampling: bool) -> None:
+        """What the run begins with answers the prompts too."""
+        if sampling:
+            self._ask(0, self.run.parent)
+
+    def run_due(self, step: int, wanted: Wanted) -> None:
+        if wanted.is_anything:
+            needs_weights = wanted.checkpoint or wanted.samples or self._find_suite() is not None
+            if needs_weights:
+                saved = self._save(step, wanted)
+                self.open.append(Errand(step=step, saved=saved, wanted=wanted))
+            if wanted.evaluation:
+                self._measure(step)
+
+    def look(self) -> None:
+        """Go on with what is saved by now."""
+        while self.open and self.open[0].saved.is_over():
+            self._go_on(self.open.popleft())
+
+    def finish(self) -> None:
+        while self.open:
+            self._go_on(self.open.popleft())
+
+    def _save(self, step: int, wanted: Wanted) -> RemoteFuture[Checkpoint]:
+        if wanted.checkpoint:
+            return self.model.save_checkpoint(SAVED_NAME.format(step=step), kind="training")
+        name = SAMPLED_NAME.format(step=step)
+        return self.model.save_checkpoint(name, kind="sampler", ttl_seconds=SAMPLED_SECONDS)
+
+    def _go_on(self, errand: Errand) -> None:
+        checkpoint = errand.saved.result()
+        if errand.wanted.checkpoint and not errand.saved.was_recorded:
+            add_log(self.run, f"Saved the checkpoint {checkpoint.name}.", step=errand.step)
+        if checkpoint.deleted_at is not None:
+            return  # a replay of long ago: what was asked of it was answered then
+        if errand.wanted.samples:
+            self._ask(errand.step, checkpoint)
+        if errand.wanted.evaluation:
+            self._evaluate(errand.step, checkpoint)
+
+    def _ask(self, step: int, checkpoint: Checkpoint | None) -> None:
+        sampling = self.config.sampling
+        for index, prompt in enumerate(sampling.prompts):
+            about = {"run": self.run.pk, "step": step, "prompt_index": index}
+            if SamplingCall.objects.filter(run=self.run, about=about).exists():
+                continue
+            text = isinstance(prompt, str)
+            messages = [{"role": "user", "content": prompt}] if text else list(prompt)
+            submit_call(
+                project=self.run.project,
+                purpose=SamplingCall.Purpose.RUN_SAMPLE,
+                base_model=self.run.base_model,
+                checkpoint=checkpoint,
+                payload={
+                    "messages": messages,
+                    "num_samples": 1,
+                    "params": {
+                        "max_tokens": sampling.max_tokens,
+                        "temperature": sampling.temperature,
+                        "seed": self.config.seed,
+                    },
+                    "prompt_logprobs": False,
+                },
+                about=about,
+                run=self.run,
+            )
+
+    def _measure(self, step: int) -> None:
+        if not self.held_out:
+            return
+        is_replay = self.model.is_replaying
+        loss = sft.held_out_loss(self.model, self.held_out)
+        record_metrics(self.run, step, {"held_out_loss": loss})
+        if not is_replay:
+            add_log(self.run, f"Held-out loss after step {step}: {loss:.4g}.", step=step)
+
+    def _find_suite(self) -> EvalSuite | None:
+        suite_id = self.run.config.get("eval_suite")
+        if not suite_id:
+            return None
+        return EvalSuite.objects.filter(project=self.run.project, pk=suite_id).first()
+
+    def _evaluate(self, step: int, checkpoint: Checkpoint) -> None:
+        suite = self._find_suite()
+        if suite is None:
+            return
+        if Evaluation.objects.filter(run=self.run, suite=suite, checkpoint=checkpoint).exists():
+            return
+        try:
+            request_evaluation(actor=None, suite=suite, checkpoint=checkpoint, run=self.run)
+        except UserError as error:
+            add_log(self.run, f"Not evaluated: {error}", LogLine.Level.WARNING, step=step)

@@ -91,8 +91,8 @@ def claim_calls(*, worker: str, limit: int) -> list[SamplingCall]:
     ours = SamplingCall.objects.filter(
         pk__in=wanted, status=Status.RUNNING, worker=worker, claim_until=until
     )
-    related = ("base_model", "checkpoint", "run", "project")
-    return list(ours.select_related(*related).order_by(rank, "id"))
+    whole = ours.select_related("base_model", "checkpoint", "run", "project")
+    return list(whole.prefetch_related("base_model__names").order_by(rank, "id"))
 
 
 def renew_claims(*, worker: str, pks: Sequence[int]) -> set[int]:
@@ -112,6 +112,12 @@ def requeue_calls(*, worker: str) -> int:
     """What a sampler of this name held before it was started again, or cannot finish now."""
     held = SamplingCall.objects.filter(status=Status.RUNNING, worker=worker)
     return held.update(status=Status.QUEUED, worker="", claim_until=None)
+
+
+def requeue_call(call: SamplingCall, *, worker: str) -> bool:
+    """Its server was lost under it; another start of it, or another sampler, answers."""
+    waits = {"status": Status.QUEUED, "worker": "", "claim_until": None}
+    return _held_by(worker, call).update(**waits) == 1
 
 
 def finish_call(
@@ -185,6 +191,12 @@ def open_sampling_session(
     if not is_new and (opened.base_model_id, opened.checkpoint_id) != wanted:
         raise UserError(f"sampling_session_seq_id {seq_id} was already used for other weights.")
     return opened
+
+
+def cancel_calls_of_cancelled_runs() -> int:
+    """Nobody looks for the samples of a run that was stopped."""
+    waiting = SamplingCall.objects.filter(status=Status.QUEUED, run__status=Run.Status.CANCELLED)
+    return sum(cancel_call(call) for call in waiting)
 
 
 def kick_samplers() -> None:

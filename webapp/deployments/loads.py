@@ -69,7 +69,8 @@ def fail_load(load: HotLoad, error: str) -> HotLoad:
 
 def lose_load(load: HotLoad) -> None:
     """Its server let go of it; the next call loads it again."""
-    HotLoad.objects.filter(pk=load.pk, status=Status.READY).update(status=Status.LOST)
+    live = HotLoad.objects.filter(pk=load.pk, status__in=(Status.READY, Status.LOADING))
+    live.update(status=Status.LOST)
     _announce(load)
 
 

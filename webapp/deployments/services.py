@@ -87,6 +87,12 @@ def stop_deployment(*, actor: Actor, deployment: Deployment) -> None:
     _announce(deployment)
 
 
+def list_loading() -> list[Deployment]:
+    """What a sampler has to load and prove."""
+    loading = Deployment.objects.filter(status=Status.LOADING)
+    return list(loading.select_related("base_model", "checkpoint"))
+
+
 def mark_ready(deployment: Deployment, hot_load: HotLoad | None) -> bool:
     """False: meanwhile it was stopped, or another checkpoint was chosen."""
     if hot_load is not None and hot_load.deployment_id is None:
@@ -160,7 +166,7 @@ def check_messages(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]
 
 def check_params(params: Mapping[str, Any]) -> dict[str, Any]:
     """Sampling settings in range, by name; `stop` is strings, or token ids, or absent."""
-    checked = {
+    checked: dict[str, Any] = {
         name: _check_number(name, params[name], limits)
         for name, limits in RANGES.items()
         if params.get(name) is not None

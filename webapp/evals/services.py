@@ -25,7 +25,15 @@ from webapp.runs.models import Run
 Status = Evaluation.Status
 
 LIVE = (Status.QUEUED, Status.RUNNING)
-GRADERS = ("exact_match", "contains", "numeric", "regex")
+GRADERS = (
+    "exact_match",
+    "contains",
+    "numeric",
+    "regex",
+    "valid_json",
+    "json_equal",
+    "accepted_call",
+)
 MAX_ITEMS = 2000
 # Greedy: the same weights give the same answers, so a difference is the weights'.
 SAMPLING = {"max_tokens": 256, "temperature": 0.0, "seed": 0}
@@ -148,19 +156,35 @@ def begin_evaluation(evaluation: Evaluation) -> bool:
 def record_result(
     evaluation: Evaluation, index: int, *, served: Mapping[str, Any], **columns: Any
 ) -> None:
-    """Keep one graded answer, or why there is none, and end the evaluation with its last one."""
+    """Keep one graded answer, or why there is none. `settle` ends the evaluation, once committed:
+    two samplers that record the last two answers do not see each other's before.
+    """
     EvalResult.objects.update_or_create(evaluation=evaluation, index=index, defaults=columns)
-    num_done = evaluation.results.count()
-    live = Evaluation.objects.filter(pk=evaluation.pk, status=Status.RUNNING)
-    live.update(num_done=num_done)
     if served and "server" not in evaluation.served:
         evaluation.served |= served
-        live.update(served=evaluation.served)
-    num_items = evaluation.suite.num_items
-    if num_done == num_items:
-        _finish(live, evaluation)
+        _running(evaluation).update(served=evaluation.served)
+
+
+def settle(evaluation: Evaluation) -> None:
+    """Count what is done, and end with the last one."""
+    num_done, num_items = evaluation.results.count(), evaluation.suite.num_items
+    _running(evaluation).update(num_done=num_done)
+    if num_done >= num_items:
+        _finish(evaluation)
     elif num_done % max(1, num_items // HINTS_AN_EVALUATION) == 0:
         _announce(evaluation)
+
+
+def settle_abandoned() -> None:
+    """Ends what nothing works on any more: a sampler died between an answer and its count."""
+    for evaluation in Evaluation.objects.filter(status=Status.RUNNING).select_related("suite"):
+        live = SamplingCall.objects.filter(
+            purpose=SamplingCall.Purpose.EVALUATION,
+            status__in=(SamplingCall.Status.QUEUED, SamplingCall.Status.RUNNING),
+            about__evaluation=evaluation.pk,
+        )
+        if not live.exists():
+            _finish(evaluation)
 
 
 def cancel_evaluation(*, actor: Actor, evaluation: Evaluation) -> None:
@@ -195,12 +219,18 @@ def _make_call(evaluation: Evaluation, index: int) -> SamplingCall:
     )
 
 
-def _finish(live: QuerySet[Evaluation], evaluation: Evaluation) -> None:
+def _running(evaluation: Evaluation) -> QuerySet[Evaluation]:
+    return Evaluation.objects.filter(pk=evaluation.pk, status=Status.RUNNING)
+
+
+def _finish(evaluation: Evaluation) -> None:
     """The mean of every grader over what was answered; where nothing was, it has failed."""
+    live = _running(evaluation)
     answered = list(evaluation.results.filter(error=""))
     if not answered:
         first = evaluation.results.first()
-        _end(live, evaluation, status=Status.FAILED, error=first.error if first else "")
+        error = first.error if first else "No prompt of it was answered."
+        _end(live, evaluation, status=Status.FAILED, error=error)
         return
     names = [grader["name"] for grader in evaluation.suite.graders]
     scores = {

@@ -1,0 +1,164 @@
+"""A trained adapter of the tiny model, its rows, and the built-in server in this process."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from asgiref.sync import async_to_sync
+
+from training.engine.core import Engine
+from training.types import LoraSpec, SavedWeights
+from webapp.accounts.models import Actor, Membership, Project, Role, User
+from webapp.checkpoints.models import Checkpoint
+from webapp.fleet.models import BaseModel, BaseModelName
+from webapp.runs.models import Origin, Run
+from workers.generation import App
+from workers.hotload import HotLoads
+from workers.residents import Residents, Setup, TurnThread
+from workers.sampler import Sampler
+from workers.vllm import SamplingServer
+
+TINY = Path(__file__).parents[2] / "assets" / "tiny-chatml-1m"
+MODEL = "tiny/chat"
+WORKER = "sampler-test"
+
+Work = Callable[[Sampler], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """Two adapters on disk, as a trainer saved them."""
+
+    home: Path
+    first: SavedWeights
+    second: SavedWeights
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    home = tmp_path_factory.mktemp("home")
+    engine = Engine.load(TINY)
+    weights = []
+    for index, name in enumerate(("first", "second")):
+        engine.create_adapter(name, LoraSpec(rank=4, seed=index))
+        stir(engine, name, seed=index)
+        weights.append(engine.save_weights(name, home / name, optimizer=False))
+    return Saved(home=home, first=weights[0], second=weights[1])
+
+
+def stir(engine: Engine, run: str, *, seed: int) -> None:
+    """B starts at zero, where every adapter is the base model."""
+    generator = torch.Generator().manual_seed(seed)
+    for pair in engine.adapters.by_run[run].pairs.values():
+        pair.b.detach().copy_(0.1 * torch.randn(pair.b.shape, generator=generator))
+
+
+@pytest.fixture
+def alice(db: None) -> Actor:
+    user = User.objects.create_user(username="alice")
+    project = Project.objects.create(name="Alice's project")
+    Membership.objects.create(project=project, user=user, role=Role.OWNER)
+    return Actor(user=user, project=project, role=Role.OWNER)
+
+
+@pytest.fixture
+def base_model(db: None) -> BaseModel:
+    model = BaseModel.objects.create(
+        path=str(TINY), context_tokens=512, vocab_size=1024, digest="base"
+    )
+    BaseModelName.objects.create(base_model=model, name=MODEL)
+    return model
+
+
+@pytest.fixture
+def run(alice: Actor, base_model: BaseModel) -> Run:
+    return Run.objects.create(
+        project=alice.project, name="first", origin=Origin.BROWSER, base_model=base_model, rank=4
+    )
+
+
+@pytest.fixture
+def save(run: Run, saved: Saved, settings: Any) -> Callable[..., Checkpoint]:
+    """A checkpoint's row, of the first or the second adapter."""
+    settings.HONE_HOME = saved.home
+
+    def save(name: str = "first", **columns: Any) -> Checkpoint:
+        weights = saved.first if name == "first" else saved.second
+        defaults = {
+            "project": run.project,
+            "run": run,
+            "base_model": run.base_model,
+            "name": name,
+            "kind": Checkpoint.Kind.SAMPLER,
+            "step": 10,
+            "seq": 20,
+            "path": name,
+            "digest": weights.digest,
+            "size_bytes": weights.size_bytes,
+            "rank": 4,
+            "probe": {
+                "tokens": list(weights.probe.tokens),
+                "logprobs": list(weights.probe.logprobs),
+            },
+        }
+        return Checkpoint.objects.create(**defaults | columns)
+
+    return save
+
+
+@pytest.fixture
+def checkpoint(save: Callable[..., Checkpoint]) -> Checkpoint:
+    return save()
+
+
+@pytest.fixture(scope="session")
+def turns() -> Iterator[TurnThread]:
+    thread = TurnThread(Residents(Setup(models={MODEL: TINY})), on_death=lambda: None)
+    thread.start()
+    yield thread
+    thread.stop()
+
+
+@pytest.fixture
+def transport(turns: TurnThread) -> httpx.AsyncBaseTransport:
+    """Tests put another one in its place to break what the server says."""
+    return httpx.ASGITransport(App(turns))
+
+
+@asynccontextmanager
+async def open_sampler(
+    transport: httpx.AsyncBaseTransport, start: str = "1"
+) -> AsyncIterator[Sampler]:
+    async with SamplingServer("http://sampler", transport=transport) as server:
+        loads = HotLoads(server, f"{WORKER}/{start}")
+        sampler = Sampler(worker=WORKER, server=server, loads=loads)
+        await sampler.begin()
+        yield sampler
+        await sampler.stop()
+
+
+async def finish(sampler: Sampler) -> None:
+    """Turns until nothing waits and nothing is on its way."""
+    while await sampler.run_once() or sampler.tasks or sampler.proving:
+        await sampler.wait()
+
+
+@pytest.fixture
+def work(transport: httpx.AsyncBaseTransport) -> Callable[..., None]:
+    """Let a sampler do everything that waits. `then` sees it before it ends."""
+
+    def work(then: Work | None = None, *, start: str = "1", over: Any = None) -> None:
+        async def run() -> None:
+            async with open_sampler(over or transport, start) as sampler:
+                await finish(sampler)
+                if then is not None:
+                    await then(sampler)
+
+        async_to_sync(run)()
+
+    return work

@@ -1,0 +1,215 @@
+"""From a call's payload to token ids, and from its tokens to whom the answer belongs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from django.db import transaction
+from tokenizers.decoders import DecodeStream
+
+from training.data.tokenizer import ChatTokenizer
+from training.errors import InvalidInput
+from training.recipes.grading import grade
+from training.types import SampledSequence, SampleOutput, SampleRequest, SamplingParams
+from webapp.deployments import calls
+from webapp.deployments.models import HotLoad, SamplingCall
+from webapp.evals.models import Evaluation
+from webapp.evals.services import record_result, settle
+from webapp.runs.samples import record_sample
+from webapp.tinker.wire import encode_sample_output
+
+Purpose = SamplingCall.Purpose
+
+PROTOBUF = "application/x-protobuf"
+JSON = "application/json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One call's output with its texts. `load` None: the base model answered."""
+
+    output: SampleOutput
+    sequences: Sequence[Mapping[str, Any]]
+    num_prompt_tokens: int
+    load: HotLoad | None
+    template: str  # digest of the chat template that made the prompt; empty: it came as tokens
+
+
+def make_request(call: SamplingCall, tokenizer: ChatTokenizer) -> SampleRequest:
+    payload = call.payload
+    params = dict(payload.get("params") or {})
+    if params.get("stop") is not None:
+        params["stop"] = tuple(params["stop"])
+    prompt = payload.get("prompt")
+    if prompt is None:
+        text = tokenizer.apply_template(
+            payload["messages"], add_generation_prompt=True, tools=payload.get("tools")
+        )
+        prompt = tokenizer.encode(text)
+        # Who sends messages cannot count tokens: the limit is theirs up to the model's own.
+        room = max(1, call.base_model.context_tokens - len(prompt))
+        params["max_tokens"] = min(params.get("max_tokens") or room, room)
+    return SampleRequest(
+        prompt=prompt,
+        params=SamplingParams(**params),
+        num_samples=payload.get("num_samples", 1),
+        prompt_logprobs=bool(payload.get("prompt_logprobs")),
+    )
+
+
+def make_answer(
+    call: SamplingCall,
+    request: SampleRequest,
+    output: SampleOutput,
+    tokenizer: ChatTokenizer,
+    load: HotLoad | None = None,
+) -> Answer:
+    return Answer(
+        output=output,
+        sequences=[describe_sequence(sequence, tokenizer) for sequence in output.sequences],
+        num_prompt_tokens=len(request.prompt),
+        load=load,
+        template="" if "prompt" in call.payload else digest_template(tokenizer),
+    )
+
+
+def describe_sequence(sequence: SampledSequence, tokenizer: ChatTokenizer) -> dict[str, Any]:
+    return {
+        "tokens": list(sequence.tokens),
+        "logprobs": list(sequence.logprobs),
+        "text": tokenizer.decode(sequence.tokens, skip_special=True),
+        "pieces": split_pieces(sequence.tokens, tokenizer),
+        "stop_reason": sequence.stop_reason,
+    }
+
+
+def split_pieces(tokens: Sequence[int], tokenizer: ChatTokenizer) -> list[str]:
+    """One text a token, special ones spelled out. A character of several tokens is the last's."""
+    stream = DecodeStream(skip_special_tokens=False)
+    return [stream.step(tokenizer.tokenizer, token) or "" for token in tokens]
+
+
+def digest_template(tokenizer: ChatTokenizer) -> str:
+    return sha256((tokenizer.template or "").encode()).hexdigest()
+
+
+def encode_answer(call: SamplingCall, answer: Answer) -> tuple[bytes, str]:
+    """As the caller reads it: protobuf for SDK clients, JSON for everybody else."""
+    if call.purpose == Purpose.TINKER:
+        return encode_sample_output(answer.output), PROTOBUF
+    load = answer.load
+    described = {
+        "sequences": answer.sequences,
+        "prompt_tokens": answer.num_prompt_tokens,
+        "adapter": load.adapter_name if load else None,
+        "digest": load.digest if load else call.base_model.digest,
+    }
+    if answer.output.prompt_logprobs is not None:
+        described["prompt_logprobs"] = answer.output.prompt_logprobs
+    return json.dumps(described).encode(), JSON
+
+
+def store_answer(call: SamplingCall, answer: Answer, worker: str) -> None:
+    """The call's result, and its copy where it belongs, together or not at all."""
+    result, content_type = encode_answer(call, answer)
+    columns = _describe_result(call, answer) if call.purpose == Purpose.EVALUATION else {}
+    with transaction.atomic():
+        stored = calls.finish_call(
+            call, worker=worker, result=result, content_type=content_type, hot_load=answer.load
+        )
+        if stored and call.purpose == Purpose.RUN_SAMPLE:
+            _keep_sample(call, answer)
+        elif stored and call.purpose == Purpose.EVALUATION:
+            served = _describe_served(call, answer)
+            record_result(_find_evaluation(call), call.about["index"], served=served, **columns)
+    _settle(call)
+
+
+def store_failure(call: SamplingCall, error: str, category: str, worker: str) -> None:
+    with transaction.atomic():
+        failed = calls.fail_call(call, worker=worker, error=error, category=category)
+        if failed and call.purpose == Purpose.RUN_SAMPLE:
+            _record_sample(call, error=error)
+        elif failed and call.purpose == Purpose.EVALUATION:
+            record_result(_find_evaluation(call), call.about["index"], served={}, error=error)
+    _settle(call)
+
+
+def _settle(call: SamplingCall) -> None:
+    if call.purpose == Purpose.EVALUATION:
+        settle(_find_evaluation(call))
+
+
+def _keep_sample(call: SamplingCall, answer: Answer) -> None:
+    sequence = answer.sequences[0]
+    tokens = zip(sequence["pieces"], sequence["tokens"], sequence["logprobs"], strict=True)
+    _record_sample(
+        call,
+        completion=sequence["text"],
+        tokens=[{"text": text, "id": token, "logprob": value} for text, token, value in tokens],
+        stop_reason=sequence["stop_reason"],
+        error="",
+    )
+
+
+def _record_sample(call: SamplingCall, **columns: Any) -> None:
+    assert call.run is not None  # whoever submits samples of a run says of which
+    record_sample(
+        call.run,
+        step=call.about["step"],
+        prompt_index=call.about["prompt_index"],
+        prompt=call.payload.get("messages", []),
+        checkpoint=call.checkpoint,
+        **columns,
+    )
+
+
+def _describe_result(call: SamplingCall, answer: Answer) -> dict[str, Any]:
+    sequence = answer.sequences[0]
+    scores, error = grade_item(_find_evaluation(call), call.about["index"], sequence["text"])
+    return {
+        "completion": sequence["text"],
+        "num_tokens": len(sequence["tokens"]),
+        "stop_reason": sequence["stop_reason"],
+        "scores": scores,
+        "error": error,
+    }
+
+
+def _describe_served(call: SamplingCall, answer: Answer) -> dict[str, Any]:
+    load = answer.load
+    return {
+        "adapter": load.adapter_name if load else None,
+        "digest": load.digest if load else call.base_model.digest,
+        "server": load.server if load else call.worker,
+        "template": answer.template,
+    }
+
+
+def _find_evaluation(call: SamplingCall) -> Evaluation:
+    return Evaluation.objects.select_related("suite").get(pk=call.about["evaluation"])
+
+
+def grade_item(evaluation: Evaluation, index: int, completion: str) -> tuple[dict[str, float], str]:
+    """{grader: score}, or why it cannot be graded."""
+    item, graders = evaluation.suite.items[index], evaluation.suite.graders
+    try:
+        return {grader["name"]: grade_one(grader, completion, item) for grader in graders}, ""
+    except InvalidInput as error:
+        return {}, str(error)
+
+
+def grade_one(grader: Mapping[str, Any], completion: str, item: Mapping[str, Any]) -> float:
+    """A grader compares with the row's last answer, or with the column that it names."""
+    own = {key: value for key, value in grader.items() if key not in ("name", "column")}
+    column = choose_column(grader)
+    target = item["columns"][column] if column else item["target"]
+    return grade(grader["name"], completion, target, own)
+
+
+def choose_column(grader: Mapping[str, Any]) -> str:
+    """Accepted values of a call cannot stand in the answer itself: they have their own column."""
+    default = "target" if grader["name"] == "accepted_call" else ""
+    return str(grader.get("column", default))

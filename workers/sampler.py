@@ -1,0 +1,159 @@
+"""Keeps a sampling server busy: takes calls, many at once, and brings their answers home."""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+from training.data.tokenizer import ChatTokenizer
+from training.errors import InvalidInput
+from webapp.deployments import calls, loads, services
+from webapp.deployments.models import Deployment, HotLoad, SamplingCall
+from webapp.evals.services import settle_abandoned
+from webapp.fleet.models import BaseModel
+from webapp.fleet.services import beat_worker
+from workers.answers import Answer, make_answer, make_request, store_answer, store_failure
+from workers.hotload import HotLoads, LoadFailed, in_database
+from workers.vllm import ModelMissing, SamplingServer, ServerLost
+
+logger = logging.getLogger(__name__)
+
+IN_FLIGHT = 64  # what a server decodes together; more would only wait there instead of here
+MAX_LOSSES = 3  # a call under which the server breaks so often is what breaks it
+PAUSE_SECONDS = 1.0  # before a lost server is asked again
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Sampler:
+    """The work of one start of one server. Everything that must last is in rows."""
+
+    worker: str
+    server: SamplingServer
+    loads: HotLoads
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+    losses: Counter[int] = field(default_factory=Counter)  # calls that lost a server, by all starts
+    limit: int = IN_FLIGHT
+    tasks: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+    proving: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    tokenizers: dict[str, ChatTokenizer] = field(default_factory=dict)
+    paused_until: float = 0.0
+
+    async def begin(self) -> None:
+        """A new start of a server holds nothing of what earlier ones did."""
+        await in_database(loads.lose_loads, of=self.worker, but=self.loads.start)
+        await in_database(calls.requeue_calls, worker=self.worker)
+        await in_database(services.reload_deployments)
+
+    async def run_once(self) -> bool:
+        """Begin what waits and finds room. True: there may be more."""
+        if time.monotonic() < self.paused_until:
+            return False
+        await in_database(calls.cancel_calls_of_cancelled_runs)
+        for deployment in await in_database(services.list_loading):
+            if deployment.pk not in self.proving:
+                self.proving[deployment.pk] = asyncio.create_task(self.prove(deployment))
+        room = self.limit - len(self.tasks)
+        taken = await in_database(calls.claim_calls, worker=self.worker, limit=room)
+        for call in taken:
+            self.tasks[call.pk] = asyncio.create_task(self.answer(call))
+        return bool(taken) and len(taken) == room
+
+    async def answer(self, call: SamplingCall) -> None:
+        """Whatever goes wrong is this call's alone."""
+        try:
+            answer = await self.sample(call)
+            await in_database(store_answer, call, answer, self.worker)
+        except InvalidInput as error:
+            await in_database(store_failure, call, str(error), "user", self.worker)
+        except (LoadFailed, ModelMissing) as error:
+            await in_database(store_failure, call, str(error), "server", self.worker)
+        except ServerLost as error:
+            await self.put_back(call, error)
+        except Exception:
+            logger.exception("call %s failed", call.pk)
+            text = f"Internal error: the sampler's log has the details under call {call.pk}."
+            await in_database(store_failure, call, text, "server", self.worker)
+        finally:
+            del self.tasks[call.pk]
+            self.woken.set()
+
+    async def sample(self, call: SamplingCall) -> Answer:
+        tokenizer = await self.find_tokenizer(call.base_model)
+        request = make_request(call, tokenizer)
+        if call.checkpoint is None:
+            output = await self.server.generate(call.base_model.name, request)
+            return make_answer(call, request, output, tokenizer)
+        load, output = await self.loads.use(
+            call.checkpoint, lambda load: self.server.generate(load.adapter_name, request)
+        )
+        return make_answer(call, request, output, tokenizer, load)
+
+    async def find_tokenizer(self, base_model: BaseModel) -> ChatTokenizer:
+        if base_model.path not in self.tokenizers:
+            self.tokenizers[base_model.path] = await asyncio.to_thread(
+                ChatTokenizer.load, base_model.path
+            )
+        return self.tokenizers[base_model.path]
+
+    async def put_back(self, call: SamplingCall, error: ServerLost) -> None:
+        """The next start of the server answers it, unless it is what breaks servers."""
+        self.paused_until = time.monotonic() + PAUSE_SECONDS
+        self.losses[call.pk] += 1
+        if self.losses[call.pk] < MAX_LOSSES:
+            logger.warning("call %s waits again: %s", call.pk, error)
+            await in_database(calls.requeue_call, call, worker=self.worker)
+        else:
+            text = f"The sampling server broke {MAX_LOSSES} times under this call: {error}"
+            await in_database(store_failure, call, text, "server", self.worker)
+
+    async def prove(self, deployment: Deployment) -> None:
+        """A deployment is ready when its checkpoint is loaded and agrees."""
+        try:
+            load = await self.load_for(deployment)
+            await in_database(services.mark_ready, deployment, load)
+        except (LoadFailed, ModelMissing) as error:
+            await in_database(services.mark_failed, deployment, str(error))
+        except ServerLost:
+            self.paused_until = time.monotonic() + PAUSE_SECONDS
+        finally:
+            del self.proving[deployment.pk]
+            self.woken.set()
+
+    async def load_for(self, deployment: Deployment) -> HotLoad | None:
+        if deployment.checkpoint is None:
+            return None
+        load, _ = await self.loads.use(deployment.checkpoint, nothing_more)
+        return load
+
+    async def wait(self) -> None:
+        """Until something that was begun has ended."""
+        tasks = [*self.tasks.values(), *self.proving.values()]
+        if tasks:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+
+    async def beat(self) -> None:
+        """Say that we live, keep our claims, drop what was cancelled, take over from the dead."""
+        held = await in_database(calls.renew_claims, worker=self.worker, pks=list(self.tasks))
+        for pk in self.tasks.keys() - held:
+            self.tasks[pk].cancel()
+        await in_database(calls.requeue_expired)
+        await in_database(settle_abandoned)
+        holds: dict[str, object] = {
+            "server": self.loads.start,
+            "adapters": self.loads.names,
+            "calls": len(self.tasks),
+        }
+        await in_database(beat_worker, name=self.worker, holds=holds)
+
+    async def stop(self) -> None:
+        tasks = [*self.tasks.values(), *self.proving.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.loads.cancel()
+        await in_database(calls.requeue_calls, worker=self.worker)
+
+
+async def nothing_more(_: HotLoad) -> None:
+    """A deployment asks for the load alone."""

@@ -24,9 +24,11 @@ from webapp.runs import driving
 from webapp.runs.driving import Cancelled, DriverLost, Interrupted, Paused
 from webapp.runs.models import LogLine, Run
 from webapp.runs.services import add_log
+from webapp.settings import read_int
 from workers.errands import SAVED_NAME, Errands, Wanted
 from workers.remote import OperationFailed, RedisWaiter, RemoteModel, Waiter
 
+MAX_DRIVEN = read_int("HONE_RECIPES", 24)  # at once in a process; they mostly wait
 RENEW_SECONDS = 5.0
 STOP_SECONDS = 180.0  # to wait for the last checkpoint of a run that is stopped
 OURS = ("eval_suite",)  # of the config: what the recipe itself knows nothing of
@@ -49,7 +51,12 @@ def leave_runs(**_: object) -> None:
 
 
 def train(run_id: str) -> None:
-    """Drive a run to its end, to a pause, or until this process ends. Twice at once is one."""
+    """Drive a run to its end, to a pause, or until this process ends. Twice at once is one.
+
+    Where every place is taken the run stays queued: other tasks need their threads.
+    """
+    if len(driven) >= MAX_DRIVEN or shutting_down.is_set():
+        return
     driver = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
     if not driving.take_driver(run_id, driver=driver):
         return
@@ -58,6 +65,7 @@ def train(run_id: str) -> None:
     with RedisWaiter() as waiter:
         drive(run, waiter)
     driven.pop(run_id, None)
+    driving.invite_next()
 
 
 def fail(run_id: str, error: Exception) -> None:
@@ -65,6 +73,7 @@ def fail(run_id: str, error: Exception) -> None:
     number = uuid.uuid4().hex[:8]
     logger.error("%s: internal error %s: %r", run_id, number, error)
     run = driven.pop(run_id, None) or Run.objects.get(pk=run_id)
+    driving.invite_next()
     end_failed(run, f"internal error {number}: the server's log says more", "server")
 
 

@@ -152,10 +152,12 @@ class RemoteModel:
         return self.seq <= self.last_recorded
 
     def skip_to_end(self) -> None:
-        """Behind everything that was submitted."""
-        self.seq = self.last_recorded = max(self.seq, self.last_recorded + 1)
-        steps = Operation.objects.filter(run=self.run, kind=Kind.OPTIM_STEP)
-        self.num_steps = steps.exclude(status=Status.FAILED).count()
+        """Behind everything that was submitted; a save that is the last may be asked for again."""
+        rows = Operation.objects.filter(run=self.run)
+        ends_with_save = rows.filter(seq=self.last_recorded, kind=Kind.SAVE_WEIGHTS).exists()
+        self.seq = self.last_recorded + (0 if ends_with_save else 1)
+        steps = rows.filter(kind=Kind.OPTIM_STEP).exclude(status=Status.FAILED)
+        self.num_steps = steps.count()
 
     def create(self) -> RemoteFuture[None]:
         """Fresh weights, or the parent's: a run's first operation."""

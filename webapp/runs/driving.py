@@ -8,12 +8,14 @@ from django.db import transaction
 from django.db.models import Q
 from django.utils.timezone import now
 
+from webapp.core.dispatch import TRAIN_RUN, send_task
 from webapp.core.events import publish, run_group
 from webapp.runs.history import record_metrics
-from webapp.runs.models import Run
+from webapp.runs.models import Run, RunQuerySet
 from webapp.runs.services import announce
 
 DRIVER_LEASE = timedelta(seconds=60)
+ANNOUNCED = timedelta(minutes=2)  # a message may wait this long before it counts as lost
 
 Status = Run.Status
 Wish = Run.Wish
@@ -60,6 +62,36 @@ def renew_driver(run: Run) -> None:
     held = Run.objects.filter(pk=run.pk, driver=run.driver, status=Status.RUNNING)
     if held.update(driver_until=now() + DRIVER_LEASE) != 1:
         raise DriverLost(f"{run.driver} does not drive {run.pk} any more")
+
+
+def announce_driverless(*, limit: int | None = None) -> int:
+    """Send for runs whose driver has died or never came, oldest first. Returns how many.
+
+    Not again for a while: where every recipe's place is taken, messages would only pile up.
+    """
+    unheard = Q(driver_until=None) | Q(driver_until__lt=now())
+    waiting = Run.objects.filter(unheard, status__in=(Status.QUEUED, Status.RUNNING))
+    return sum(
+        _announce_run(run_id, waiting)
+        for run_id in waiting.exclude(recipe="")
+        .order_by("created_at")
+        .values_list("pk", flat=True)[:limit]
+    )
+
+
+def _announce_run(run_id: str, waiting: RunQuerySet) -> bool:
+    said = waiting.filter(pk=run_id).update(driver="", driver_until=now() + ANNOUNCED) == 1
+    if said:
+        send_task(TRAIN_RUN, run_id)
+    return said
+
+
+def invite_next() -> None:
+    """A recipe's place is free: whoever has waited longest need not wait for the beat."""
+    waiting = Run.objects.filter(status=Status.QUEUED, driver="").exclude(recipe="")
+    oldest = waiting.order_by("created_at").values_list("pk", flat=True).first()
+    if oldest is not None:
+        send_task(TRAIN_RUN, oldest)
 
 
 def release_driver(run: Run) -> None:

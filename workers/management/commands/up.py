@@ -162,7 +162,7 @@ def _processes(environment: dict[str, str], logs: Path) -> list[Process]:
             "--port", str(settings.PORT), "--no-access-log", "--timeout-graceful-shutdown", "3",
         ),
         "beat": [*celery, "beat", "--schedule", str(settings.HONE_HOME / "beat")],
-        "cpu": [*worker, "-Q", "cpu", "--concurrency", "8", "-n", "cpu@%h"],
+        "cpu": [*worker, "-Q", "cpu", "--concurrency", "32", "-n", "cpu@%h"],
         "gpu": [
             *worker, "-I", "workers.gpu", "-Q", f"gpu.{WORKER},gpu", "--concurrency", "1",
             "-n", f"gpu.{WORKER}@%h",

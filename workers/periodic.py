@@ -1,0 +1,45 @@
+"""The beat: what nobody's request sets off. Each task is free when there is nothing to do."""
+
+from webapp.checkpoints.services import expire_checkpoints
+from webapp.deployments.calls import requeue_expired
+from webapp.evals.services import settle_abandoned
+from webapp.runs import driving, queue
+from webapp.runs.services import reap_sessions
+from workers.celery import app
+
+KICK_SECONDS = 5.0
+SWEEP_SECONDS = 15.0
+CLEAN_SECONDS = 60.0
+
+
+@app.task(name="beat.kick")
+def kick() -> None:
+    """Messages may be lost, rows may not: whatever waits is announced again."""
+    queue.kick_waiting()
+    driving.announce_driverless()
+
+
+@app.task(name="beat.sweep")
+def sweep() -> None:
+    """What has waited for longer than it may."""
+    queue.fail_gaps()
+    requeue_expired()
+    settle_abandoned()
+
+
+@app.task(name="beat.clean")
+def clean() -> None:
+    """What has outlived its use."""
+    reap_sessions()
+    expire_checkpoints()
+
+
+# One that could not run in time is not run late: the next one does the same.
+app.conf.beat_schedule = {
+    name: {"task": f"beat.{name}", "schedule": seconds, "options": {"expires": seconds}}
+    for name, seconds in (
+        ("kick", KICK_SECONDS),
+        ("sweep", SWEEP_SECONDS),
+        ("clean", CLEAN_SECONDS),
+    )
+}

@@ -80,7 +80,7 @@ def test_an_unknown_grader_is_refused_with_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "reason"),
+    ("name", "given", "reason"),
     [
         ("numeric", {"tolerance": -1}, "tolerance is -1: give a number from 0"),
         ("numeric", {"tolerance": float("nan")}, "tolerance is nan"),
@@ -91,9 +91,9 @@ def test_an_unknown_grader_is_refused_with_the_known_ones() -> None:
         ("regex", {"pattern": 5}, "pattern is not a pattern"),
     ],
 )
-def test_wrong_settings_are_named(name: str, settings: dict[str, object], reason: str) -> None:
+def test_wrong_settings_are_named(name: str, given: dict[str, object], reason: str) -> None:
     with pytest.raises(InvalidInput, match=reason):
-        check_grader(name, settings)
+        check_grader(name, given)
 
 
 def test_a_catastrophic_pattern_gives_up_and_says_so() -> None:

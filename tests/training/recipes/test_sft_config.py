@@ -39,7 +39,7 @@ def test_whole_numbers_may_come_as_floats_of_json() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "reason"),
+    ("given", "reason"),
     [
         ({"rank": 0}, "rank is 0: give a whole number from 1 to 512"),
         ({"rank": 10_000}, "rank is 10000: give a whole number from 1 to 512"),
@@ -80,9 +80,9 @@ def test_whole_numbers_may_come_as_floats_of_json() -> None:
         ({"sampling": {"temperature": -0.1}}, "sampling.temperature is -0.1"),
     ],
 )
-def test_a_wrong_field_is_named_with_what_it_may_be(settings: Any, reason: str) -> None:
+def test_a_wrong_field_is_named_with_what_it_may_be(given: Any, reason: str) -> None:
     with pytest.raises(InvalidInput, match=reason):
-        SftConfig.from_dict(settings)
+        SftConfig.from_dict(given)
 
 
 def test_a_config_that_is_no_object_is_refused() -> None:

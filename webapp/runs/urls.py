@@ -1,9 +1,29 @@
 """The overview, and pages of runs."""
 
-from django.urls import path
+from django.urls import path, register_converter
+from django.urls.converters import StringConverter
 
-from webapp.runs import overview
+from webapp.runs import launch, overview, views
+
+
+class PartConverter(StringConverter):
+    """The pieces of a run's page that refetch themselves."""
+
+    regex = "stats|actions"
+
+
+register_converter(PartConverter, "run_part")
 
 urlpatterns = [
     path("", overview.show_overview, name="overview"),
+    path("runs/", views.show_runs, name="runs"),
+    path("runs/new/", launch.launch_run, name="run-new"),
+    path("runs/new/forecast/", launch.preview_run, name="run-forecast"),
+    path("runs/<str:run_id>/", views.show_run, name="run"),
+    path("runs/<str:run_id>/metrics", views.read_points, name="run-metrics"),
+    path("runs/<str:run_id>/metrics.csv", views.download_points, name="run-metrics-csv"),
+    path("runs/<str:run_id>/learning-rate/", views.change_learning_rate, name="run-rate"),
+    path("runs/<str:run_id>/parts/<run_part:part>/", views.show_part, name="run-part"),
+    path("runs/<str:run_id>/samples/<int:sample_id>/", views.show_tokens, name="run-tokens"),
+    path("runs/<str:run_id>/actions/<str:action>/", views.act_on_run, name="run-act"),
 ]

@@ -177,3 +177,11 @@ def trail(values: Sequence[float], width: int = 72) -> str:
         f"{place * gap:.1f},{22 - (value - low) / span * 20:.1f}"
         for place, value in enumerate(kept)
     )
+
+
+@register.filter
+def doubt(logprob: float | None) -> int:
+    """How unlikely a token was, from 0 (expected) to 4: a shade of the token view."""
+    if logprob is None:
+        return 0
+    return sum(logprob < limit for limit in (-0.2, -0.7, -1.6, -3.0))

@@ -1,0 +1,230 @@
+"""The launch form: what a run learns from, how, and what it shows on the way."""
+
+import json
+from typing import Any
+
+from django import forms
+
+from training.types import MAX_RANK
+from webapp.accounts.models import Actor
+from webapp.datasets.models import DatasetVersion
+from webapp.fleet.models import BaseModel
+
+SMALL_MODEL = 500_000_000  # parameters; below, ten times the usual learning rate trains better
+MAX_PROMPTS = 50
+SCHEDULES = [("linear", "Linear to 0"), ("cosine", "Cosine to 0"), ("constant", "Constant")]
+OVERLONG = [("truncate", "Cut them off"), ("drop", "Leave them out")]
+LENGTHS = [("epochs", "epochs"), ("steps", "steps")]
+
+
+class LaunchForm(forms.Form):
+    """Cleans to the recipe's config, key for key; the task that trains checks it once more."""
+
+    dataset_version = forms.ModelChoiceField(
+        queryset=DatasetVersion.objects.none(),
+        label="Dataset",
+        empty_label=None,
+        error_messages={"invalid_choice": "Choose a version that is ready, of this project."},
+    )
+    base_model = forms.ModelChoiceField(
+        queryset=BaseModel.objects.none(), label="Base model", empty_label=None
+    )
+    name = forms.CharField(
+        max_length=120, required=False, help_text="Left empty: the dataset on the model."
+    )
+    with_optimizer = forms.BooleanField(
+        required=False,
+        label="Take the optimizer along",
+        help_text="Goes on exactly where the checkpoint was saved. Off: its weights alone, with"
+        " fresh moments.",
+    )
+    length = forms.FloatField(label="Train for", initial=1, min_value=0.01, max_value=1_000_000)
+    length_unit = forms.ChoiceField(label="Unit", choices=LENGTHS, initial="epochs")
+    batch_size = forms.IntegerField(
+        initial=8, min_value=1, max_value=4096, help_text="Rows an optimizer step learns from."
+    )
+    learning_rate = forms.FloatField(
+        initial=1e-4,
+        min_value=1e-9,
+        max_value=1,
+        help_text="1e-4 suits models of a billion parameters and more, 1e-3 the small ones.",
+    )
+    rank = forms.IntegerField(
+        label="LoRA rank",
+        initial=32,
+        min_value=1,
+        max_value=MAX_RANK,
+        help_text="Room for what is learned. 32 is enough for most datasets.",
+    )
+
+    alpha = forms.FloatField(
+        label="LoRA alpha", initial=32, min_value=0.001, max_value=10_000,
+        help_text="The adapter counts alpha / rank times.",
+    )  # fmt: skip
+    train_attn = forms.BooleanField(required=False, initial=True, label="Attention")
+    train_mlp = forms.BooleanField(required=False, initial=True, label="MLP")
+    train_unembed = forms.BooleanField(required=False, initial=False, label="Output head")
+    schedule = forms.ChoiceField(
+        label="Schedule",
+        choices=SCHEDULES,
+        initial="linear",
+        help_text="Of the learning rate, after the warm-up.",
+    )
+    warmup_steps = forms.IntegerField(
+        label="Warm-up", initial=0, min_value=0, max_value=1_000_000,
+        help_text="Steps over which the learning rate rises to its peak.",
+    )  # fmt: skip
+    weight_decay = forms.FloatField(initial=0, min_value=0, max_value=10)
+    grad_clip_norm = forms.FloatField(
+        label="Gradient clipping", initial=1, min_value=0, max_value=1e9,
+        help_text="Longer gradients are shortened to this norm. 0: never.",
+    )  # fmt: skip
+    max_length = forms.IntegerField(
+        label="Longest row", required=False, min_value=8, max_value=1_000_000,
+        help_text="Left empty: the model's context.",
+    )  # fmt: skip
+    overlong = forms.ChoiceField(label="Longer rows", choices=OVERLONG, initial="truncate")
+    held_out_share = forms.FloatField(
+        label="Held-out share", initial=0.1, min_value=0, max_value=0.9,
+        help_text="Of the rows: never trained on, only measured. 0.1 is one row in ten.",
+    )  # fmt: skip
+    seed = forms.IntegerField(
+        initial=0, min_value=0, max_value=2**31 - 1,
+        help_text="Same seed, rows and settings: the same run.",
+    )  # fmt: skip
+    evaluate_every = forms.IntegerField(
+        label="Held-out loss every", initial=10, min_value=0, max_value=1_000_000,
+        help_text="0: never.",
+    )  # fmt: skip
+    checkpoint_every = forms.IntegerField(
+        label="Checkpoint every", initial=0, min_value=0, max_value=1_000_000,
+        help_text="0: only at the end.",
+    )  # fmt: skip
+    sample_every = forms.IntegerField(
+        label="Sample every", initial=10, min_value=0, max_value=1_000_000, help_text="0: never."
+    )
+    sample_tokens = forms.IntegerField(
+        label="Longest answer", initial=64, min_value=1, max_value=32_768
+    )
+    temperature = forms.FloatField(
+        initial=0, min_value=0, max_value=10, help_text="0: the likeliest token each time."
+    )
+    prompts = forms.CharField(
+        required=False,
+        label="Pinned prompts",
+        widget=forms.Textarea(attrs={"rows": 4}),
+        help_text="One a line, a text or a JSON list of messages. The model answers them while it"
+        " learns. Left empty: the first held-out rows of the dataset.",
+    )
+
+    def __init__(self, *args: Any, actor: Actor, parent: Any | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.parent = parent
+        versions = DatasetVersion.objects.in_project(actor).select_related("dataset")
+        self._field("dataset_version").queryset = versions.filter(
+            status=DatasetVersion.Status.READY
+        ).order_by("-created_at")
+        models = BaseModel.objects.prefetch_related("names").filter(has_chat_template=True)
+        self._field("base_model").queryset = models.order_by("added_at")
+        for name in ("learning_rate", "alpha", "weight_decay", "grad_clip_norm", "held_out_share"):
+            self.fields[name].widget.attrs["step"] = "any"
+        for name in ("length", "temperature"):
+            self.fields[name].widget.attrs["step"] = "any"
+        if parent is not None:
+            self._follow(parent)
+
+    def _field(self, name: str) -> forms.ModelChoiceField[Any]:
+        field = self.fields[name]
+        assert isinstance(field, forms.ModelChoiceField)
+        return field
+
+    def _follow(self, parent: Any) -> None:
+        """A branch keeps its parent's model and adapter shape: only those weights fit."""
+        self._field("base_model").queryset = BaseModel.objects.filter(pk=parent.base_model_id)
+        self.fields["rank"].disabled = True
+        self.fields["rank"].initial = parent.rank
+        for name in ("alpha", "train_attn", "train_mlp", "train_unembed"):
+            self.fields[name].disabled = True
+            self.fields[name].initial = parent.run.lora.get(name, self.fields[name].initial)
+        if not parent.has_optimizer:
+            self.fields["with_optimizer"].disabled = True
+
+    def clean_prompts(self) -> list[Any]:
+        lines = [line.strip() for line in self.cleaned_data["prompts"].splitlines()]
+        prompts = [read_prompt(number, line) for number, line in enumerate(lines, 1) if line]
+        if len(prompts) > MAX_PROMPTS:
+            raise forms.ValidationError(
+                f"There are {len(prompts)} prompts: give at most {MAX_PROMPTS}."
+            )
+        return prompts
+
+    def clean(self) -> dict[str, Any]:
+        data = super().clean() or {}
+        length = data.get("length")
+        if data.get("length_unit") == "steps" and length is not None and length % 1:
+            self.add_error("length", "Steps are whole: give a whole number, or count in epochs.")
+        if data.get("length_unit") == "epochs" and length is not None and length > 1000:
+            self.add_error("length", "At most 1,000 epochs: for more, count in steps.")
+        if not any(data.get(name) for name in ("train_attn", "train_mlp", "train_unembed")):
+            self.add_error("train_attn", "Nothing would learn: choose at least one part.")
+        return data
+
+    def make_config(self) -> dict[str, Any]:
+        """The recipe's config, as REST takes it."""
+        data = self.cleaned_data
+        direct = (
+            "rank", "alpha", "train_attn", "train_mlp", "train_unembed", "learning_rate",
+            "schedule", "warmup_steps", "weight_decay", "grad_clip_norm", "batch_size",
+            "held_out_share", "seed", "overlong", "checkpoint_every", "evaluate_every",
+        )  # fmt: skip
+        config: dict[str, Any] = {name: data[name] for name in direct}
+        is_steps = data["length_unit"] == "steps"
+        config[data["length_unit"]] = int(data["length"]) if is_steps else data["length"]
+        if data["max_length"] is not None:
+            config["max_length"] = data["max_length"]
+        config["sampling"] = {
+            "prompts": data["prompts"],
+            "every": data["sample_every"],
+            "max_tokens": data["sample_tokens"],
+            "temperature": data["temperature"],
+        }
+        return config
+
+
+def read_prompt(number: int, line: str) -> Any:
+    """A line is a text, or a JSON list of messages where it begins like one."""
+    if not line.startswith("["):
+        return line
+    try:
+        messages = json.loads(line)
+    except ValueError:
+        raise forms.ValidationError(
+            f"Line {number} begins like a JSON list, and is none."
+        ) from None
+    is_good = bool(messages) and all(
+        isinstance(message, dict)
+        and message.keys() >= {"role", "content"}
+        and all(isinstance(text, str) for text in message.values())
+        for message in messages
+    )
+    if not is_good:
+        raise forms.ValidationError(
+            f"Line {number}: every message needs a role and a content, both texts."
+        )
+    return messages
+
+
+class LearningRateForm(forms.Form):
+    """Steers a run that is learning."""
+
+    learning_rate = forms.FloatField(
+        min_value=1e-9,
+        max_value=1,
+        widget=forms.NumberInput(attrs={"step": "any"}),
+        help_text="From the next step on: the schedule goes on from this peak.",
+    )
+
+
+def suggest_learning_rate(base_model: BaseModel | None) -> float:
+    is_small = base_model is not None and 0 < base_model.num_parameters < SMALL_MODEL
+    return 1e-3 if is_small else 1e-4

@@ -1,0 +1,232 @@
+"""Pages of runs: the list, one run, and what a person may press."""
+
+import csv
+from collections.abc import Iterator
+from typing import Any
+
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required
+from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.shortcuts import redirect, render
+from django.utils.timezone import now
+from django.views.decorators.http import require_GET, require_POST
+
+from webapp.accounts.middleware import ActorRequest
+from webapp.accounts.models import Actor
+from webapp.accounts.permissions import check_can_write
+from webapp.core.errors import NotFound, UserError
+from webapp.runs import services
+from webapp.runs.export import Export, export_run
+from webapp.runs.filmstrip import arrange_samples
+from webapp.runs.forms import LearningRateForm
+from webapp.runs.history import list_keys, read_metrics
+from webapp.runs.lists import RunQuery, list_runs
+from webapp.runs.models import Run, Sample
+from webapp.runs.progress import read_stats
+
+MAX_POINTS = 5_000  # of one curve at once; more are thinned, and the extremes stay
+LOG_LINES = 500
+TABS = ("charts", "samples", "checkpoints", "evals", "config", "log")
+HEADINGS = (
+    ("name", "name", "Name", ""),
+    ("status", "status", "Status", ""),
+    ("", "", "Origin", ""),
+    ("", "", "Base model", ""),
+    ("", "", "Recipe", ""),
+    ("step", "-step", "Step", "number"),
+    ("loss", "loss", "Loss", "number"),
+    ("speed", "-speed", "Tokens/s", "number"),
+    ("created", "-created", "Created", "number"),
+)
+
+
+@login_required
+@require_GET
+def show_runs(request: ActorRequest) -> HttpResponse:
+    query = RunQuery.read(request.GET)
+    context = {
+        "page": list_runs(request.actor, query),
+        "query": query,
+        "headings": [_make_heading(query, *heading) for heading in HEADINGS],
+        "statuses": Run.Status.values,
+        "is_filtered": bool(query.text or query.status or query.cursor),
+    }
+    return render(request, "runs/list.html", context)
+
+
+def _make_heading(query: RunQuery, column: str, sort: str, label: str, css: str) -> dict[str, str]:
+    """Pressing the sorted column turns it round; any other begins with its own direction."""
+    is_sorted = bool(column) and query.column == column
+    turned = column if query.is_falling else f"-{column}"
+    return {
+        "label": label,
+        "css": css,
+        "sort": turned if is_sorted else sort,
+        "aria": ("descending" if query.is_falling else "ascending") if is_sorted else "",
+    }
+
+
+def find_run(actor: Actor, run_id: str) -> Run:
+    rows = Run.objects.visible_to(actor).select_related(
+        "base_model", "dataset_version__dataset", "parent__run", "session", "created_by"
+    )
+    run = rows.filter(pk=run_id).first()
+    if run is None:
+        raise NotFound(f"There is no run {run_id}.")
+    return run
+
+
+@login_required
+@require_GET
+def show_run(request: ActorRequest, run_id: str) -> HttpResponse:
+    run = find_run(request.actor, run_id)
+    tab = request.GET.get("tab", "charts")
+    if tab not in TABS:
+        raise NotFound("There is no such tab.")
+    context = {
+        "run": run,
+        "tab": tab,
+        "stats": read_stats(run),
+        "rate_form": LearningRateForm(initial={"learning_rate": _read_peak(run)}),
+        **_read_tab(request, run, tab),
+    }
+    return render(request, "runs/detail.html", context)
+
+
+def _read_peak(run: Run) -> float | None:
+    return run.steering.get("learning_rate") or run.config.get("learning_rate")
+
+
+def _read_tab(request: HttpRequest, run: Run, tab: str) -> dict[str, Any]:
+    if tab == "samples":
+        return {"film": arrange_samples(run, until=request.GET.get("until", ""))}
+    if tab == "checkpoints":
+        return {"checkpoints": run.checkpoints.order_by("-step", "-created_at"), "now": now()}
+    if tab == "evals":
+        return {"evaluations": run.evaluations.select_related("suite", "checkpoint")}
+    if tab == "config":
+        return {"export": make_export(request, run)}
+    return {"keys": list_keys(run), "lines": run.log_lines.order_by("-pk")[:LOG_LINES]}
+
+
+def make_export(request: HttpRequest, run: Run) -> Export | None:
+    """None: a client's own program is its script already."""
+    if not run.recipe or run.dataset_version is None:
+        return None
+    return export_run(
+        url=request.build_absolute_uri("/").rstrip("/"),
+        name=run.name,
+        base_model=run.base_model.name,
+        version_id=run.dataset_version_id or "",
+        filename=run.dataset_version.filename,
+        config=run.config,
+        parent_id=run.parent_id or "",
+        with_optimizer=run.with_optimizer,
+    )
+
+
+@login_required
+@require_GET
+def show_part(request: ActorRequest, run_id: str, part: str) -> HttpResponse:
+    """A piece of the page that asks for itself again when the server says that it changed."""
+    run = find_run(request.actor, run_id)
+    context: dict[str, Any] = {"run": run}
+    if part == "stats":
+        context["stats"] = read_stats(run)
+    return render(request, f"runs/_{part}.html", context)
+
+
+@login_required
+@require_GET
+def read_points(request: ActorRequest, run_id: str) -> JsonResponse:
+    """Everything after metric `after`, so a page that was away fetches what it lacks."""
+    run = find_run(request.actor, run_id)
+    after = request.GET.get("after", "0")
+    if not after.isdigit():
+        raise UserError("after must be a whole number.")
+    history = read_metrics(run, after_id=int(after), max_points=MAX_POINTS)
+    series = {
+        key: {
+            "steps": [point.step for point in points],
+            "values": [point.value for point in points],
+            "times": [round(point.at.timestamp(), 1) for point in points],
+        }
+        for key, points in history.series.items()
+    }
+    return JsonResponse({"last": history.last_id, "series": series})
+
+
+class Echo:
+    """A file for the csv writer that hands each line on."""
+
+    def write(self, line: str) -> str:
+        return line
+
+
+@login_required
+@require_GET
+def download_points(request: ActorRequest, run_id: str) -> StreamingHttpResponse:
+    """Every point of the asked keys, none thinned."""
+    run = find_run(request.actor, run_id)
+    rows = run.metrics.order_by("key", "step")
+    if keys := request.GET.getlist("key"):
+        rows = rows.filter(key__in=keys)
+    values = rows.values_list("key", "step", "value", "at")
+    writer = csv.writer(Echo())
+
+    def lines() -> Iterator[str]:
+        yield writer.writerow(["key", "step", "value", "at"])
+        for key, step, value, at in values.iterator():
+            yield writer.writerow([key, step, value, at.isoformat()])
+
+    response = StreamingHttpResponse(lines(), content_type="text/csv; charset=utf-8")
+    response.headers["Content-Disposition"] = f'attachment; filename="{run.pk}.csv"'
+    return response
+
+
+@login_required
+@require_GET
+def show_tokens(request: ActorRequest, run_id: str, sample_id: int) -> HttpResponse:
+    """One answer token by token, shaded by how sure the model was."""
+    run = find_run(request.actor, run_id)
+    sample = Sample.objects.filter(run=run, pk=sample_id).first()
+    if sample is None:
+        raise NotFound("There is no such sample.")
+    return render(request, "runs/_tokens.html", {"run": run, "sample": sample})
+
+
+ACTIONS = {
+    "pause": (services.request_pause, "The run pauses after this step."),
+    "resume": (services.resume_run, "The run goes on."),
+    "stop": (services.request_stop, "The run ends after this step; what it learned is saved."),
+    "save": (services.request_save, "A checkpoint is saved after this step."),
+    "evaluate": (services.request_evaluation, "Held-out loss and samples follow this step."),
+}
+
+
+@login_required
+@require_POST
+def act_on_run(request: ActorRequest, run_id: str, action: str) -> HttpResponse:
+    check_can_write(request.actor)
+    run = find_run(request.actor, run_id)
+    if action not in ACTIONS:
+        raise NotFound("There is no such action.")
+    act, said = ACTIONS[action]
+    act(actor=request.actor, run=run)
+    messages.success(request, said)
+    return redirect("run", run.pk)
+
+
+@login_required
+@require_POST
+def change_learning_rate(request: ActorRequest, run_id: str) -> HttpResponse:
+    check_can_write(request.actor)
+    run = find_run(request.actor, run_id)
+    form = LearningRateForm(request.POST)
+    if not form.is_valid():
+        raise UserError("The learning rate lies above 0 and up to 1.", field="learning_rate")
+    services.change_learning_rate(
+        actor=request.actor, run=run, learning_rate=form.cleaned_data["learning_rate"]
+    )
+    messages.success(request, "The learning rate changes with the next step.")
+    return redirect("run", run.pk)

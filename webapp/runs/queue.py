@@ -86,6 +86,7 @@ def _find_first(operation: Operation) -> Operation:
             f"seq_id {seq} was already used for another request: send it with the next number.",
             field="seq_id",
         )
+    first.run = operation.run
     return first
 
 

@@ -131,8 +131,8 @@ def read_stop(given: Mapping[str, Any]) -> list[str] | list[int] | None:
     stop = given.get("stop")
     if isinstance(stop, str):
         return [stop]
-    is_list = isinstance(stop, list) and len({type(item) for item in stop} | {str}) <= 2
-    if stop is None or (is_list and all(type(item) in (str, int) for item in stop)):
+    kinds = {type(item) for item in stop} if isinstance(stop, list) else set()
+    if stop is None or stop == [] or kinds in ({str}, {int}):
         return stop
     raise UserError("sampling_params.stop is a string, a list of strings or a list of token ids.")
 

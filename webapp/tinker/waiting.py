@@ -25,6 +25,7 @@ from webapp.tinker.outcomes import find_ended, read_all
 PATH = "/api/v1/retrieve_future"
 HOLD_SECONDS = 30.0  # the SDK gives up on one poll after 45 s
 SWEEP_SECONDS = 2.0  # how late a result is whose wake-up was lost
+REST_SECONDS = 1.0  # of a client whose poll met a database that does not answer
 MAX_BODY_BYTES = 64 * 1024
 NUM_THREADS = 2  # for the database; queries take a millisecond
 JSON = "application/json"
@@ -51,7 +52,7 @@ class ParkedPolls:
         except DatabaseError as error:
             # The SDK asks again at once, for ever: a little rest is kinder than a 5xx.
             logger.warning("a poll could not look: %s", error)
-            await asyncio.sleep(1)
+            await asyncio.sleep(REST_SECONDS)
             status, content_type, body = try_again("")
         headers = [(b"content-type", content_type.encode()), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -1,0 +1,189 @@
+"""Parked polls: woken by a hint, found by the sweep, and free of threads while they wait."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.db import DatabaseError, connection
+
+from tests.webapp.cast import make_actor, make_base_model, make_run
+from tests.webapp.tinker.conftest import Program
+from webapp.core.threads import Scope
+from webapp.runs import queue
+from webapp.runs.models import Operation, Run
+from webapp.tinker import waiting
+from webapp.tinker.waiting import ParkedPolls
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+class World:
+    """A run whose operations wait, and a worker that ends them."""
+
+    def __init__(self) -> None:
+        self.program = Program(make_actor("alice"))
+        self.stranger = Program(make_actor("carol"))
+        self.run: Run = make_run(self.program.actor, make_base_model())
+        queue.lease_run(self.run, worker="w1")
+
+    def submit(self, seq: int) -> str:
+        return queue.submit_operation(self.run, seq=seq, kind="optim_step", payload=b"").request_id
+
+    def finish(self, result: bytes = b'{"metrics": {}}') -> None:
+        (operation,) = queue.next_operations(self.run, worker="w1")
+        queue.finish_operation(
+            operation, worker="w1", result=result, content_type="application/json"
+        )
+
+    def fail(self, error: str) -> None:
+        (operation,) = queue.next_operations(self.run, worker="w1")
+        queue.fail_operation(operation, worker="w1", error=error, category="user")
+
+
+@pytest.fixture
+def world(db: None) -> World:
+    return World()
+
+
+@pytest.fixture
+async def polls() -> AsyncIterator[ParkedPolls]:
+    parked = ParkedPolls(hold_seconds=20)
+    yield parked
+    await parked.look(lambda _: connection.close(), None)
+    parked.threads.shutdown()
+
+
+async def poll(
+    polls: ParkedPolls, program: Program | None, request_id: Any, body: bytes | None = None
+) -> tuple[int, str, bytes]:
+    """Status, content type and body, as a client of the ASGI server would get them."""
+    sent: list[Any] = []
+    payload = json.dumps({"request_id": request_id}).encode() if body is None else body
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": payload, "more_body": False}
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    headers = [(b"x-api-key", program.secret.encode())] if program else []
+    scope: Scope = {"type": "http", "method": "POST", "path": waiting.PATH, "headers": headers}
+    await polls(scope, receive, send)
+    start, end = sent
+    return start["status"], dict(start["headers"])[b"content-type"].decode(), end["body"]
+
+
+async def park(polls: ParkedPolls, program: Program, request_id: str) -> asyncio.Task[Any]:
+    task = asyncio.create_task(poll(polls, program, request_id))
+    while request_id not in polls.waiting or not await is_parked(polls):
+        await asyncio.sleep(0.01)
+    return task
+
+
+async def is_parked(polls: ParkedPolls) -> bool:
+    """The first looks that were asked for before this one are over."""
+    await polls.look(lambda _: None, None)
+    await polls.look(lambda _: None, None)
+    return True
+
+
+async def test_a_finished_result_is_returned_byte_for_byte(
+    world: World, polls: ParkedPolls
+) -> None:
+    request_id = await sync_to_async(world.submit)(0)
+    await sync_to_async(world.finish)(b'{"metrics":  {"x": 1}}')
+    answer = await poll(polls, world.program, request_id)
+    assert answer == (200, "application/json", b'{"metrics":  {"x": 1}}')
+    assert await poll(polls, world.program, request_id) == answer
+
+
+async def test_a_parked_poll_is_woken_by_a_hint(world: World, polls: ParkedPolls) -> None:
+    request_id = await sync_to_async(world.submit)(0)
+    task = await park(polls, world.program, request_id)
+    await sync_to_async(world.finish)()
+    assert not task.done()
+    await polls.wake(request_id)
+    assert (await task)[0] == 200
+    assert polls.waiting == {}
+
+
+async def test_the_sweep_finds_what_no_hint_told(world: World, polls: ParkedPolls) -> None:
+    request_id = await sync_to_async(world.submit)(0)
+    task = await park(polls, world.program, request_id)
+    await polls.sweep()
+    assert not task.done()
+    await sync_to_async(world.finish)()
+    await polls.sweep()
+    assert (await task)[0] == 200
+
+
+async def test_a_failed_operation_is_a_200_that_says_whose_fault_it_is(
+    world: World, polls: ParkedPolls
+) -> None:
+    request_id = await sync_to_async(world.submit)(0)
+    await sync_to_async(world.fail)("The learning rate is too high.")
+    status, _, body = await poll(polls, world.program, request_id)
+    failed = {"error": "The learning rate is too high.", "category": "user"}
+    assert (status, json.loads(body)) == (200, failed)
+
+
+async def test_a_poll_that_waited_long_enough_is_asked_to_try_again(world: World) -> None:
+    polls = ParkedPolls(hold_seconds=0.05)
+    request_id = await sync_to_async(world.submit)(0)
+    status, _, body = await poll(polls, world.program, request_id)
+    assert status == 408
+    assert json.loads(body)["type"] == "try_again"
+    assert json.loads(body)["request_id"] == request_id
+    assert polls.waiting == {}
+    await polls.look(lambda _: connection.close(), None)
+    polls.threads.shutdown()
+
+
+async def test_unknown_and_foreign_requests_do_not_exist(world: World, polls: ParkedPolls) -> None:
+    request_id = await sync_to_async(world.submit)(0)
+    assert (await poll(polls, world.stranger, request_id))[0] == 404
+    for unknown in ("op-999999", "call-1", "nonsense", "op-" + "9" * 40):
+        assert (await poll(polls, world.program, unknown))[0] == 404
+    assert polls.waiting == {}
+
+
+async def test_a_poll_needs_a_key_and_a_request_id(world: World, polls: ParkedPolls) -> None:
+    assert (await poll(polls, None, "op-1"))[0] == 401
+    world.program.secret = "tml-wrong"
+    assert (await poll(polls, world.program, "op-1"))[0] == 401
+    assert (await poll(polls, world.stranger, 5))[0] == 400
+    assert (await poll(polls, world.stranger, "", b"{garbage"))[0] == 400
+    assert (await poll(polls, world.stranger, "", b" " * 100_000))[0] == 400
+
+
+async def test_a_database_that_does_not_answer_is_no_5xx(
+    world: World, polls: ParkedPolls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Any) -> Any:
+        raise DatabaseError
+
+    monkeypatch.setattr(waiting, "read_all", fail)
+    monkeypatch.setattr(waiting, "REST_SECONDS", 0)
+    assert (await poll(polls, world.program, "op-1"))[0] == 408
+
+
+async def test_200_parked_polls_cost_no_threads(world: World, polls: ParkedPolls) -> None:
+    request_ids = [await sync_to_async(world.submit)(seq) for seq in range(200)]
+    before = threading.active_count()
+    tasks = [
+        asyncio.create_task(poll(polls, world.program, request_id)) for request_id in request_ids
+    ]
+    while len(polls.waiting) < 200:
+        await asyncio.sleep(0.01)
+    await is_parked(polls)
+    assert threading.active_count() - before <= 5
+    operations = Operation.objects.filter(run=world.run)
+    await sync_to_async(operations.update)(status="done", result=b"{}", content_type="x")
+    await polls.sweep()
+    answers = await asyncio.gather(*tasks)
+    assert {status for status, _, _ in answers} == {200}
+    assert threading.active_count() - before <= 5

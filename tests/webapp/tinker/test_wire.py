@@ -1,0 +1,175 @@
+"""Protobuf bodies: there and back, and what does not decode says where."""
+
+import math
+
+import numpy as np
+import pytest
+import zstandard
+
+from tests.webapp.tinker.conftest import make_datum, make_request
+from training.types import ForwardBackwardOutput, SampledSequence, SampleOutput
+from webapp.core.errors import UserError
+from webapp.tinker import wire
+from webapp.tinker import wire_pb2 as pb
+
+
+def make_message(key: str = "weights", **tensor: object) -> bytes:
+    message = pb.ForwardBackwardRequest(model_id="m", seq_id=1, loss_fn="cross_entropy")
+    datum = message.data.add()
+    datum.model_input.add().encoded_text.tokens = np.array([5, 6], "<i4").tobytes()
+    datum.loss_fn_inputs[key].CopyFrom(pb.Tensor(**tensor))  # type: ignore[arg-type]
+    return message.SerializeToString()
+
+
+def make_sparse(num_columns: int = 3, **changes: list[int]) -> bytes:
+    indices = {"crow_indices": [0, 1, 1], "col_indices": [2]} | changes
+    csr = {name: np.array(values, "<i8").tobytes() for name, values in indices.items()}
+    values = np.array([7.0], "<f4").tobytes()
+    return make_message(
+        sparse_csr=pb.SparseCsr(values=values, **csr),
+        dtype=pb.DTYPE_FLOAT32,
+        shape=[2, num_columns],
+    )
+
+
+def test_a_request_comes_back_as_it_was() -> None:
+    weights = np.array([0, 0.5, -1, 1], np.float32)
+    request = make_request(
+        make_datum(weights=weights),
+        make_datum(2, weights=np.ones(2, np.float32)),
+        loss_fn="ppo",
+        config={"clip_low_threshold": 0.9, "mode": "x"},
+        forward_only=True,
+    )
+    body = wire.encode_forward_backward("ses-1:train:0", 7, request)
+    model_id, seq, decoded = wire.decode_forward_backward(body)
+    assert (model_id, seq) == ("ses-1:train:0", 7)
+    assert (decoded.loss_fn, decoded.config, decoded.forward_only) == (
+        "ppo",
+        {"clip_low_threshold": 0.9, "mode": "x"},
+        True,
+    )
+    assert [datum.tokens.tolist() for datum in decoded.data] == [[1, 2, 3, 4], [1, 2]]
+    assert decoded.data[0].inputs["weights"].tolist() == weights.tolist()
+    assert decoded.data[0].inputs["target_tokens"].dtype == np.int64
+
+
+def test_the_same_request_gives_the_same_bytes() -> None:
+    config = {"clip_low_threshold": 0.9, "clip_high_threshold": 1.1}
+    one = make_request(config=config)
+    two = make_request(config=dict(reversed(config.items())))
+    assert wire.encode_forward_backward("m", 1, one) == wire.encode_forward_backward("m", 1, two)
+
+
+def test_several_chunks_of_text_are_one_sequence() -> None:
+    message = pb.ForwardBackwardRequest()
+    datum = message.data.add()
+    for tokens in ([1, 2], [3]):
+        datum.model_input.add().encoded_text.tokens = np.array(tokens, "<i4").tobytes()
+    assert wire.read_forward_backward(message).data[0].tokens.tolist() == [1, 2, 3]
+
+
+def test_images_are_refused_with_a_sentence() -> None:
+    message = pb.ForwardBackwardRequest()
+    message.data.add().model_input.add().image = b""
+    with pytest.raises(UserError, match=r"datum 0: .*kind image.*text only"):
+        wire.read_forward_backward(message)
+
+
+def test_a_sparse_tensor_is_made_dense() -> None:
+    _, _, request = wire.decode_forward_backward(make_sparse())
+    assert request.data[0].inputs["weights"].tolist() == [[0, 0, 7], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"crow_indices": [0, 1]},
+        {"crow_indices": [0, 2, 1]},
+        {"crow_indices": [0, 1, 2]},
+        {"crow_indices": [1, 1, 1]},
+        {"col_indices": [3]},
+        {"col_indices": [-1]},
+        {"col_indices": [0, 1]},
+    ],
+)
+def test_sparse_indices_that_do_not_fit_are_refused(changes: dict[str, list[int]]) -> None:
+    with pytest.raises(UserError, match="datum 0: weights: the sparse rows and columns"):
+        wire.decode_forward_backward(make_sparse(**changes))
+
+
+def test_a_sparse_tensor_cannot_unpack_to_any_size() -> None:
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        wire.decode_forward_backward(make_sparse(num_columns=10**12))
+
+
+def test_bfloat16_is_widened_exactly() -> None:
+    values = np.array([1.0, -2.5], np.float32)
+    upper = (values.view(np.uint32) >> 16).astype("<u2").tobytes()
+    body = make_message(dense=upper, dtype=pb.DTYPE_BFLOAT16)
+    _, _, request = wire.decode_forward_backward(body)
+    assert request.data[0].inputs["weights"].tolist() == [1.0, -2.5]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "complaint"),
+    [
+        ({"dense": b"12345", "dtype": pb.DTYPE_FLOAT32}, "5 bytes are no whole number"),
+        ({"dense": b"1234"}, "dtype is unknown"),
+        ({"dense": b"1234", "dtype": 77}, "dtype is unknown"),
+        ({"dense": b"1234", "dtype": pb.DTYPE_FLOAT32, "shape": [2]}, "does not hold 1 values"),
+        ({"dense": b"1234", "dtype": pb.DTYPE_FLOAT32, "shape": [-1]}, "does not hold 1 values"),
+    ],
+)
+def test_a_bad_tensor_is_refused_by_name(tensor: dict[str, object], complaint: str) -> None:
+    with pytest.raises(UserError, match=f"datum 0: weights: .*{complaint}"):
+        wire.decode_forward_backward(make_message(**tensor))
+
+
+def test_garbage_is_no_request() -> None:
+    with pytest.raises(UserError, match="not a ForwardBackwardRequest"):
+        wire.decode_forward_backward(b"\xff\xfe garbage")
+
+
+def test_zstd_is_unpacked() -> None:
+    assert wire.decompress(zstandard.compress(b"abc"), "zstd") == b"abc"
+    assert wire.decompress(b"abc", "") == b"abc"
+
+
+def test_a_zstd_bomb_is_refused() -> None:
+    bomb = zstandard.compress(bytes(wire.MAX_BODY_BYTES + 1))
+    assert len(bomb) < 10_000
+    with pytest.raises(UserError, match="unpacks to more than 64 MiB"):
+        wire.decompress(bomb, "zstd")
+
+
+def test_a_broken_or_unknown_compression_is_refused() -> None:
+    with pytest.raises(UserError, match="not valid zstd"):
+        wire.decompress(b"not zstd at all", "zstd")
+    with pytest.raises(UserError, match="gzip is not read here"):
+        wire.decompress(b"", "gzip")
+
+
+def test_an_output_comes_back_as_it_was() -> None:
+    logprobs = [np.array([-0.5, -1.5], np.float32), np.array([-2.0], np.float32)]
+    output = ForwardBackwardOutput(logprobs=logprobs, metrics={"loss:sum": 4.0})
+    decoded = wire.decode_output(wire.encode_output(output))
+    assert [values.tolist() for values in decoded.logprobs] == [[-0.5, -1.5], [-2.0]]
+    assert decoded.metrics == {"loss:sum": 4.0}
+
+
+def test_samples_come_back_as_they_were() -> None:
+    output = SampleOutput(
+        sequences=[
+            SampledSequence(tokens=[1, 2], logprobs=[-0.5, -1.0], stop_reason="length"),
+            SampledSequence(tokens=[3], logprobs=[-0.25], stop_reason="stop"),
+        ],
+        prompt_logprobs=[None, -1.5],
+    )
+    assert wire.decode_sample_output(wire.encode_sample_output(output)) == output
+
+
+def test_a_prompt_position_without_a_logprob_travels_as_nan() -> None:
+    output = SampleOutput(sequences=[], prompt_logprobs=[None, -1.5])
+    message = pb.SampleResponse.FromString(wire.encode_sample_output(output))
+    assert math.isnan(np.frombuffer(message.prompt_logprobs, "<f4")[0])

@@ -12,6 +12,7 @@ from webapp.core.dispatch import TRAIN_RUN, send_task
 from webapp.core.events import publish, run_group
 from webapp.runs.history import record_metrics
 from webapp.runs.models import Run, RunQuerySet
+from webapp.runs.queue import fail_waiting
 from webapp.runs.services import announce
 
 DRIVER_LEASE = timedelta(seconds=60)
@@ -164,5 +165,7 @@ def finish_run(run: Run, status: str, *, error: str = "", category: str = "") ->
         driver="",
         driver_until=None,
     )
+    if ended and ended_at is not None:
+        fail_waiting(run, error="The run has ended.", category="user")
     announce(run)
     return ended == 1

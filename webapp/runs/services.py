@@ -16,6 +16,7 @@ from webapp.core.events import project_group, publish, run_group
 from webapp.datasets.models import DatasetVersion
 from webapp.fleet.models import BaseModel
 from webapp.runs.models import LogLine, Operation, Origin, Run, Session
+from webapp.runs.queue import fail_waiting
 
 DEFAULT_RANK = 32
 LONGEST_SILENCE = timedelta(minutes=10)  # the SDK beats every 10 s and itself gives up after 2 min
@@ -218,6 +219,7 @@ def request_stop(*, actor: Actor, run: Run) -> None:
     without_weights = Q(recipe="") | (Q(step=0) & ~Q(status=Status.RUNNING))
     if live.filter(without_weights).update(status=Status.CANCELLED, ended_at=now(), driver=""):
         add_log(run, f"Stopped by {actor.user}.")
+        fail_waiting(run, error="This run was stopped by a person.", category="user")
     elif live.filter(status=Status.PAUSED).update(status=Status.QUEUED, wish=Wish.STOP):
         add_log(run, f"{actor.user} pressed Stop: a last checkpoint is saved first.")
         send_task(TRAIN_RUN, run.pk)

@@ -1,0 +1,57 @@
+"""How long a run will take, before it begins."""
+
+import pytest
+
+from tests.webapp.cast import make_actor, make_base_model, make_run
+from webapp.datasets.models import Dataset, DatasetVersion, Preview
+from webapp.fleet.models import BaseModel, Worker
+from webapp.runs.estimates import estimate_seconds, estimate_tokens
+from webapp.runs.models import Run
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def base_model() -> BaseModel:
+    model = make_base_model()
+    BaseModel.objects.filter(pk=model.pk).update(num_parameters=1_000_000)
+    return BaseModel.objects.get(pk=model.pk)
+
+
+def test_nothing_is_said_where_nothing_is_known(base_model: BaseModel) -> None:
+    assert estimate_seconds(base_model=base_model, num_tokens_per_step=100, steps=10) is None
+
+
+def test_a_new_model_is_estimated_from_the_workers_speed(base_model: BaseModel) -> None:
+    Worker.objects.create(name="w1", kind=Worker.Kind.GPU, flops=8e9)
+    estimate = estimate_seconds(base_model=base_model, num_tokens_per_step=100, steps=10)
+    assert estimate is not None
+    # half of 8e9 a second, 4e6 a token: 1000 tokens a second
+    assert (estimate.tokens_per_second, estimate.seconds) == (1000.0, 1.0)
+    assert "measured speed" in estimate.basis
+
+
+def test_earlier_runs_of_the_model_count_more_than_arithmetic(base_model: BaseModel) -> None:
+    Worker.objects.create(name="w1", kind=Worker.Kind.GPU, flops=8e9)
+    run = make_run(make_actor(), base_model)
+    Run.objects.filter(pk=run.pk).update(tokens_per_second=250.0)
+    estimate = estimate_seconds(base_model=base_model, num_tokens_per_step=100, steps=10)
+    assert estimate is not None
+    assert (estimate.tokens_per_second, estimate.seconds) == (250.0, 4.0)
+    assert "earlier runs" in estimate.basis
+
+
+def test_tokens_of_a_row_are_counted_in_a_preview_or_guessed_from_its_length(
+    base_model: BaseModel,
+) -> None:
+    actor = make_actor()
+    version = DatasetVersion.objects.create(
+        project=actor.project,
+        dataset=Dataset.objects.create(project=actor.project, name="words"),
+        number=1,
+        num_rows=10,
+        size_bytes=4400,
+    )
+    assert estimate_tokens(version, base_model) == 100.0
+    Preview.objects.create(version=version, base_model=base_model, stats={"mean_tokens": 64.5})
+    assert estimate_tokens(version, base_model) == 64.5

@@ -1,0 +1,68 @@
+"""Curves: written once, read in parts, thinned without losing their extremes."""
+
+import math
+
+import pytest
+
+from tests.webapp.cast import make_actor, make_run
+from webapp.runs.history import (
+    list_keys,
+    read_metrics,
+    record_metrics,
+    record_optimizer_step,
+)
+from webapp.runs.models import Metric, Run
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def run() -> Run:
+    return make_run(make_actor())
+
+
+def test_a_step_that_is_recorded_again_keeps_its_first_value(run: Run) -> None:
+    record_metrics(run, 1, {"loss": 2.0})
+    record_metrics(run, 1, {"loss": 3.0, "epoch": 0})
+    assert dict(Metric.objects.values_list("key", "value")) == {"loss": 2.0, "epoch": 0}
+
+
+def test_what_is_not_finite_is_not_recorded(run: Run) -> None:
+    record_metrics(run, 1, {"loss": math.nan, "grad_norm": math.inf, "epoch": 1})
+    assert list_keys(run) == ["epoch"]
+
+
+def test_optimizer_steps_are_counted_from_one(run: Run) -> None:
+    steps = [
+        record_optimizer_step(run, {"loss": 1.0 / step, "tokens_per_second": 9.0}, num_tokens=7)
+        for step in (1, 2)
+    ]
+    run.refresh_from_db()
+    assert steps == [1, 2]
+    assert (run.step, run.num_tokens, run.last_loss, run.tokens_per_second) == (2, 14, 0.5, 9.0)
+
+
+def test_a_page_that_was_away_reads_what_it_lacks(run: Run) -> None:
+    for step in range(1, 4):
+        record_metrics(run, step, {"loss": float(step), "epoch": 0})
+    first = read_metrics(run, ["loss"])
+    assert [(point.step, point.value) for point in first.series["loss"]] == [(1, 1), (2, 2), (3, 3)]
+    assert "epoch" not in first.series
+    record_metrics(run, 4, {"loss": 4.0})
+    later = read_metrics(run, after_id=first.last_id)
+    assert [point.step for point in later.series["loss"]] == [4]
+    assert read_metrics(run, after_id=later.last_id).series == {}
+
+
+def test_a_long_curve_keeps_its_extremes_and_its_ends(run: Run) -> None:
+    values = [math.sin(step / 50) for step in range(5000)]
+    values[1234], values[4321] = 99.0, -99.0
+    Metric.objects.bulk_create(
+        Metric(run=run, step=step, key="loss", value=value) for step, value in enumerate(values)
+    )
+    points = read_metrics(run, max_points=200).series["loss"]
+    assert len(points) <= 200
+    assert (points[0].step, points[-1].step) == (0, 4999)
+    found = {point.step: point.value for point in points}
+    assert (found[1234], found[4321]) == (99.0, -99.0)
+    assert [point.step for point in points] == sorted(found)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
@@ -15,7 +16,7 @@ from training.recipes.grading import grade
 from training.types import SampledSequence, SampleOutput, SampleRequest, SamplingParams
 from webapp.deployments import calls
 from webapp.deployments.models import HotLoad, SamplingCall
-from webapp.evals.models import Evaluation
+from webapp.evals.models import EvalSuite, Evaluation
 from webapp.evals.services import record_result, settle
 from webapp.runs.samples import record_sample
 from webapp.tinker.wire import encode_sample_output
@@ -168,7 +169,8 @@ def _record_sample(call: SamplingCall, **columns: Any) -> None:
 
 def _describe_result(call: SamplingCall, answer: Answer) -> dict[str, Any]:
     sequence = answer.sequences[0]
-    scores, error = grade_item(_find_evaluation(call), call.about["index"], sequence["text"])
+    suite = read_suite(_find_evaluation(call).suite_id)
+    scores, error = grade_item(suite, call.about["index"], sequence["text"])
     return {
         "completion": sequence["text"],
         "num_tokens": len(sequence["tokens"]),
@@ -189,12 +191,20 @@ def _describe_served(call: SamplingCall, answer: Answer) -> dict[str, Any]:
 
 
 def _find_evaluation(call: SamplingCall) -> Evaluation:
-    return Evaluation.objects.select_related("suite").get(pk=call.about["evaluation"])
+    """Without the items: they may be megabytes, and this is asked for every answer."""
+    whole = Evaluation.objects.select_related("suite").defer("suite__items")
+    return whole.get(pk=call.about["evaluation"])
 
 
-def grade_item(evaluation: Evaluation, index: int, completion: str) -> tuple[dict[str, float], str]:
+@lru_cache(maxsize=8)
+def read_suite(suite_id: str) -> EvalSuite:
+    """A suite that is evaluated has been built, and never changes again."""
+    return EvalSuite.objects.get(pk=suite_id)
+
+
+def grade_item(suite: EvalSuite, index: int, completion: str) -> tuple[dict[str, float], str]:
     """{grader: score}, or why it cannot be graded."""
-    item, graders = evaluation.suite.items[index], evaluation.suite.graders
+    item, graders = suite.items[index], suite.graders
     try:
         return {grader["name"]: grade_one(grader, completion, item) for grader in graders}, ""
     except InvalidInput as error:

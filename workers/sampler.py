@@ -41,9 +41,8 @@ class Sampler:
 
     async def begin(self) -> None:
         """A new start of a server holds nothing of what earlier ones did."""
-        await in_database(loads.lose_loads, of=self.worker, but=self.loads.start)
         await in_database(calls.requeue_calls, worker=self.worker)
-        await in_database(services.reload_deployments)
+        await in_database(lose_everything, self.worker, self.loads.start)
 
     async def run_once(self) -> bool:
         """Begin what waits and finds room. True: there may be more."""
@@ -153,6 +152,12 @@ class Sampler:
         await asyncio.gather(*tasks, return_exceptions=True)
         self.loads.cancel()
         await in_database(calls.requeue_calls, worker=self.worker)
+
+
+def lose_everything(worker: str, start: str = "") -> None:
+    """What this sampler's servers held but `start`; deployments wait to be proven again."""
+    loads.lose_loads(of=worker, but=start)
+    services.reload_deployments()
 
 
 async def nothing_more(_: HotLoad) -> None:

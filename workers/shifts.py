@@ -20,7 +20,7 @@ from webapp.fleet.models import BaseModel, Worker
 from webapp.fleet.services import beat_worker, register_worker, remove_worker
 from workers.hotload import HotLoads, in_database
 from workers.preparation import find_free_port
-from workers.sampler import Sampler
+from workers.sampler import Sampler, lose_everything
 from workers.vllm import SamplingServer, build_command, supervise
 
 POLL_SECONDS = 1.0  # where a kick was lost
@@ -71,6 +71,7 @@ class Shifts:
                     await self.idle()
         finally:
             kicks.cancel()
+            await in_database(lose_everything, self.worker)
             await in_database(remove_worker, name=self.worker)
 
     async def serve(self, running: Running, models: Models) -> None:

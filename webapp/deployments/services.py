@@ -177,7 +177,8 @@ def check_params(params: Mapping[str, Any]) -> dict[str, Any]:
     stop = params.get("stop")
     if stop is not None:
         stops = [stop] if isinstance(stop, str) else stop
-        if not isinstance(stops, list) or len({type(each) for each in stops} | {str, int}) > 2:
+        kinds = {type(each) for each in stops} if isinstance(stops, list) else {None}
+        if kinds not in (set(), {str}, {int}):
             raise UserError("stop is a list of strings or of token ids.", field="stop")
         checked["stop"] = stops
     return checked

@@ -1,0 +1,36 @@
+"""SFT contender: our engine."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from bench.contest import Stopwatch
+from bench.sft_rows import LEARNING_RATE, RANK, SftRow, count_tokens, read_batches, repeat
+from training.engine.core import Engine
+from training.types import AdamParams, Datum, ForwardBackward, ForwardBackwardOutput, LoraSpec
+
+
+def to_datum(row: SftRow) -> Datum:
+    tokens = np.array(row.tokens, np.int64)
+    weights = np.array(row.learned[1:], np.float32)
+    return Datum(tokens=tokens[:-1], inputs={"target_tokens": tokens[1:], "weights": weights})
+
+
+def main(model: str, rows: str, logprobs: str) -> None:
+    watch = Stopwatch()
+    engine = Engine.load(Path(model))
+    engine.create_adapter("run", LoraSpec(rank=RANK))
+    for batch in repeat(read_batches(Path(rows))):
+        if not watch.wait():
+            return
+        data = [to_datum(row) for row in batch]
+        request = ForwardBackward(data=data, config={"logprobs": logprobs})
+        output = engine.forward_backward({"run": request})["run"]
+        assert isinstance(output, ForwardBackwardOutput)
+        engine.optim_step("run", AdamParams(learning_rate=LEARNING_RATE))
+        loss = output.metrics["loss:sum"] / output.metrics["weights:sum"]
+        watch.stop(tokens=count_tokens(batch), loss=loss)
+
+
+main(*sys.argv[1:])

@@ -1,0 +1,43 @@
+"""Stack contender: the real SDK, whose steps go through the wire, the log and the worker."""
+
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+import tinker
+from tinker import types
+
+from bench.contest import Stopwatch
+from bench.sft_rows import LEARNING_RATE, RANK, SftRow, count_tokens, read_batches, repeat
+
+
+def to_datum(row: SftRow) -> types.Datum:
+    tokens = list(row.tokens)
+    weights = [float(learned) for learned in row.learned[1:]]
+    return types.Datum(
+        model_input=types.ModelInput.from_ints(tokens[:-1]),
+        loss_fn_inputs={"target_tokens": tokens[1:], "weights": weights},
+    )
+
+
+def main(connection: str, model: str, rows: str) -> None:
+    watch = Stopwatch()
+    where = json.loads(Path(connection).read_text())
+    service = tinker.ServiceClient(base_url=where["url"], api_key=where["api_key"])
+    trainer = service.create_lora_training_client(base_model=model, rank=RANK).result()
+    adam = types.AdamParams(learning_rate=LEARNING_RATE)
+    for batch in repeat(read_batches(Path(rows))):
+        if not watch.wait():
+            return
+        gradient = trainer.forward_backward([to_datum(row) for row in batch], "cross_entropy")
+        update = trainer.optim_step(adam)
+        gradient.result()
+        update.result()
+        watch.stop(tokens=count_tokens(batch))
+
+
+warnings.simplefilter("ignore")
+logging.disable(logging.INFO)
+main(*sys.argv[1:])

@@ -11,4 +11,8 @@ urlpatterns = [
     path("", include("webapp.accounts.urls")),
     path("", include("webapp.fleet.urls")),
     path("", include("webapp.runs.urls")),
+    path("", include("webapp.datasets.urls")),
+    path("", include("webapp.checkpoints.urls")),
+    path("", include("webapp.deployments.urls")),
+    path("", include("webapp.evals.urls")),
 ]

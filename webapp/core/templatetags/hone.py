@@ -185,3 +185,15 @@ def doubt(logprob: float | None) -> int:
     if logprob is None:
         return 0
     return sum(logprob < limit for limit in (-0.2, -0.7, -1.6, -3.0))
+
+
+@register.filter
+def words(name: object) -> str:
+    """`exact_match` as `exact match`."""
+    return str(name).replace("_", " ")
+
+
+@register.filter
+def percent_number(share: float) -> str:
+    """For widths in CSS, where a locale's comma or a unit would be wrong."""
+    return f"{100 * share:.1f}"

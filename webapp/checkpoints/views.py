@@ -1,0 +1,134 @@
+"""Pages of checkpoints: the list, one with its proof and lineage, the graph of the project."""
+
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required
+from django.core.paginator import Paginator
+from django.http import HttpResponse, HttpResponseBase
+from django.shortcuts import redirect, render
+from django.views.decorators.http import require_GET, require_POST
+
+from webapp.accounts.middleware import ActorRequest
+from webapp.accounts.models import Actor
+from webapp.accounts.permissions import check_can_write
+from webapp.checkpoints.downloads import stream_archive
+from webapp.checkpoints.forms import CheckpointFilter, offer_runs
+from webapp.checkpoints.lineage import (
+    describe_score,
+    lay_out,
+    read_around,
+    read_evaluations,
+    read_project,
+)
+from webapp.checkpoints.models import Checkpoint
+from webapp.checkpoints.services import delete_checkpoint, keep_checkpoint
+from webapp.core.errors import NotFound
+from webapp.core.templatetags.hone import count, exact, size
+from webapp.runs.models import Run
+
+CHECKPOINTS_A_PAGE = 50
+RUNS_IN_LINEAGE = 200
+EVALUATIONS_SHOWN = 20
+
+
+@login_required
+@require_GET
+def list_checkpoints(request: ActorRequest) -> HttpResponse:
+    form = CheckpointFilter(request.GET)
+    alive = Checkpoint.objects.in_project(request.actor).alive()
+    rows = form.apply(alive).select_related("run__parent", "base_model")
+    page = Paginator(
+        rows.prefetch_related("base_model__names", "deployments"), CHECKPOINTS_A_PAGE
+    ).get_page(request.GET.get("page"))
+    context = {
+        "page": page,
+        "chosen": form.cleaned_data,
+        "runs": offer_runs(request.actor),
+        "is_filtered": any(form.cleaned_data.values()),
+        "is_first": not any(request.GET.values()) and not page.object_list,
+    }
+    return render(request, "checkpoints/list.html", context)
+
+
+@login_required
+@require_GET
+def show_lineage(request: ActorRequest) -> HttpResponse:
+    runs = Run.objects.in_project(request.actor).order_by("-created_at")
+    newest = runs.filter(pk__in=list(runs.values_list("pk", flat=True)[:RUNS_IN_LINEAGE]))
+    graph = lay_out(read_project(newest))
+    return render(request, "checkpoints/lineage.html", {"graph": graph, "limit": RUNS_IN_LINEAGE})
+
+
+def find_checkpoint(actor: Actor, checkpoint_id: str) -> Checkpoint:
+    """Deleted ones too: their page says so, and keeps their place in the lineage."""
+    rows = Checkpoint.objects.visible_to(actor).select_related(
+        "base_model", "run__dataset_version__dataset", "run__parent", "project"
+    )
+    checkpoint = rows.filter(pk=checkpoint_id).first()
+    if checkpoint is None:
+        raise NotFound(f"There is no checkpoint {checkpoint_id}.")
+    return checkpoint
+
+
+@login_required
+@require_GET
+def show_checkpoint(request: ActorRequest, checkpoint_id: str) -> HttpResponse:
+    checkpoint = find_checkpoint(request.actor, checkpoint_id)
+    evaluations = read_evaluations().filter(checkpoint=checkpoint)[:EVALUATIONS_SHOWN]
+    context = {
+        "checkpoint": checkpoint,
+        "load": checkpoint.hot_loads.first(),
+        "stats": describe(checkpoint),
+        "evaluations": [(each, describe_score(each)) for each in evaluations],
+        "graph": lay_out(read_around(checkpoint)),
+        "rest": write_rest(request, checkpoint),
+    }
+    return render(request, "checkpoints/checkpoint.html", context)
+
+
+def describe(checkpoint: Checkpoint) -> list[tuple[str, str, str]]:
+    """Label, value and note of its stat cards."""
+    optimizer = "optimizer included" if checkpoint.has_optimizer else "weights alone"
+    return [
+        ("Step", count(checkpoint.step), f"operation {count(checkpoint.seq)} of the log"),
+        ("Rank", str(checkpoint.rank), "LoRA"),
+        ("Size", size(checkpoint.size_bytes), optimizer),
+        ("Saved", exact(checkpoint.created_at).partition(",")[0], describe_end(checkpoint)),
+    ]
+
+
+def describe_end(checkpoint: Checkpoint) -> str:
+    if checkpoint.deleted_at is not None:
+        return "deleted"
+    return f"until {exact(checkpoint.expires_at)}" if checkpoint.expires_at else "kept"
+
+
+def write_rest(request: ActorRequest, checkpoint: Checkpoint) -> str:
+    url = request.build_absolute_uri(f"/rest/checkpoints/{checkpoint.pk}")
+    header = '-H "Authorization: Bearer $HONE_KEY"'
+    return f"curl {header} {url}\ncurl {header} {url}/download | tar -x"
+
+
+@login_required
+@require_GET
+def download(request: ActorRequest, checkpoint_id: str) -> HttpResponseBase:
+    return stream_archive(find_checkpoint(request.actor, checkpoint_id))
+
+
+@login_required
+@require_POST
+def keep(request: ActorRequest, checkpoint_id: str) -> HttpResponse:
+    check_can_write(request.actor)
+    checkpoint = find_checkpoint(request.actor, checkpoint_id)
+    keep_checkpoint(actor=request.actor, checkpoint=checkpoint)
+    messages.success(request, f"{checkpoint.name} stays until somebody deletes it.")
+    return redirect("checkpoint", checkpoint.pk)
+
+
+@login_required
+@require_POST
+def delete(request: ActorRequest, checkpoint_id: str) -> HttpResponse:
+    check_can_write(request.actor)
+    checkpoint = find_checkpoint(request.actor, checkpoint_id)
+    delete_checkpoint(actor=request.actor, checkpoint=checkpoint)
+    messages.success(request, f"{checkpoint.name} was deleted; its place in the lineage stays.")
+    return redirect("checkpoints")

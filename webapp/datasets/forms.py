@@ -1,0 +1,24 @@
+"""The upload form."""
+
+from typing import ClassVar
+
+from django import forms
+
+
+class UploadForm(forms.Form):
+    """What is wrong with the file itself is said by the service, for every door alike."""
+
+    name = forms.CharField(
+        max_length=120,
+        label="Dataset",
+        help_text="A new name makes a dataset; a known one gets its next version.",
+        error_messages={"required": "A dataset needs a name."},
+    )
+    file = forms.FileField(
+        allow_empty_file=True,
+        label="File",
+        error_messages={"required": "Choose a file: .jsonl, .csv or .parquet."},
+        widget=forms.FileInput(attrs={"accept": ".jsonl,.ndjson,.json,.csv,.parquet"}),
+    )
+
+    field_order: ClassVar = ["file", "name"]

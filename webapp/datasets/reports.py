@@ -1,0 +1,56 @@
+"""A version's report, and a preview's numbers, in the words of stat cards: label, value, note."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from django.http import HttpRequest
+
+from webapp.core.templatetags.hone import count, size
+from webapp.datasets.models import DatasetVersion
+
+Stat = tuple[str, str, str]
+
+
+def describe_report(version: DatasetVersion) -> Sequence[Stat]:
+    report: Mapping[str, Any] = version.report
+    if not report:
+        return []
+    duplicates, turns = report["num_duplicates"], report["num_turns_max"]
+    roles = ", ".join(f"{count(number)} {role}" for role, number in report["roles"].items())
+    lowest, highest = report["min_characters"], report["max_characters"]
+    share = version.num_bad / max(1, version.num_bad + report["num_rows"])
+    return [
+        ("Rows", count(report["num_rows"]), f"{count(duplicates)} duplicates"),
+        ("Bad lines", count(version.num_bad), f"{share:.1%} of all" if version.num_bad else "none"),
+        (
+            "Characters a row",
+            count(report["median_characters"]),
+            f"median; {count(lowest)} to {count(highest)}",
+        ),
+        ("Messages a row", count(turns), f"at most; {roles}" if roles else "at most"),
+        ("File", size(version.size_bytes), version.format),
+    ]
+
+
+def describe_preview(stats: Mapping[str, Any]) -> Sequence[Stat]:
+    if not stats:
+        return []
+    sampled, mean = stats["rows_sampled"], stats["mean_tokens"]
+    learned = stats["mean_weighted"]
+    share = f"{learned / mean:.0%} of the row" if mean else ""
+    context = f"over {count(stats['context_tokens'])}, the model's context"
+    return [
+        ("Tokens a row", count(mean), f"mean of {count(sampled)} rows"),
+        ("Learned a row", count(learned), share),
+        ("Longest row", count(stats["longest_tokens"]), "tokens"),
+        ("Too long", count(stats["num_too_long"]), context),
+    ]
+
+
+def write_rest(request: HttpRequest, version: DatasetVersion) -> str:
+    url = request.build_absolute_uri("/rest/dataset-versions")
+    header = '-H "Authorization: Bearer $HONE_KEY"'
+    return (
+        f"curl {header} -F 'name={version.dataset.name}' -F 'file=@{version.filename}' {url}\n"
+        f"curl {header} {url}/{version.pk}"
+    )

@@ -1,0 +1,170 @@
+"""Every write to datasets, their versions and the previews of them."""
+
+import shutil
+from datetime import timedelta
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from django.conf import settings
+from django.core.files.base import File
+from django.core.files.uploadedfile import TemporaryUploadedFile
+from django.db import IntegrityError, transaction
+from django.db.models import Max, ProtectedError
+from django.template.defaultfilters import filesizeformat
+from django.utils.timezone import now
+
+from webapp.accounts.models import Actor
+from webapp.accounts.permissions import check_can_write
+from webapp.core.dispatch import INGEST_VERSION, PREVIEW_VERSION, send_task
+from webapp.core.errors import UserError
+from webapp.core.events import project_group, publish
+from webapp.datasets.models import Dataset, DatasetVersion, Preview
+from webapp.fleet.models import BaseModel
+
+FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv"} | {
+    ".parquet": "parquet"
+}
+MAX_NAME = 120
+PREVIEW_TIMEOUT = timedelta(minutes=2)  # a preview that took longer has lost its task
+
+Status = DatasetVersion.Status
+
+
+def create_version(*, actor: Actor, name: str, upload: File) -> DatasetVersion:
+    """Keep the file as the next version of the dataset of this name; a worker validates it."""
+    check_can_write(actor)
+    name = _check_name(name)
+    filename = PurePosixPath((upload.name or "").replace("\\", "/")).name
+    kind = _check_upload(upload, filename)
+    version = DatasetVersion(
+        project=actor.project,
+        filename=filename[-255:],
+        format=kind,
+        size_bytes=upload.size,
+        created_by=actor.user,
+    )
+    version.upload_path = f"uploads/{version.pk}/upload{PurePosixPath(filename).suffix.lower()}"
+    target: Path = settings.HONE_HOME / version.upload_path
+    is_stored = False
+    try:
+        _store(upload, target)
+        _insert(version, name)
+        is_stored = True
+    finally:
+        if not is_stored:
+            shutil.rmtree(target.parent, ignore_errors=True)
+    return version
+
+
+def decide(*, actor: Actor, version: DatasetVersion, keep_valid: bool) -> None:
+    """Answer to bad lines: go on with the valid rows, or discard the version and its file."""
+    check_can_write(actor)
+    waiting = DatasetVersion.objects.visible_to(actor).filter(pk=version.pk)
+    status = Status.VALIDATING if keep_valid else Status.DISCARDED
+    with transaction.atomic():
+        decided = waiting.filter(status=Status.NEEDS_DECISION).update(
+            status=status, keep_valid=keep_valid
+        )
+        if decided != 1:
+            raise UserError(f"{version} waits for no decision: somebody has decided already.")
+        if keep_valid:
+            send_task(INGEST_VERSION, version.pk)
+        else:
+            transaction.on_commit(partial(_remove_files, version))
+        publish(project_group(version.project_id), "datasets")
+    version.refresh_from_db()
+
+
+def request_preview(*, version: DatasetVersion, base_model: BaseModel) -> Preview:
+    """The version as this model's tokens. Its rows are None until a worker has made them."""
+    if version.status != Status.READY:
+        raise UserError(f"{version} is not ready: its rows can be shown once it is.")
+    preview, is_new = Preview.objects.get_or_create(version=version, base_model=base_model)
+    stale = Preview.objects.filter(pk=preview.pk, rows=None, created_at__lt=now() - PREVIEW_TIMEOUT)
+    if is_new or stale.update(created_at=now()):
+        send_task(PREVIEW_VERSION, str(preview.pk))
+    return preview
+
+
+def retry_preview(*, version: DatasetVersion, base_model: BaseModel) -> Preview:
+    """Once more where it has failed."""
+    Preview.objects.filter(version=version, base_model=base_model).exclude(error="").delete()
+    return request_preview(version=version, base_model=base_model)
+
+
+def delete_version(*, actor: Actor, version: DatasetVersion) -> None:
+    """Its rows and files; not while a run or a suite was made of it. An empty dataset goes too."""
+    check_can_write(actor)
+    with transaction.atomic():
+        try:
+            DatasetVersion.objects.visible_to(actor).filter(pk=version.pk).delete()
+        except ProtectedError:
+            raise UserError(
+                f"{version} cannot be deleted: runs or evaluation suites were made of it."
+            ) from None
+        transaction.on_commit(partial(_remove_files, version))
+        if not DatasetVersion.objects.filter(dataset_id=version.dataset_id).exists():
+            Dataset.objects.visible_to(actor).filter(pk=version.dataset_id).delete()
+        publish(project_group(version.project_id), "datasets")
+
+
+def _check_name(name: str) -> str:
+    name = name.strip()
+    if not name:
+        raise UserError("A dataset needs a name.", field="name")
+    if len(name) > MAX_NAME:
+        raise UserError(
+            f"The name has {len(name)} characters; {MAX_NAME} are allowed.", field="name"
+        )
+    return name
+
+
+def _check_upload(upload: File, filename: str) -> str:
+    """The format that the file's name says; its content is looked at by the worker."""
+    kind = FORMATS.get(PurePosixPath(filename).suffix.lower())
+    if kind is None:
+        raise UserError(
+            f"{filename or 'The file'} is of no known format: upload .jsonl, .csv or .parquet.",
+            field="file",
+        )
+    if not upload.size:
+        raise UserError(f"{filename} is empty: upload a file with at least one row.", field="file")
+    if upload.size > settings.MAX_UPLOAD_BYTES:
+        size, limit = filesizeformat(upload.size), filesizeformat(settings.MAX_UPLOAD_BYTES)
+        raise UserError(
+            f"{filename} has {size}; up to {limit} are taken. Split it into several datasets.",
+            field="file",
+        )
+    return kind
+
+
+def _store(upload: File, target: Path) -> None:
+    """Large uploads lie on this disk already and are renamed; others are copied piece by piece."""
+    target.parent.mkdir(parents=True)
+    if isinstance(upload, TemporaryUploadedFile):
+        Path(upload.temporary_file_path()).rename(target)
+        return
+    part = target.with_name(f".{target.name}.part")
+    with part.open("wb") as file:
+        for chunk in upload.chunks():
+            file.write(chunk)
+    part.rename(target)
+
+
+def _insert(version: DatasetVersion, name: str) -> None:
+    while True:
+        dataset, _ = Dataset.objects.get_or_create(project=version.project, name=name)
+        last = dataset.versions.aggregate(last=Max("number"))["last"]
+        version.dataset, version.number = dataset, (last or 0) + 1
+        try:
+            with transaction.atomic():
+                version.save(force_insert=True)
+                send_task(INGEST_VERSION, version.pk)
+                publish(project_group(version.project_id), "datasets")
+        except IntegrityError:
+            continue  # somebody else's upload took the number at this moment
+        return
+
+
+def _remove_files(version: DatasetVersion) -> None:
+    shutil.rmtree((settings.HONE_HOME / version.upload_path).parent, ignore_errors=True)

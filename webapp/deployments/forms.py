@@ -1,0 +1,100 @@
+"""Forms of serving: what a deployment serves, and what the playground asks."""
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from django import forms
+
+from webapp.accounts.models import Actor
+from webapp.checkpoints.models import Checkpoint
+from webapp.deployments.models import Deployment
+from webapp.fleet.models import BaseModel
+
+CHECKPOINTS_OFFERED = 200
+
+Choices = list[tuple[str, str | list[tuple[str, str]]]]
+
+
+def offer_checkpoints(actor: Actor, *, base_model: str = "") -> Iterable[tuple[str, str]]:
+    """The newest of the project, as a person tells them apart."""
+    rows = Checkpoint.objects.in_project(actor).alive().filter(is_ephemeral=False)
+    if base_model:
+        rows = rows.filter(base_model=base_model)
+    newest = rows.select_related("run").defer("probe")[:CHECKPOINTS_OFFERED]
+    return [(row.pk, f"{row.run.name} / {row.name} (step {row.step})") for row in newest]
+
+
+def offer_base_models() -> list[tuple[str, str]]:
+    rows = BaseModel.objects.prefetch_related("names")
+    return [(row.pk, row.name) for row in rows]
+
+
+def offer_targets(actor: Actor, *, with_deployments: bool = False) -> Choices:
+    """Everything that can answer; an empty group is left out."""
+    groups: Choices = [
+        ("Checkpoints", list(offer_checkpoints(actor))),
+        ("Base models", offer_base_models()),
+    ]
+    if with_deployments:
+        running = Deployment.objects.in_project(actor).exclude(status=Deployment.Status.STOPPED)
+        groups.insert(0, ("Deployments", list(running.values_list("pk", "name"))))
+    return [group for group in groups if group[1]]
+
+
+class DeploymentForm(forms.Form):
+    name = forms.CharField(
+        max_length=80,
+        help_text="Programs ask for it by this name; it stays when the checkpoint changes.",
+        error_messages={"required": "A deployment needs a name."},
+    )
+    target = forms.ChoiceField(
+        label="Serves", error_messages={"required": "Choose a checkpoint or a base model."}
+    )
+
+    def __init__(self, *args: object, actor: Actor, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self.fields["target"].choices = offer_targets(actor)  # type: ignore[attr-defined]
+
+
+class ChangeForm(forms.Form):
+    """Other weights of the same base model."""
+
+    checkpoint = forms.ChoiceField(required=False, label="Serve instead")
+
+    def __init__(
+        self, *args: object, actor: Actor, deployment: Deployment, **kwargs: object
+    ) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        offered = offer_checkpoints(actor, base_model=deployment.base_model_id)
+        base = ("", f"{deployment.base_model.name} as it is")
+        self.fields["checkpoint"].choices = [base, *offered]  # type: ignore[attr-defined]
+        self.fields["checkpoint"].initial = deployment.checkpoint_id or ""
+
+
+class PlaygroundForm(forms.Form):
+    """One prompt for one or two models. What is out of range is said by the service."""
+
+    left = forms.ChoiceField(label="Model")
+    right = forms.ChoiceField(label="Beside", required=False)
+    system = forms.CharField(
+        required=False, label="System prompt", widget=forms.Textarea(attrs={"rows": 2})
+    )
+    prompt = forms.CharField(
+        label="Message",
+        strip=False,
+        widget=forms.Textarea(
+            attrs={"rows": 3, "placeholder": "Ask both the same. Ctrl+Enter sends."}
+        ),
+        error_messages={"required": "Write a message first."},
+    )
+    temperature = forms.FloatField(initial=0.0, help_text="0: always the likeliest token.")
+    max_tokens = forms.IntegerField(initial=256, label="Longest answer")
+    seed = forms.IntegerField(initial=7)
+
+    PARAMS: ClassVar = ("temperature", "max_tokens", "seed")
+
+    def __init__(self, *args: object, actor: Actor, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        targets = offer_targets(actor, with_deployments=True)
+        self.fields["left"].choices = targets  # type: ignore[attr-defined]
+        self.fields["right"].choices = [("", "nothing"), *targets]  # type: ignore[attr-defined]

@@ -1,0 +1,42 @@
+"""Two answers word by word: what only one of them has."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+PIECE = re.compile(r"\s+|\w+|[^\w\s]")
+MAX_PIECES = 3000  # the comparison takes time with the square of this
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """`is_changed`: the other text has not got it here."""
+
+    text: str
+    is_changed: bool
+
+
+def diff_texts(first: str, second: str) -> tuple[list[Piece], list[Piece]]:
+    """Each text in pieces. Texts too long to compare by word are one changed piece, or none."""
+    before, after = PIECE.findall(first), PIECE.findall(second)
+    if max(len(before), len(after)) > MAX_PIECES:
+        is_changed = first != second
+        return [Piece(text=first, is_changed=is_changed)], [
+            Piece(text=second, is_changed=is_changed)
+        ]
+    blocks = SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks()
+    return (
+        list(_mark(before, [(block.a, block.size) for block in blocks])),
+        list(_mark(after, [(block.b, block.size) for block in blocks])),
+    )
+
+
+def _mark(pieces: Sequence[str], same: Iterable[tuple[int, int]]) -> Iterable[Piece]:
+    done = 0
+    for start, size in same:
+        if start > done:
+            yield Piece(text="".join(pieces[done:start]), is_changed=True)
+        if size:
+            yield Piece(text="".join(pieces[start : start + size]), is_changed=False)
+        done = start + size

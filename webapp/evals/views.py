@@ -1,0 +1,257 @@
+"""Pages of suites and evaluations."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from django.contrib.auth.decorators import login_required
+from django.core.paginator import Paginator
+from django.db.models import Count, QuerySet
+from django.http import HttpResponse
+from django.shortcuts import redirect, render
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from webapp.accounts.middleware import ActorRequest
+from webapp.accounts.models import Actor
+from webapp.accounts.permissions import check_can_write
+from webapp.core.errors import NotFound
+from webapp.core.forms import show_errors
+from webapp.datasets.models import DatasetVersion
+from webapp.deployments.forms import offer_base_models
+from webapp.deployments.views import find_target
+from webapp.evals.comparison import name_subject
+from webapp.evals.forms import EvaluationForm, SuiteForm, offer_versions
+from webapp.evals.models import EvalResult, EvalSuite, Evaluation
+from webapp.evals.services import LIVE, cancel_evaluation, create_suite, request_evaluation
+
+ROWS_A_PAGE = 25
+FILTERS = (("", "All"), ("wrong", "Wrong"), ("right", "Right"), ("unanswered", "Unanswered"))
+RIGHT = 1.0  # graders that give parts of a point are right with the whole of it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """An evaluation in a table."""
+
+    evaluation: Evaluation
+    subject: str
+    score: float | None
+
+    @property
+    def is_done(self) -> bool:
+        return self.evaluation.status == Evaluation.Status.DONE
+
+    @property
+    def took(self) -> timedelta | None:
+        began, ended = self.evaluation.started_at, self.evaluation.ended_at
+        return ended - began if began and ended else None
+
+
+def make_line(evaluation: Evaluation) -> Line:
+    grader = evaluation.suite.graders[0]["name"]
+    return Line(
+        evaluation=evaluation,
+        subject=name_subject(evaluation),
+        score=evaluation.scores.get(grader),
+    )
+
+
+def read_evaluations(actor: Actor) -> QuerySet[Evaluation]:
+    """With all that a table's line needs, and without the suites' items."""
+    rows = Evaluation.objects.visible_to(actor).defer("suite__items", "checkpoint__probe")
+    return rows.select_related("suite", "checkpoint__run", "base_model").prefetch_related(
+        "base_model__names"
+    )
+
+
+@login_required
+@require_GET
+def list_suites(request: ActorRequest) -> HttpResponse:
+    suites = EvalSuite.objects.in_project(request.actor).defer("items")
+    rows = suites.select_related("dataset_version__dataset").defer(
+        "items", "dataset_version__report"
+    )
+    page = Paginator(rows.annotate(num_evaluations=Count("evaluations")), ROWS_A_PAGE).get_page(
+        request.GET.get("page")
+    )
+    recent = read_evaluations(request.actor).filter(project=request.actor.project)[:ROWS_A_PAGE]
+    context = {
+        "page": page,
+        "lines": [make_line(each) for each in recent],
+        "can_make": page.object_list or offer_versions(request.actor),
+    }
+    return render(request, "evals/list.html", context)
+
+
+@login_required
+@require_http_methods(["GET", "POST"])
+def create(request: ActorRequest) -> HttpResponse:
+    check_can_write(request.actor)
+    initial = {"dataset_version": request.GET.get("version", "")}
+    form = SuiteForm(request.POST or None, actor=request.actor, initial=initial)
+    if request.method == "POST" and form.is_valid():
+        with show_errors(form):
+            return redirect("suite", _create(request.actor, form).pk)
+    status = 400 if form.errors else 200
+    return render(request, "evals/new.html", {"form": form}, status=status)
+
+
+def _create(actor: Actor, form: SuiteForm) -> EvalSuite:
+    chosen = form.cleaned_data
+    version = DatasetVersion.objects.visible_to(actor).get(pk=chosen["dataset_version"])
+    return create_suite(
+        actor=actor,
+        name=chosen["name"],
+        dataset_version=version,
+        graders=form.write_graders(),
+        held_out_share=chosen["held_out_share"],
+        seed=chosen["seed"],
+        limit=chosen["limit"],
+        sampling=form.write_sampling(),
+    )
+
+
+def find_suite(actor: Actor, suite_id: str) -> EvalSuite:
+    rows = EvalSuite.objects.visible_to(actor).select_related("dataset_version__dataset")
+    suite = rows.defer("dataset_version__report").filter(pk=suite_id).first()
+    if suite is None:
+        raise NotFound(f"There is no suite {suite_id}.")
+    return suite
+
+
+@login_required
+@require_GET
+def show_suite(request: ActorRequest, suite_id: str) -> HttpResponse:
+    suite = find_suite(request.actor, suite_id)
+    lines = [make_line(each) for each in read_evaluations(request.actor).filter(suite=suite)]
+    page = Paginator(suite.items, ROWS_A_PAGE).get_page(request.GET.get("page"))
+    context = {
+        "suite": suite,
+        "lines": lines,
+        "num_done": sum(line.is_done for line in lines),
+        "extra_graders": [grader["name"] for grader in suite.graders[1:]],
+        "chosen_a": lines[-1].evaluation.pk if lines else "",
+        "chosen_b": next((line.evaluation.pk for line in lines if line.is_done), ""),
+        "bases": offer_base_models(),
+        "form": EvaluationForm(actor=request.actor, initial={"suite": suite.pk}),
+        "page": page,
+        "items": list(enumerate(map(show_item, page), start=page.start_index())),
+        "rest": write_rest(request, suite),
+    }
+    return render(request, "evals/suite.html", context)
+
+
+def write_rest(request: ActorRequest, suite: EvalSuite) -> str:
+    url = request.build_absolute_uri("/rest/evaluations")
+    header = '-H "Authorization: Bearer $HONE_KEY"'
+    return (
+        f"curl {header} -H 'Content-Type: application/json' \\\n"
+        f'  -d \'{{"suite": "{suite.pk}", "checkpoint": "ID"}}\' \\\n  {url}\n\n'
+        f"curl {header} {url}/ID/results"
+    )
+
+
+def show_item(item: Mapping[str, Any]) -> dict[str, Any]:
+    """The last message is what is asked; the ones before it fold away."""
+    messages = item["messages"]
+    return {
+        "prompt": messages[-1]["content"],
+        "before": messages[:-1],
+        "target": item.get("target", ""),
+        "row": item.get("row"),
+    }
+
+
+@login_required
+@require_http_methods(["GET", "POST"])
+def evaluate(request: ActorRequest) -> HttpResponse:
+    check_can_write(request.actor)
+    initial = {"suite": request.GET.get("suite", ""), "target": request.GET.get("checkpoint", "")}
+    data = request.POST.copy() if request.method == "POST" else None
+    if data and data.get("base"):
+        data["target"] = data["base"]  # the button beside the chooser
+    form = EvaluationForm(data, actor=request.actor, initial=initial)
+    if request.method == "POST" and form.is_valid():
+        with show_errors(form):
+            checkpoint, base_model = find_target(request.actor, form.cleaned_data["target"])
+            evaluation = request_evaluation(
+                actor=request.actor,
+                suite=find_suite(request.actor, form.cleaned_data["suite"]),
+                checkpoint=checkpoint,
+                base_model=base_model,
+            )
+            return redirect("evaluation", evaluation.pk)
+    status = 400 if form.errors else 200
+    return render(request, "evals/evaluate.html", {"form": form}, status=status)
+
+
+def find_evaluation(actor: Actor, evaluation_id: str) -> Evaluation:
+    rows = Evaluation.objects.visible_to(actor).select_related(
+        "suite__dataset_version__dataset", "checkpoint__run", "base_model"
+    )
+    rows = rows.defer("suite__dataset_version__report", "checkpoint__probe")
+    evaluation = rows.filter(pk=evaluation_id).first()
+    if evaluation is None:
+        raise NotFound(f"There is no evaluation {evaluation_id}.")
+    return evaluation
+
+
+@login_required
+@require_GET
+def show_evaluation(request: ActorRequest, evaluation_id: str) -> HttpResponse:
+    evaluation = find_evaluation(request.actor, evaluation_id)
+    names = [grader["name"] for grader in evaluation.suite.graders]
+    grader = request.GET.get("grader", "")
+    grader = grader if grader in names else names[0]
+    results = filter_results(evaluation, grader, request.GET.get("show", ""))
+    page = Paginator(results, ROWS_A_PAGE).get_page(request.GET.get("page"))
+    siblings = read_evaluations(request.actor).filter(suite=evaluation.suite_id)
+    done = siblings.filter(status=Evaluation.Status.DONE).exclude(pk=evaluation.pk)
+    context = {
+        "evaluation": evaluation,
+        "subject": name_subject(evaluation),
+        "is_live": evaluation.status in LIVE,
+        "scores": [(name, evaluation.scores.get(name)) for name in names],
+        "graders": names,
+        "grader": grader,
+        "show": request.GET.get("show", ""),
+        "filters": FILTERS,
+        "sampling": evaluation.served.get("sampling", evaluation.suite.sampling),
+        "took": make_line(evaluation).took,
+        "items_note": f"of {evaluation.suite.num_items:,} items",
+        "page": page,
+        "rows": [show_result(evaluation.suite, each, grader) for each in page],
+        "others": [make_line(each) for each in done[:ROWS_A_PAGE]],
+    }
+    return render(request, "evals/evaluation.html", context)
+
+
+def filter_results(evaluation: Evaluation, grader: str, show: str) -> QuerySet[EvalResult]:
+    results = evaluation.results.all()
+    if show == "right":
+        return results.filter(**{f"scores__{grader}__gte": RIGHT})
+    if show == "wrong":
+        return results.filter(**{f"scores__{grader}__lt": RIGHT})
+    if show == "unanswered":
+        return results.exclude(error="")
+    return results
+
+
+def show_result(suite: EvalSuite, result: EvalResult, grader: str) -> dict[str, Any]:
+    score = result.scores.get(grader)
+    return {
+        **show_item(suite.items[result.index]),
+        "number": result.index + 1,
+        "result": result,
+        "score": score,
+    }
+
+
+@login_required
+@require_POST
+def cancel(request: ActorRequest, evaluation_id: str) -> HttpResponse:
+    check_can_write(request.actor)
+    evaluation = find_evaluation(request.actor, evaluation_id)
+    cancel_evaluation(actor=request.actor, evaluation=evaluation)
+    return redirect("evaluation", evaluation.pk)

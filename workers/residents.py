@@ -172,6 +172,8 @@ class Residents:
 
     def _load(self, base: str) -> Resident:
         path, setup = self.setup.models[base], self.setup
+        if not (path / "config.json").is_file():
+            raise UnknownModel(f"the model {base} is not at {path} any more")
         generator = Generator.load(path, device=setup.device, dtype=setup.dtype)
         self.residents[base] = Resident(generator=generator)
         return self.residents[base]
@@ -202,10 +204,11 @@ class Residents:
 
 
 def read_base_name(folder: Path) -> str:
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        raise InvalidInput(f"{folder} is not an adapter: it has no adapter_config.json")
-    return str(json.loads(path.read_text()).get("base_model_name_or_path") or "")
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{folder} is not an adapter: {error}") from None
+    return str(config.get("base_model_name_or_path") or "") if isinstance(config, dict) else ""
 
 
 class TurnThread:

@@ -218,6 +218,19 @@ async def test_an_adapter_needs_a_folder_and_a_base_model_of_this_server(
         await server.load_adapter("tiny", write_adapter(tmp_path / "tiny", 1, "tiny"))
 
 
+async def test_a_base_model_whose_files_are_gone_is_missing_and_the_others_still_answer(
+    tmp_path: Path,
+) -> None:
+    turns = TurnThread(Residents(Setup(models={"gone": tmp_path, "tiny": TINY})), lambda: None)
+    turns.start()
+    transport = httpx.ASGITransport(App(turns))
+    async with SamplingServer("http://sampler", transport=transport) as server:
+        with pytest.raises(ModelMissing, match="the model gone is not at"):
+            await server.generate("gone", REQUEST)
+        assert len((await server.generate("tiny", REQUEST)).sequences) == 1
+    await asyncio.to_thread(turns.stop)
+
+
 async def test_a_client_that_hangs_up_stops_its_request(
     server: SamplingServer, residents: Residents
 ) -> None:

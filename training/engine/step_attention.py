@@ -67,7 +67,8 @@ class SlabAttention:
             sources[chunk.row.slot], lengths[chunk.row.slot] = chunk.start, chunk.past + 1
         self.sources = torch.tensor(sources, device=device)
         self.lengths = torch.tensor(lengths, device=device)
-        self.longest = max(lengths)
+        # Kernels on CUDA want masks whose rows are a multiple of 16 long; all capacities are.
+        self.longest = -(-max(lengths) // 16) * 16
         self.masks: dict[int | None, Tensor] = {}
 
     def attend(

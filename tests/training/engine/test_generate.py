@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -381,6 +382,40 @@ def test_adapter_folders_that_do_not_fit_are_refused(
         generator.unload_adapter("taken")
     with pytest.raises(InvalidInput, match="is not an adapter"):
         generator.load_adapter("none", tmp_path)
+
+
+PREFIX = "base_model.model.model.layers.0.mlp.down_proj.lora_"
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "message"),
+    [
+        ("{", {}, "cannot be read as an adapter"),
+        ("{}", {}, "has no lora_alpha"),
+        ('{"lora_alpha": 1, "use_dora": true}', {}, "use_dora is not supported"),
+        ('{"lora_alpha": 1}', {"A": (2, 384)}, "has a lora_A and no lora_B"),
+        ('{"lora_alpha": 1}', {"B": (128, 2)}, "the base model has no place for"),
+        ('{"lora_alpha": 1}', {"A": (2, 384), "B": (128, 3)}, "do not fit a layer of shape"),
+        ('{"lora_alpha": 1}', {"A": (2, 385), "B": (128, 2)}, "do not fit a layer of shape"),
+        ('{"lora_alpha": 1}', None, "cannot be read as an adapter"),
+    ],
+)
+def test_an_adapter_that_cannot_be_served_is_refused_by_what_is_wrong_with_it(
+    generator: Generator,
+    tmp_path: Path,
+    config: str,
+    tensors: dict[str, tuple[int, int]] | None,
+    message: str,
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(config)
+    file = tmp_path / "adapter_model.safetensors"
+    if tensors is None:
+        file.write_bytes(b"half a file")
+    else:
+        save_file({f"{PREFIX}{key}.weight": torch.ones(at) for key, at in tensors.items()}, file)
+    with pytest.raises(InvalidInput, match=message):
+        generator.load_adapter("broken", tmp_path)
+    assert "broken" not in generator.loaded
 
 
 def test_weights_that_are_not_finite_fail_their_request_alone(

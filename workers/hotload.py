@@ -110,6 +110,8 @@ class HotLoads:
 
     async def _prove(self, load: HotLoad) -> HotLoad:
         checkpoint = load.checkpoint
+        if checkpoint.deleted_at is not None:
+            raise InvalidInput(f"The checkpoint {checkpoint.name} was deleted.")
         folder = settings.HONE_HOME / checkpoint.path
         digest = await asyncio.to_thread(digest_adapter, folder / ADAPTER_FILE)
         if digest != checkpoint.digest:

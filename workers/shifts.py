@@ -19,7 +19,7 @@ from webapp.deployments.calls import KICK
 from webapp.fleet.models import BaseModel, Worker
 from webapp.fleet.services import beat_worker, register_worker, remove_worker
 from workers.hotload import HotLoads, in_database
-from workers.preparation import find_free_port
+from workers.processes import find_free_port
 from workers.sampler import Sampler, lose_everything
 from workers.vllm import SamplingServer, build_command, supervise
 

@@ -132,7 +132,7 @@ def compute_p_value(wins: int, losses: int) -> float:
     if not count:
         return 1.0
     tail = sum(math.comb(count, k) for k in range(min(wins, losses) + 1))
-    return min(1.0, 2 * tail / 2**count)
+    return min(1.0, 2 * tail / (1 << count))
 
 
 def estimate_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:

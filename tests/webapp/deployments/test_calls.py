@@ -22,7 +22,7 @@ Status = SamplingCall.Status
 @pytest.fixture
 def submit(alice: Actor, base_model: BaseModel) -> Any:
     def submit(**columns: Any) -> SamplingCall:
-        defaults = {
+        defaults: dict[str, Any] = {
             "project": alice.project,
             "purpose": SamplingCall.Purpose.TINKER,
             "base_model": base_model,

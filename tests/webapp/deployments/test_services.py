@@ -42,7 +42,7 @@ def test_a_name_is_used_once_in_a_project(
     ("columns", "field"), [({"name": " "}, "name"), ({"name": "support"}, "checkpoint")]
 )
 def test_a_deployment_needs_a_name_and_something_to_serve(
-    alice: Actor, columns: dict[str, str], field: str
+    alice: Actor, columns: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(UserError) as refused:
         services.create_deployment(actor=alice, **columns)

@@ -63,7 +63,7 @@ def make_suite(alice: Actor, make_version: Any) -> Callable[..., EvalSuite]:
 
     def make_suite(rows: list[dict[str, Any]] | None = None, **columns: Any) -> EvalSuite:
         version = make_version(rows or [make_row(number) for number in range(60)])
-        defaults = {
+        defaults: dict[str, Any] = {
             "name": f"sums {EvalSuite.objects.count()}",
             "graders": [{"name": "contains"}, {"name": "numeric"}],
             "held_out_share": 0.3,

@@ -21,6 +21,7 @@ from workers.vllm import ModelMissing, SamplingServer
 
 Status = HotLoad.Status
 Load = Callable[..., None]
+Change = Callable[[Any], httpx.Response]
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ async def nothing(_: HotLoad) -> None:
 class Changing(httpx.AsyncBaseTransport):
     """The server, with its answers to one path changed."""
 
-    def __init__(self, inner: httpx.AsyncBaseTransport, path: str, change: Any) -> None:
+    def __init__(self, inner: httpx.AsyncBaseTransport, path: str, change: Change) -> None:
         self.inner, self.path, self.change = inner, path, change
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:

@@ -27,7 +27,7 @@ TOKENS = {"prompt": [1, 5, 9], "num_samples": 2, "params": PARAMS, "prompt_logpr
 @pytest.fixture
 def submit(alice: Actor, base_model: BaseModel) -> Callable[..., SamplingCall]:
     def submit(**columns: Any) -> SamplingCall:
-        defaults = {
+        defaults: dict[str, Any] = {
             "project": alice.project,
             "purpose": SamplingCall.Purpose.PLAYGROUND,
             "base_model": base_model,

@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.contest import ROOT, Contender, compete
 from bench.sft import prepare_model, write_batches
-from workers.preparation import find_free_port
+from workers.processes import find_free_port
 
 WARMUP = 3
 READY_SECONDS = 240

@@ -75,12 +75,6 @@ def check_port(port: int) -> None:
             ) from None
 
 
-def find_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def migrate() -> None:
     try:
         call_command("migrate", verbosity=0, interactive=False)

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -113,3 +114,9 @@ def _signal_group(process: Process, number: signal.Signals) -> None:
             process.popen.send_signal(number)
     except ProcessLookupError:
         return
+
+
+def find_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

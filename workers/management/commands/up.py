@@ -22,7 +22,7 @@ from webapp.accounts.services import create_sign_in_link
 from webapp.fleet.models import Worker
 from workers import preparation
 from workers.preparation import CannotStart, python
-from workers.processes import Crew, Process
+from workers.processes import Crew, Process, find_free_port
 
 READY_SECONDS = 180.0
 WORKER = "local"
@@ -92,7 +92,7 @@ class Command(BaseCommand):
         """Only where no REDIS_URL points at a server that runs already."""
         if "REDIS_URL" in environment:
             return
-        port, password = preparation.find_free_port(), secrets.token_urlsafe(16)
+        port, password = find_free_port(), secrets.token_urlsafe(16)
         environment["REDIS_URL"] = f"redis://:{password}@127.0.0.1:{port}/0"
         options = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         valkey = Process(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-from redis import Redis, RedisError
+from redis import RedisError
 from redis.client import PubSub
 
 from training.errors import InvalidInput
@@ -78,8 +78,7 @@ class RedisWaiter:
 
     def _subscribe(self) -> PubSub:
         if self.pubsub is None:
-            redis: Redis = connection()
-            self.pubsub = redis.pubsub()
+            self.pubsub = PubSub(connection().connection_pool)
             self.pubsub.subscribe(FINISHED)
         return self.pubsub
 

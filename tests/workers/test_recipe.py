@@ -13,6 +13,7 @@ from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.datasets.models import Dataset, DatasetVersion
 from webapp.deployments.models import SamplingCall
+from webapp.fleet.models import BaseModel
 from webapp.runs import driving, queue, services
 from webapp.runs.models import LogLine, Metric, Operation, Run
 from workers import recipe
@@ -104,12 +105,11 @@ def run(actor: Actor, version: DatasetVersion) -> Run:
 
 
 def make_sft_run(actor: Actor, version: DatasetVersion, **changes: Any) -> Run:
-    base_model = actor.project.runs.first().base_model if actor.project.runs.exists() else None
     return services.create_run(
         actor=actor,
         origin="browser",
         name="words",
-        base_model=base_model or make_tiny(),
+        base_model=BaseModel.objects.first() or make_tiny(),
         dataset_version=version,
         config=CONFIG | changes,
     )

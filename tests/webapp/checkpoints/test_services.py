@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.utils.timezone import now
 
 from tests.webapp.cast import make_actor, make_run
@@ -32,15 +33,15 @@ def actor() -> Actor:
 
 
 @pytest.fixture
-def run(actor: Actor, settings: Any, tmp_path: Path) -> Run:
-    settings.HONE_HOME = tmp_path
+def run(actor: Actor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    monkeypatch.setattr(settings, "HONE_HOME", tmp_path)
     return make_run(actor)
 
 
 def register(run: Run, **changes: Any) -> Checkpoint:
     columns = {"kind": "training", "name": "half", "seq": 5, "step": 2, **changes}
     path = f"checkpoints/{run.pk}/{columns['name']}-{columns['seq']}"
-    folder = services.Path(services.settings.HONE_HOME) / path
+    folder = Path(settings.HONE_HOME) / path
     folder.mkdir(parents=True, exist_ok=True)
     return services.register_checkpoint(run=run, path=path, saved=SAVED, **columns)
 

@@ -195,7 +195,7 @@ function makeEndLabels(lines, isLog) {
         return {
             x: end.x instanceof Date ? end.x.toISOString() : end.x,
             y: isLog ? Math.log10(end.y) : end.y,
-            text: write(end.y),
+            text: write(end.line.customdata.at(-1)),
             xanchor: "left",
             xshift: 6,
             yshift: shift,
@@ -212,7 +212,7 @@ function makeLayout(lines) {
     const axis = { gridcolor: line, zeroline: false, linecolor: line, tickcolor: line, automargin: true };
     return {
         font,
-        margin: { l: 48, r: 64, t: 8, b: 32 },
+        margin: { l: 48, r: 12, t: 8, b: 32 },
         paper_bgcolor: readColour("--surface"),
         plot_bgcolor: readColour("--surface"),
         showlegend: false,

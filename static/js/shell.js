@@ -93,6 +93,10 @@ document.addEventListener("click", (event) => {
     closeWhatFloats(event.target);
 });
 
+document.addEventListener("change", (event) => {
+    if (event.target.matches("[data-submit]")) event.target.form.requestSubmit();
+});
+
 document.addEventListener("keydown", (event) => {
     const isTyping = event.target.closest?.("input, textarea, select, [contenteditable]");
     if (event.key === "/" && !isTyping && !event.metaKey && !event.ctrlKey) {

@@ -3,12 +3,15 @@
 from collections.abc import Callable
 
 from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
 
 from webapp.accounts.models import Actor, User
 from webapp.accounts.services import find_actor_of_user
 from webapp.core.errors import UserError
 
 PROJECT_IN_SESSION = "project"
+# Paths for whoever is in no project yet; keys and the SDK bring a project of their own.
+WITHOUT_PROJECT = ("/projects/new/", "/sign-", "/admin/", "/rest/", "/api/", "/static/", "/healthz")
 
 
 class ActorRequest(HttpRequest):
@@ -27,10 +30,15 @@ class ActorMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponse:
         user = request.user
         project_id = request.session.get(PROJECT_IN_SESSION)
-        request.actor = (  # type: ignore[attr-defined]
-            find_actor_of_user(user, project_id=project_id) if isinstance(user, User) else None
-        )
+        actor = find_actor_of_user(user, project_id=project_id) if isinstance(user, User) else None
+        request.actor = actor  # type: ignore[attr-defined]
+        if isinstance(user, User) and actor is None and not _works_alone(request.path):
+            return redirect("project-new")
         return self.get_response(request)
+
+
+def _works_alone(path: str) -> bool:
+    return path.startswith(WITHOUT_PROJECT)
 
 
 def check_can_write(actor: Actor) -> None:

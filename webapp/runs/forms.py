@@ -126,10 +126,11 @@ class LaunchForm(forms.Form):
         ).order_by("-created_at")
         models = BaseModel.objects.prefetch_related("names").filter(has_chat_template=True)
         self._field("base_model").queryset = models.order_by("added_at")
-        for name in ("learning_rate", "alpha", "weight_decay", "grad_clip_norm", "held_out_share"):
-            self.fields[name].widget.attrs["step"] = "any"
-        for name in ("length", "temperature"):
-            self.fields[name].widget.attrs["step"] = "any"
+        for field in self.fields.values():
+            if isinstance(field, forms.FloatField):
+                field.widget.attrs["step"] = "any"
+            if field.required and field.initial is not None:
+                field.error_messages["required"] = f"Left empty: the usual is {field.initial}."
         if parent is not None:
             self._follow(parent)
 

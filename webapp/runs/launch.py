@@ -90,7 +90,10 @@ def preview(request: ActorRequest, form: LaunchForm) -> dict[str, Any]:
 
 def _fill(request: ActorRequest, form: LaunchForm) -> LaunchForm:
     """The form as it would be sent without a change."""
-    data = {bound.html_name: bound.value() for bound in form if bound.value() not in (None, False)}
+    values = {bound.html_name: bound.value() for bound in form}
+    data = {
+        name: value for name, value in values.items() if value is not None and value is not False
+    }
     for name in ("dataset_version", "base_model"):
         if not data.get(name):
             first = form.fields[name].queryset.first()  # type: ignore[attr-defined]

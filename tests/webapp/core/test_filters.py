@@ -1,0 +1,77 @@
+"""Numbers, times and sizes read the same on every page."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from django.utils.timezone import now
+
+from webapp.core.templatetags.hone import (
+    ago,
+    compact,
+    count,
+    digits,
+    doubt,
+    duration,
+    exact,
+    percent,
+    rate,
+    short,
+    size,
+    trail,
+)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "–"), (0.84, "0.8 s"), (192, "3 m 12 s"), (3600, "1 h"), (93_784, "1 d 2 h")],  # noqa: RUF001
+)
+def test_durations_have_their_two_largest_units(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.693147, "0.6931"),
+        (2.5, "2.500"),
+        (1234.4, "1234"),
+        (0.0000123456, "1.235e-5"),
+        (0.0, "0"),
+        (float("nan"), "not finite"),
+    ],
+)
+def test_losses_have_four_significant_digits(value: float, text: str) -> None:
+    assert digits(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(1e-4, "1e-4"), (2.5e-5, "2.5e-5"), (0.01, "0.01")])
+def test_learning_rates_are_powers_of_ten(value: float, text: str) -> None:
+    assert rate(value) == text
+
+
+def test_sizes_are_binary_and_counts_are_grouped() -> None:
+    assert [size(512), size(1536), size(3 * 2**30)] == ["512 B", "1.5 KiB", "3.0 GiB"]
+    assert [count(12345), compact(134_515_008), compact(1200)] == ["12,345", "135M", "1.2k"]
+    assert [percent(0.425), percent(1.0)] == ["42.5 %", "100 %"]
+
+
+def test_a_time_is_relative_and_exact_on_hover() -> None:
+    written = str(ago(now() - timedelta(minutes=3, seconds=5)))
+    assert ">3 min ago</time>" in written
+    assert 'title="' in written
+    assert exact(datetime(2026, 11, 21, 9, 5, 7, tzinfo=UTC)) == "21 Nov 2026, 09:05:07 UTC"
+
+
+def test_a_digest_is_cut_and_whole_on_hover() -> None:
+    assert str(short("ab" * 32)) == (
+        f'<span class="mono" title="{"ab" * 32}">{("ab" * 32)[:12]}</span>'
+    )
+
+
+def test_a_sparkline_needs_two_points() -> None:
+    assert trail([1.0]) == ""
+    assert trail([1.0, float("nan"), 0.0]) == "0.0,2.0 72.0,22.0"
+
+
+def test_an_unlikely_token_is_shaded_darker() -> None:
+    assert [doubt(None), doubt(-0.1), doubt(-1.0), doubt(-5.0)] == [0, 0, 2, 4]

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import sft
+from bench import sft, stack
 from bench.contest import ROOT
 
 Rows = list[dict[str, Any]]
 
-BENCHES: Mapping[str, Callable[[], Rows]] = {"sft": sft.measure}
+BENCHES: Mapping[str, Callable[[], Rows]] = {"sft": sft.measure, "stack": stack.measure}
 
 
 def main(names: Sequence[str]) -> int:

@@ -102,6 +102,7 @@ class Stopwatch:
     def stop(self, *, tokens: int, **measured: float) -> None:
         wall, cpu = self.started
         seconds = time.perf_counter() - wall
+        measured["seconds"] = seconds
         measured["tokens_per_second"] = tokens / seconds
         measured["tokens_per_cpu_second"] = tokens / (time.process_time() - cpu)
         self.output.write(json.dumps(measured) + "\n")

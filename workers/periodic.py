@@ -1,7 +1,7 @@
 """The beat: what nobody's request sets off. Each task is free when there is nothing to do."""
 
 from webapp.checkpoints.services import expire_checkpoints
-from webapp.deployments.calls import requeue_expired
+from webapp.deployments.calls import forget_calls, requeue_expired
 from webapp.evals.services import settle_abandoned
 from webapp.runs import driving, queue
 from webapp.runs.services import reap_sessions
@@ -32,6 +32,7 @@ def clean() -> None:
     """What has outlived its use."""
     reap_sessions()
     expire_checkpoints()
+    forget_calls()
 
 
 # One that could not run in time is not run late: the next one does the same.

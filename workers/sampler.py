@@ -48,7 +48,7 @@ class Sampler:
         """Begin what waits and finds room. True: there may be more."""
         if time.monotonic() < self.paused_until:
             return False
-        await in_database(calls.cancel_calls_of_cancelled_runs)
+        await in_database(calls.cancel_unwanted)
         for deployment in await in_database(services.list_loading):
             if deployment.pk not in self.proving:
                 self.proving[deployment.pk] = asyncio.create_task(self.prove(deployment))

@@ -23,11 +23,17 @@ from webapp.runs.models import Run, Session
 KICK = "hone.sampling"  # tells samplers that calls or deployments wait; lost ones cost a poll
 CLAIM = timedelta(seconds=30)  # a sampler renews every few seconds; a dead one's calls come back
 
+KEPT = timedelta(days=1)  # a client that lost a result asks again within minutes
+
 Purpose = SamplingCall.Purpose
 Status = SamplingCall.Status
 
+LIVE = (Status.QUEUED, Status.RUNNING)  # each has an index of its own; both together have none
+
 # Somebody looks at these while they are made; a suite of 500 prompts must not stand before them.
 WATCHED = (Purpose.PLAYGROUND, Purpose.REST)
+# A playground's conversation is made of its calls, and a run asks by them what it has sampled.
+FORGOTTEN = (Purpose.TINKER, Purpose.REST, Purpose.EVALUATION)
 
 
 def submit_call(  # noqa: PLR0913 - the row's columns, by name
@@ -148,17 +154,24 @@ def fail_call(call: SamplingCall, *, worker: str, error: str, category: str) -> 
 
 def cancel_call(call: SamplingCall) -> bool:
     """False: it had ended already."""
-    live = SamplingCall.objects.filter(pk=call.pk, status__in=(Status.QUEUED, Status.RUNNING))
+    live = SamplingCall.objects.filter(pk=call.pk, status__in=LIVE)
     return _end(live, call, status=Status.CANCELLED, error="It was cancelled.")
 
 
 def cancel_calls(*, about: Mapping[str, Any], run: Run | None = None) -> int:
     """Every live call of a run, or of an evaluation (`about={"evaluation": id}`)."""
-    live = Q(status__in=(Status.QUEUED, Status.RUNNING))
-    conditions = {f"about__{key}": value for key, value in about.items()}
+    conditions: dict[str, Any] = {f"about__{key}": value for key, value in about.items()}
     if run is not None:
         conditions["run"] = run
-    return sum(cancel_call(call) for call in SamplingCall.objects.filter(live, **conditions))
+    live = [SamplingCall.objects.filter(status=each, **conditions) for each in LIVE]
+    return sum(cancel_call(call) for calls in live for call in calls)
+
+
+def forget_calls() -> int:
+    """Results that nobody fetched in a day; evaluations keep theirs in rows of their own."""
+    old = SamplingCall.objects.filter(finished_at__lt=now() - KEPT, purpose__in=FORGOTTEN)
+    num_deleted, _ = old.delete()
+    return num_deleted
 
 
 def open_sampling_session(
@@ -193,9 +206,11 @@ def open_sampling_session(
     return opened
 
 
-def cancel_calls_of_cancelled_runs() -> int:
-    """Nobody looks for the samples of a run that was stopped."""
-    waiting = SamplingCall.objects.filter(status=Status.QUEUED, run__status=Run.Status.CANCELLED)
+def cancel_unwanted() -> int:
+    """Nobody looks for the samples of a run that was stopped, or of a client that has closed."""
+    stopped = Q(run__status=Run.Status.CANCELLED)
+    closed = Q(sampling_session__session__finished_at__isnull=False)
+    waiting = SamplingCall.objects.filter(stopped | closed, status=Status.QUEUED)
     return sum(cancel_call(call) for call in waiting)
 
 

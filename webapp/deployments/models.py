@@ -173,7 +173,9 @@ class SamplingCall(models.Model):
             )
         ]
         indexes: ClassVar = [
-            models.Index(fields=["status"], condition=Q(status="queued"), name="waiting_calls")
+            models.Index(fields=["status"], condition=Q(status="queued"), name="waiting_calls"),
+            models.Index(fields=["status"], condition=Q(status="running"), name="held_calls"),
+            models.Index(fields=["finished_at"], name="ended_calls"),
         ]
 
     def __str__(self) -> str:

@@ -15,6 +15,7 @@ from webapp.core.dispatch import BUILD_SUITE, EVALUATE, send_task
 from webapp.core.errors import UserError
 from webapp.core.events import project_group, publish, run_group
 from webapp.datasets.models import DatasetVersion
+from webapp.deployments import calls
 from webapp.deployments.calls import cancel_calls, digest_payload, submit_calls
 from webapp.deployments.models import SamplingCall
 from webapp.deployments.services import check_params
@@ -178,13 +179,13 @@ def settle(evaluation: Evaluation) -> None:
 def settle_abandoned() -> None:
     """Ends what nothing works on any more: a sampler died between an answer and its count."""
     for evaluation in Evaluation.objects.filter(status=Status.RUNNING).select_related("suite"):
-        live = SamplingCall.objects.filter(
-            purpose=SamplingCall.Purpose.EVALUATION,
-            status__in=(SamplingCall.Status.QUEUED, SamplingCall.Status.RUNNING),
-            about__evaluation=evaluation.pk,
-        )
-        if not live.exists():
+        if not any(_find_calls(evaluation, status).exists() for status in calls.LIVE):
+            settle(evaluation)
             _finish(evaluation)
+
+
+def _find_calls(evaluation: Evaluation, status: str) -> QuerySet[SamplingCall]:
+    return SamplingCall.objects.filter(status=status, about__evaluation=evaluation.pk)
 
 
 def cancel_evaluation(*, actor: Actor, evaluation: Evaluation) -> None:

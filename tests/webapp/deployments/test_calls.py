@@ -113,6 +113,30 @@ def test_cancelling_an_evaluations_calls_leaves_those_of_others(submit: Any) -> 
     assert (mine.status, other.status) == (Status.CANCELLED, Status.QUEUED)
 
 
+def test_waiting_samples_of_a_client_that_has_closed_are_cancelled(
+    submit: Any, session: Session, base_model: BaseModel
+) -> None:
+    opened = calls.open_sampling_session(session=session, seq_id=0, base_model=base_model)
+    theirs, other = submit(sampling_session=opened, seq_id=0), submit()
+    assert calls.cancel_unwanted() == 0
+    Session.objects.update(finished_at=now())
+    assert calls.cancel_unwanted() == 1
+    theirs.refresh_from_db()
+    other.refresh_from_db()
+    assert (theirs.status, other.status) == (Status.CANCELLED, Status.QUEUED)
+
+
+def test_results_are_forgotten_after_a_day_but_conversations_stay(submit: Any) -> None:
+    old, chat, fresh = submit(), submit(purpose=SamplingCall.Purpose.PLAYGROUND), submit()
+    waiting = submit()
+    for call in calls.claim_calls(worker="a", limit=3):
+        assert calls.finish_call(call, worker="a", result=b"r", content_type="text/plain")
+    a_day_ago = now() - timedelta(days=1, seconds=1)
+    SamplingCall.objects.filter(pk__in=[old.pk, chat.pk]).update(finished_at=a_day_ago)
+    assert calls.forget_calls() == 1
+    assert set(SamplingCall.objects.all()) == {chat, fresh, waiting}
+
+
 def test_a_result_wakes_whoever_waits_for_it(submit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     woken: list[str] = []
     monkeypatch.setattr(calls, "wake", woken.append)

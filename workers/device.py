@@ -195,10 +195,10 @@ def describe_device(setup: Setup) -> tuple[str, int]:
 
 
 def measure_flops(setup: Setup) -> float:
-    """The best of a few square matrix products: what estimates begin with on a new machine."""
-    size = 4096 if setup.device == "cuda" else 768
+    """The best of some square matrix products: what estimates begin with on a new machine."""
+    size = 4096 if setup.device == "cuda" else 1024
     left = torch.randn(size, size, device=setup.device, dtype=setup.dtype)
-    return max(_time_product(left) for _ in range(5))
+    return max(_time_product(left) for _ in range(20))
 
 
 def _time_product(left: torch.Tensor) -> float:

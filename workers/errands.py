@@ -89,8 +89,8 @@ class Errands:
 
     def _go_on(self, errand: Errand) -> None:
         checkpoint = errand.saved.result()
-        if errand.wanted.checkpoint and not errand.saved.was_recorded:
-            add_log(self.run, f"Saved the checkpoint {checkpoint.name}.", step=errand.step)
+        if errand.wanted.checkpoint:
+            self._say(f"Saved the checkpoint {checkpoint.name}.", errand.step)
         if checkpoint.deleted_at is not None:
             return  # a replay of long ago: what was asked of it was answered then
         if errand.wanted.samples:
@@ -128,11 +128,14 @@ class Errands:
     def _measure(self, step: int) -> None:
         if not self.held_out:
             return
-        is_replay = self.model.is_replaying
         loss = sft.held_out_loss(self.model, self.held_out)
         record_metrics(self.run, step, {"held_out_loss": loss})
-        if not is_replay:
-            add_log(self.run, f"Held-out loss after step {step}: {loss:.4g}.", step=step)
+        self._say(f"Held-out loss after step {step}: {loss:.4g}.", step)
+
+    def _say(self, text: str, step: int) -> None:
+        """Once, also where a replay comes by again."""
+        if not self.run.log_lines.filter(step=step, text=text).exists():
+            add_log(self.run, text, step=step)
 
     def _find_suite(self) -> EvalSuite | None:
         suite_id = self.run.config.get("eval_suite")

@@ -108,6 +108,7 @@ def test_a_preview_shows_tokens_of_which_the_assistants_are_weighted(home: Path)
     preview = Preview.objects.create(version=version, base_model=tiny)
     ingest.preview_version(str(preview.pk))
     preview.refresh_from_db()
+    assert preview.rows is not None
     tokens = preview.rows[0]["tokens"]
     assert "".join(t["text"] for t in tokens if t["weight"]).startswith("2")
     assert "1+1" in "".join(t["text"] for t in tokens if not t["weight"])

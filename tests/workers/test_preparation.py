@@ -1,6 +1,7 @@
 """What stands before the processes start, and the sentence where it cannot."""
 
 import json
+import shutil
 import socket
 from collections import namedtuple
 from pathlib import Path
@@ -50,7 +51,7 @@ def test_a_new_folder_gets_the_version_of_this_code(tmp_path: Path, settings: Se
 def test_a_full_disk_is_said_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preparation.shutil, "disk_usage", lambda _: Usage(1 << 40, 0, 5 << 20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1 << 40, 0, 5 << 20))
     with pytest.raises(CannotStart, match="has 5 MiB free"):
         preparation.check_disk(tmp_path)
 

@@ -24,6 +24,10 @@ def make_process(tmp_path: Path, argv: list[str], name: str = "one") -> Process:
     return Process(name=name, argv=argv, environment=os.environ, log=tmp_path / f"{name}.log")
 
 
+def ignore(text: str) -> None:
+    """Nobody listens."""
+
+
 def wait_until_ended(process: Process) -> None:
     assert process.popen is not None
     process.popen.wait(20)
@@ -38,7 +42,7 @@ def is_alive(pid: int) -> bool:
 
 
 def test_ending_a_crew_ends_every_process(tmp_path: Path) -> None:
-    crew = Crew([make_process(tmp_path, SLEEPS, name) for name in ("a", "b")], say=str)
+    crew = Crew([make_process(tmp_path, SLEEPS, name) for name in ("a", "b")], say=ignore)
     crew.start()
     pids = [process.popen.pid for process in crew.processes if process.popen]
     crew.end()
@@ -50,7 +54,7 @@ def test_a_process_that_does_not_listen_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "END_SECONDS", 0.2)
-    crew = Crew([make_process(tmp_path, STUBBORN)], say=str)
+    crew = Crew([make_process(tmp_path, STUBBORN)], say=ignore)
     crew.start()
     while not (tmp_path / "one.log").read_text():
         time.sleep(0.02)
@@ -78,7 +82,7 @@ def test_a_process_that_ended_is_started_again_and_somebody_is_told(tmp_path: Pa
 
 def test_each_early_end_doubles_the_wait(tmp_path: Path) -> None:
     process = make_process(tmp_path, ENDS)
-    crew = Crew([process], say=str)
+    crew = Crew([process], say=ignore)
     waits = []
     for _ in range(3):
         process.start()

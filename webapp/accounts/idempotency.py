@@ -1,6 +1,6 @@
 """Creates that may be repeated: the same `Idempotency-Key` gets the first answer again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 
 from django.db import IntegrityError, transaction
@@ -57,7 +57,8 @@ def _repeat(first: IdempotentRequest, digest: str) -> Response:
 def _digest_request(request: Request) -> str:
     """Of what was sent; of an upload its name and size, since its bytes are read once only."""
     digest = sha256(f"{request.method} {request.path}".encode())
-    for name, value in sorted(request.data.items()):
+    fields = request.data if isinstance(request.data, Mapping) else {"": request.data}
+    for name, value in sorted(fields.items()):
         size = getattr(value, "size", "")
         digest.update(f"\0{name}\0{value}\0{size}".encode())
     return digest.hexdigest()

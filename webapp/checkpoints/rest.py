@@ -18,7 +18,9 @@ from webapp.core.errors import NotFound
 
 class CheckpointOutput(serializers.ModelSerializer[Checkpoint]):
     tinker_path = serializers.CharField(read_only=True)
-    parent = serializers.CharField(source="run.parent_id", read_only=True, allow_null=True)
+    parent = serializers.CharField(  # type: ignore[assignment]
+        source="run.parent_id", read_only=True, allow_null=True
+    )
 
     class Meta:
         model = Checkpoint

@@ -1,5 +1,7 @@
 """REST: base models and workers."""
 
+from typing import Any
+
 from drf_spectacular.utils import extend_schema
 from rest_framework import serializers, status
 from rest_framework.generics import ListAPIView
@@ -16,7 +18,7 @@ from webapp.fleet.services import add_base_model, find_base_model, remove_base_m
 
 
 class BaseModelOutput(serializers.ModelSerializer[BaseModel]):
-    names = serializers.SlugRelatedField("name", many=True, read_only=True)
+    names: Any = serializers.SlugRelatedField("name", many=True, read_only=True)
 
     class Meta:
         model = BaseModel

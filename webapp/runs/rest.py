@@ -64,7 +64,9 @@ class RunInput(serializers.Serializer[Run]):
         help_text="rank, learning_rate, schedule, batch_size, steps or epochs, held_out_share, "
         "sampling, checkpoint_every, evaluate_every ...; what is left out has a default.",
     )
-    parent = serializers.CharField(required=False, help_text="A checkpoint to begin from.")
+    parent = serializers.CharField(  # type: ignore[assignment]
+        required=False, help_text="A checkpoint to begin from."
+    )
     with_optimizer = serializers.BooleanField(default=False)
 
 

@@ -222,11 +222,11 @@ def test_metrics_count_and_have_exactly_one_colon(engine: Engine) -> None:
 
 def test_a_dropped_run_is_unknown_and_its_name_is_free(engine: Engine) -> None:
     engine.drop("run")
-    assert engine.runs == ()
+    assert not engine.runs
     with pytest.raises(InvalidInput, match="'run' has no weights here"):
         engine.optim_step("run", ADAM)
     engine.create_adapter("run", LoraSpec(rank=2))
-    assert engine.runs == ("run",)
+    assert list(engine.runs) == ["run"]
 
 
 def test_a_seed_gives_the_same_adapter_and_another_seed_another(engine: Engine) -> None:

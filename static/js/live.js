@@ -15,8 +15,22 @@ function show(state, word) {
     indicator.querySelector("[data-live-word]").textContent = word;
 }
 
+const PAUSE_MS = 700;
+const resting = new Map(); // what -> whether another hint came while it rested
+
+// Hints come in bursts. The first is passed on at once, the last never later than the pause.
 function tell(what) {
     lastHeard = Date.now();
+    if (resting.has(what)) {
+        resting.set(what, true);
+        return;
+    }
+    resting.set(what, false);
+    setTimeout(() => {
+        const isWaiting = resting.get(what);
+        resting.delete(what);
+        if (isWaiting) tell(what);
+    }, PAUSE_MS);
     document.body.dispatchEvent(new CustomEvent(`live:${what}`, { detail: { what } }));
 }
 

@@ -131,6 +131,41 @@ function refreshTimes() {
 setInterval(refreshTimes, 20000);
 document.addEventListener("visibilitychange", () => document.hidden || refreshTimes());
 
+// An element that fetched itself again keeps what a person did to it: scrolled, opened, focused.
+const kept = new Map();
+
+function nameOf(element) {
+    for (const name of ["id", "href", "formaction", "name"]) {
+        const value = element.getAttribute?.(name);
+        if (value) return `[${name}="${CSS.escape(value)}"]`;
+    }
+    return "";
+}
+
+document.addEventListener("htmx:beforeSwap", ({ detail: { target } }) => {
+    if (!target.id) return;
+    const wraps = [target.closest(".table-wrap"), ...target.querySelectorAll(".table-wrap")];
+    kept.set(target.id, {
+        scrolls: wraps.map((wrap) => wrap && [wrap.scrollLeft, wrap.scrollTop]),
+        opened: [...target.querySelectorAll("details")].map((details) => details.open),
+        focused: target.contains(document.activeElement) ? nameOf(document.activeElement) : "",
+    });
+});
+
+document.addEventListener("htmx:afterSettle", () => {
+    for (const [id, { scrolls, opened, focused }] of kept) {
+        const target = document.getElementById(id);
+        if (!target) continue;
+        const wraps = [target.closest(".table-wrap"), ...target.querySelectorAll(".table-wrap")];
+        wraps.forEach((wrap, place) => wrap && scrolls[place] && wrap.scrollTo(...scrolls[place]));
+        target.querySelectorAll("details").forEach((details, place) => {
+            details.open = opened[place] ?? details.open;
+        });
+        if (focused) target.querySelector(focused)?.focus({ preventScroll: true });
+    }
+    kept.clear();
+});
+
 // Messages of success leave by themselves; errors stay until they are read.
 function expireMessages() {
     for (const message of document.querySelectorAll(".message:not(.error):not([data-timed])")) {

@@ -8,9 +8,10 @@ from webapp.accounts.models import Project, User
 
 
 def shell(request: HttpRequest) -> dict[str, Any]:
-    if not isinstance(getattr(request, "user", None), User):
+    user = getattr(request, "user", None)
+    if not isinstance(user, User):
         return {}
     return {
         "actor": getattr(request, "actor", None),
-        "projects": Project.objects.filter(memberships__user=request.user),
+        "projects": Project.objects.filter(memberships__user=user),
     }

@@ -1,6 +1,6 @@
 """How far a run is and how it does: the numbers at the head of its page and on its card."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -16,7 +16,7 @@ TREND_KEYS = ("loss", "held_out_loss", "tokens_per_second")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    trends: dict[str, Sequence[float]] = field(default_factory=dict)
+    trends: Mapping[str, Sequence[float]] = field(default_factory=dict)
     held_out_loss: float | None = None
     held_out_step: int | None = None
     eta_seconds: float | None = None
@@ -27,11 +27,11 @@ class Stats:
 def read_stats(run: Run) -> Stats:
     rows = _read_newest(run)
     trends = {key: [value for _, value in points] for key, points in rows.items()}
-    held_out = rows.get("held_out_loss") or [(None, None)]
+    held_out = rows["held_out_loss"]
     return Stats(
         trends=trends,
-        held_out_step=held_out[-1][0],
-        held_out_loss=held_out[-1][1],
+        held_out_step=held_out[-1][0] if held_out else None,
+        held_out_loss=held_out[-1][1] if held_out else None,
         eta_seconds=estimate_rest(run),
         elapsed_seconds=read_elapsed(run),
         tokens_per_second=run.tokens_per_second,

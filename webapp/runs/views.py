@@ -94,7 +94,8 @@ def show_run(request: ActorRequest, run_id: str) -> HttpResponse:
 
 
 def _read_peak(run: Run) -> float | None:
-    return run.steering.get("learning_rate") or run.config.get("learning_rate")
+    peak: float | None = run.steering.get("learning_rate") or run.config.get("learning_rate")
+    return peak
 
 
 def _read_tab(request: HttpRequest, run: Run, tab: str) -> dict[str, Any]:

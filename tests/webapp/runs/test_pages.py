@@ -164,7 +164,7 @@ def test_the_csv_holds_every_point_of_the_asked_key(alice: Actor, browser: Clien
     run = make_run(alice)
     record_metrics(run, 1, {"loss": 2.0, "grad_norm": 1.0})
     answer = browser.get(f"/runs/{run.pk}/metrics.csv?key=loss")
-    lines = b"".join(answer.streaming_content).decode().splitlines()  # type: ignore[arg-type]
+    lines = answer.getvalue().decode().splitlines()
     assert lines[0] == "key,step,value,at"
     assert [line.split(",")[:3] for line in lines[1:]] == [["loss", "1", "2.0"]]
 

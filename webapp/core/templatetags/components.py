@@ -131,7 +131,7 @@ def field(bound: BoundField, unit: str = "") -> dict[str, Any]:
         )
         if is_there
     )
-    attributes = {"aria-describedby": described} if described else {}
+    attributes: dict[str, str | bool] = {"aria-describedby": described} if described else {}
     if bound.errors:
         attributes["aria-invalid"] = "true"
     return {
@@ -149,7 +149,7 @@ def stat(label: str, value: str, note: str = "", trend: Sequence[float] = ()) ->
 
 
 @register.inclusion_tag("components/empty.html")
-def empty(
+def empty_state(
     title: str, text: str, url: str = "", button: str = "", command: str = ""
 ) -> dict[str, str]:
     """What fills an empty list: a button, or the exact command."""

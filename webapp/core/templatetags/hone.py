@@ -190,7 +190,7 @@ def doubt(logprob: float | None) -> int:
 @register.filter
 def words(name: object) -> str:
     """`exact_match` as `exact match`."""
-    return str(name).replace("_", " ")
+    return str(name).replace("_", " ").replace("json", "JSON")
 
 
 @register.filter

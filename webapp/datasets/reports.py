@@ -16,7 +16,6 @@ def describe_report(version: DatasetVersion) -> Sequence[Stat]:
     if not report:
         return []
     duplicates, turns = report["num_duplicates"], report["num_turns_max"]
-    roles = ", ".join(f"{count(number)} {role}" for role, number in report["roles"].items())
     lowest, highest = report["min_characters"], report["max_characters"]
     share = version.num_bad / max(1, version.num_bad + report["num_rows"])
     return [
@@ -27,7 +26,7 @@ def describe_report(version: DatasetVersion) -> Sequence[Stat]:
             count(report["median_characters"]),
             f"median; {count(lowest)} to {count(highest)}",
         ),
-        ("Messages a row", count(turns), f"at most; {roles}" if roles else "at most"),
+        ("Messages a row", count(turns), "at most"),
         ("File", size(version.size_bytes), version.format),
     ]
 

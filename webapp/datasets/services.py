@@ -80,7 +80,9 @@ def request_preview(*, version: DatasetVersion, base_model: BaseModel) -> Previe
     if version.status != Status.READY:
         raise UserError(f"{version} is not ready: its rows can be shown once it is.")
     preview, is_new = Preview.objects.get_or_create(version=version, base_model=base_model)
-    stale = Preview.objects.filter(pk=preview.pk, rows=None, created_at__lt=now() - PREVIEW_TIMEOUT)
+    stale = Preview.objects.filter(
+        pk=preview.pk, rows__isnull=True, created_at__lt=now() - PREVIEW_TIMEOUT
+    )
     if is_new or stale.update(created_at=now()):
         send_task(PREVIEW_VERSION, str(preview.pk))
     return preview

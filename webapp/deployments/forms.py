@@ -59,16 +59,18 @@ class DeploymentForm(forms.Form):
 class ChangeForm(forms.Form):
     """Other weights of the same base model."""
 
-    checkpoint = forms.ChoiceField(required=False, label="Serve instead")
+    checkpoint = forms.ChoiceField(
+        label="Serves", error_messages={"required": "Choose a checkpoint or the base model."}
+    )
 
     def __init__(
         self, *args: object, actor: Actor, deployment: Deployment, **kwargs: object
     ) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         offered = offer_checkpoints(actor, base_model=deployment.base_model_id)
-        base = ("", f"{deployment.base_model.name} as it is")
+        base = (deployment.base_model_id, f"{deployment.base_model.name} as it is")
         self.fields["checkpoint"].choices = [base, *offered]  # type: ignore[attr-defined]
-        self.fields["checkpoint"].initial = deployment.checkpoint_id or ""
+        self.fields["checkpoint"].initial = deployment.checkpoint_id or deployment.base_model_id
 
 
 class PlaygroundForm(forms.Form):

@@ -120,7 +120,8 @@ def make_panes(form: PlaygroundForm, turns: dict[str, list[SamplingCall]]) -> li
 
 def describe_settings(form: PlaygroundForm) -> str:
     values = {name: form[name].value() for name in PlaygroundForm.PARAMS}
-    words = f"temperature {values['temperature']}, at most {values['max_tokens']} tokens"
+    temperature = str(values["temperature"]).removesuffix(".0")
+    words = f"temperature {temperature}, at most {values['max_tokens']} tokens"
     system = ", with a system prompt" if form["system"].value() else ""
     return f"{words}, seed {values['seed']}{system}"
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.core.paginator import Paginator
+from django.db.models import Q
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
@@ -101,7 +102,11 @@ def show_deployment(request: ActorRequest, deployment_id: str) -> HttpResponse:
 
 def _render(request: ActorRequest, deployment: Deployment, form: ChangeForm) -> HttpResponse:
     load = find_last_load(deployment)
-    loads = deployment.hot_loads.select_related("checkpoint__run").defer("checkpoint__probe")
+    # A load serves whoever asks for its checkpoint, so a deployment may find one that is there.
+    loads = HotLoad.objects.filter(
+        Q(deployment=deployment) | Q(checkpoint=deployment.checkpoint_id or "")
+    )
+    loads = loads.select_related("checkpoint__run").defer("checkpoint__probe")
     context = {
         "deployment": deployment,
         "load": load,
@@ -160,8 +165,7 @@ def change(request: ActorRequest, deployment_id: str) -> HttpResponse:
     form = ChangeForm(request.POST, actor=request.actor, deployment=deployment)
     if form.is_valid():
         with show_errors(form):
-            chosen = form.cleaned_data["checkpoint"]
-            checkpoint = find_target(request.actor, chosen)[0] if chosen else None
+            checkpoint, _ = find_target(request.actor, form.cleaned_data["checkpoint"])
             change_checkpoint(actor=request.actor, deployment=deployment, checkpoint=checkpoint)
             return redirect("deployment", deployment.pk)
     return _render(request, deployment, form)

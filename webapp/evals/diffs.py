@@ -27,8 +27,8 @@ def diff_texts(first: str, second: str) -> tuple[list[Piece], list[Piece]]:
         ]
     blocks = SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks()
     return (
-        list(_mark(before, [(block.a, block.size) for block in blocks])),
-        list(_mark(after, [(block.b, block.size) for block in blocks])),
+        _join(_mark(before, [(block.a, block.size) for block in blocks])),
+        _join(_mark(after, [(block.b, block.size) for block in blocks])),
     )
 
 
@@ -40,3 +40,17 @@ def _mark(pieces: Sequence[str], same: Iterable[tuple[int, int]]) -> Iterable[Pi
         if size:
             yield Piece(text="".join(pieces[start : start + size]), is_changed=False)
         done = start + size
+
+
+def _join(pieces: Iterable[Piece]) -> list[Piece]:
+    """A space that both have, between words that they do not share, says nothing."""
+    found = list(pieces)
+    joined: list[Piece] = []
+    for place, piece in enumerate(found):
+        is_between = 0 < place < len(found) - 1 and piece.text.isspace()
+        is_changed = piece.is_changed or is_between
+        if joined and joined[-1].is_changed == is_changed:
+            joined[-1] = Piece(text=joined[-1].text + piece.text, is_changed=is_changed)
+        else:
+            joined.append(Piece(text=piece.text, is_changed=is_changed))
+    return joined

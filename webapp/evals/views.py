@@ -1,6 +1,6 @@
 """Pages of suites and evaluations."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -72,9 +72,9 @@ def list_suites(request: ActorRequest) -> HttpResponse:
     rows = suites.select_related("dataset_version__dataset").defer(
         "items", "dataset_version__report"
     )
-    page = Paginator(rows.annotate(num_evaluations=Count("evaluations")), ROWS_A_PAGE).get_page(
-        request.GET.get("page")
-    )
+    page = Paginator(
+        rows.annotate(num_evaluations=Count("evaluations")).order_by("-created_at"), ROWS_A_PAGE
+    ).get_page(request.GET.get("page"))
     recent = read_evaluations(request.actor).filter(project=request.actor.project)[:ROWS_A_PAGE]
     context = {
         "page": page,
@@ -131,8 +131,7 @@ def show_suite(request: ActorRequest, suite_id: str) -> HttpResponse:
         "lines": lines,
         "num_done": sum(line.is_done for line in lines),
         "extra_graders": [grader["name"] for grader in suite.graders[1:]],
-        "chosen_a": lines[-1].evaluation.pk if lines else "",
-        "chosen_b": next((line.evaluation.pk for line in lines if line.is_done), ""),
+        **_choose_pair(lines),
         "bases": offer_base_models(),
         "form": EvaluationForm(actor=request.actor, initial={"suite": suite.pk}),
         "page": page,
@@ -140,6 +139,12 @@ def show_suite(request: ActorRequest, suite_id: str) -> HttpResponse:
         "rest": write_rest(request, suite),
     }
     return render(request, "evals/suite.html", context)
+
+
+def _choose_pair(lines: Sequence[Line]) -> dict[str, str]:
+    """The first that was done beside the newest: most often the base and what came of it."""
+    done = [line.evaluation.pk for line in lines if line.is_done]
+    return {"chosen_a": done[-1], "chosen_b": done[0]} if done else {}
 
 
 def write_rest(request: ActorRequest, suite: EvalSuite) -> str:

@@ -1,0 +1,89 @@
+"""A whole installation with the tiny model, and the SDK's programs beside it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent.parent
+SDK_PYTHON = ROOT / ".venv-sdk" / "bin" / "python"
+SCRIPTS = Path(__file__).parent / "scripts"
+START_SECONDS = 180
+SCRIPT_SECONDS = 180
+
+
+class Live:
+    """What `manage.py up` has started. `url` and `api_key` are what a program needs."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            self.port = server.getsockname()[1]
+        quiet = {"OMP_WAIT_POLICY": "PASSIVE", "DJANGO_SETTINGS_MODULE": "webapp.settings"}
+        places = {"HONE_HOME": str(home), "PORT": str(self.port), "HONE_DEMO": "tiny"}
+        inherited = {key: value for key, value in os.environ.items() if key != "REDIS_URL"}
+        self.environment = inherited | quiet | places
+        self.log = home / "up.log"
+        self.url = self.api_key = ""
+
+    def start(self) -> None:
+        connection = self.home / "connection.json"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "manage.py", "up"],
+                cwd=ROOT,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while not connection.exists():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.2)
+        told = json.loads(connection.read_text())
+        self.url, self.api_key = told["url"], told["api_key"]
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait(timeout=60)
+
+    def begin(self, script: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """A program of a user: the unmodified SDK in its own environment, a URL and a key."""
+        client = {"TINKER_BASE_URL": self.url, "TINKER_API_KEY": self.api_key}
+        return subprocess.Popen(
+            [str(SDK_PYTHON), str(SCRIPTS / script), *arguments],
+            env=self.environment | {"HF_HUB_OFFLINE": "1"} | client | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, script: str, *arguments: str, given: str = "", **environment: str) -> Any:
+        return read_report(self.begin(script, *arguments, **environment), given)
+
+    def manage(self, code: str) -> str:
+        """Lines of Python inside the installation: what an administrator's shell would do."""
+        finished = subprocess.run(
+            [sys.executable, "manage.py", "shell", "-v", "0", "-c", code],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return finished.stdout.strip()
+
+
+def read_report(program: subprocess.Popen[str], given: str = "") -> Any:
+    output, errors = program.communicate(given, timeout=SCRIPT_SECONDS)
+    assert program.returncode == 0, errors
+    return json.loads(output.splitlines()[-1])

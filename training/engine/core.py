@@ -169,7 +169,7 @@ class Engine:
         self.flops += (2 if forward_only else 4) * self.num_parameters * num_tokens
 
     def optim_step(self, run: str, adam: AdamParams) -> OptimStepOutput:
-        """Uses up the gradients, also where the step is refused."""
+        """Uses up the gradients, also those that are refused because they are not finite."""
         adapter = self._adapter(run)
         check_params(adam)
         try:

@@ -127,6 +127,7 @@ class Errands:
 
     def _measure(self, step: int) -> None:
         if not self.held_out:
+            self._say(f"No held-out loss after step {step}: no row is held out.", step)
             return
         loss = sft.held_out_loss(self.model, self.held_out)
         record_metrics(self.run, step, {"held_out_loss": loss})

@@ -1,15 +1,24 @@
 """The beat: what nobody's request sets off. Each task is free when there is nothing to do."""
 
+import shutil
+from datetime import timedelta
+
+from django.conf import settings
+from django.db.models import Q
+from django.utils.timezone import now
+
 from webapp.checkpoints.services import expire_checkpoints
 from webapp.deployments.calls import forget_calls, requeue_expired
 from webapp.evals.services import settle_abandoned
 from webapp.runs import driving, queue
+from webapp.runs.models import Run
 from webapp.runs.services import reap_sessions
 from workers.celery import app
 
 KICK_SECONDS = 5.0
 SWEEP_SECONDS = 15.0
 CLEAN_SECONDS = 60.0
+AUTOSAVE_REST = timedelta(minutes=10)  # its worker drops it itself, between two turns
 
 
 @app.task(name="beat.kick")
@@ -32,6 +41,16 @@ def clean() -> None:
     """What has outlived its use."""
     reap_sessions()
     expire_checkpoints()
+    discard_autosaves()
+
+
+def discard_autosaves() -> None:
+    """Of runs that are over or gone; a worker that died could not do it itself."""
+    folders = {path.name: path for path in (settings.HONE_HOME / "autosaves").glob("*")}
+    ending = Q(ended_at=None) | Q(ended_at__gt=now() - AUTOSAVE_REST)
+    needed = Run.objects.filter(ending, pk__in=folders).values_list("pk", flat=True)
+    for run_id in folders.keys() - set(needed):
+        shutil.rmtree(folders[run_id], ignore_errors=True)
     forget_calls()
 
 

@@ -1,13 +1,14 @@
 """The beat finds what nobody's request sets off."""
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.utils.timezone import now
 from pytest_django import DjangoCaptureOnCommitCallbacks
 
-from tests.webapp.cast import make_actor, make_run
+from tests.webapp.cast import make_actor, make_base_model, make_run
 from tests.webapp.deployments.conftest import make_checkpoint
 from webapp.core.dispatch import GPU_TURN, TRAIN_RUN
 from webapp.runs import queue
@@ -16,6 +17,8 @@ from workers import periodic
 from workers.celery import app
 
 pytestmark = pytest.mark.django_db
+
+NAMES = ("alice", "bob", "carol")
 
 
 @pytest.fixture
@@ -68,6 +71,18 @@ def test_gaps_sessions_and_lifetimes_run_out() -> None:
     run.refresh_from_db()
     assert checkpoint.deleted_at is not None
     assert run.status == Run.Status.DONE
+
+
+def test_autosaves_of_runs_that_are_over_go(settings: Any, tmp_path: Path) -> None:
+    settings.HONE_HOME = tmp_path
+    live, over, fresh = (make_run(make_actor(name), make_base_model(name)) for name in NAMES)
+    for name in (live.pk, over.pk, fresh.pk, "run-unknown"):
+        (tmp_path / "autosaves" / name / "5-abc").mkdir(parents=True)
+    Run.objects.filter(pk=over.pk).update(ended_at=now() - timedelta(minutes=11))
+    Run.objects.filter(pk=fresh.pk).update(ended_at=now())
+    periodic.discard_autosaves()
+    kept = {path.name for path in (tmp_path / "autosaves").iterdir()}
+    assert kept == {live.pk, fresh.pk}
 
 
 def test_every_beat_names_a_task_that_exists() -> None:

@@ -26,6 +26,7 @@ from webapp.runs.models import LogLine, Run
 from webapp.runs.services import add_log
 from webapp.settings import read_int
 from workers.errands import SAVED_NAME, Errands, Wanted
+from workers.prompts import pin_prompts
 from workers.remote import OperationFailed, RedisWaiter, RemoteModel, Waiter
 
 MAX_DRIVEN = read_int("HONE_RECIPES", 24)  # at once in a process; they mostly wait
@@ -126,7 +127,7 @@ def run_recipe(run: Run, waiter: Waiter, keep: KeepGoing) -> None:
     say = tell_once(run, model)
     if model.is_replaying:
         add_log(run, "Taken up again from its log.", step=read_step(run))
-    config = read_config(run.config)
+    config = pin_prompts(run, read_config(run.config))
     prepared = prepare(run, config, keep)
     driving.set_total_steps(run, prepared.num_steps)
     say(describe_rows(prepared))
@@ -210,6 +211,7 @@ class Sft:
         wanted = Wanted(
             checkpoint=orders.save and not done.checkpoint,
             evaluation=orders.evaluate and not done.evaluation,
+            samples=orders.evaluate and not done.samples and bool(self.config.sampling.prompts),
         )
         if behind and wanted.is_anything:
             if self.settled_before != number:

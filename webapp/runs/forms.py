@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from django import forms
+from django.apps import apps
 
 from training.types import MAX_RANK
 from webapp.accounts.models import Actor
@@ -96,6 +97,13 @@ class LaunchForm(forms.Form):
         label="Held-out loss every", initial=10, min_value=0, max_value=1_000_000,
         help_text="0: never.",
     )  # fmt: skip
+    eval_suite = forms.ModelChoiceField(
+        queryset=None,
+        required=False,
+        label="Eval suite",
+        empty_label="None",
+        help_text="Answered and graded by each checkpoint of the run.",
+    )
     checkpoint_every = forms.IntegerField(
         label="Checkpoint every", initial=0, min_value=0, max_value=1_000_000,
         help_text="0: only at the end.",
@@ -124,6 +132,8 @@ class LaunchForm(forms.Form):
         self._field("dataset_version").queryset = versions.filter(
             status=DatasetVersion.Status.READY
         ).order_by("-created_at")
+        suites = apps.get_model("evals", "EvalSuite").objects.in_project(actor)
+        self._field("eval_suite").queryset = suites.filter(status="ready")
         models = BaseModel.objects.prefetch_related("names").filter(has_chat_template=True)
         self._field("base_model").queryset = models.order_by("added_at")
         for field in self.fields.values():
@@ -181,6 +191,8 @@ class LaunchForm(forms.Form):
         config: dict[str, Any] = {name: data[name] for name in direct}
         is_steps = data["length_unit"] == "steps"
         config[data["length_unit"]] = int(data["length"]) if is_steps else data["length"]
+        if data["eval_suite"] is not None:
+            config["eval_suite"] = data["eval_suite"].pk
         if data["max_length"] is not None:
             config["max_length"] = data["max_length"]
         config["sampling"] = {

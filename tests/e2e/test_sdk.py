@@ -254,9 +254,13 @@ def test_200_parked_polls_cost_the_web_process_no_threads(live: Live, api: httpx
     def poll(_: int) -> int:
         return client.post("/api/v1/retrieve_future", json=fields).status_code
 
-    options = {"base_url": live.url, "headers": api.headers, "timeout": 60}
-    unlimited = httpx.Limits(max_connections=None)
-    with httpx.Client(limits=unlimited, **options) as client, ThreadPoolExecutor(200) as pool:
+    client = httpx.Client(
+        base_url=live.url,
+        headers=api.headers,
+        timeout=60,
+        limits=httpx.Limits(max_connections=None),
+    )
+    with client, ThreadPoolExecutor(200) as pool:
         answers = [pool.submit(poll, number) for number in range(200)]
         most = 0
         while not any(answer.done() for answer in answers):

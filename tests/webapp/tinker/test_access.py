@@ -18,14 +18,15 @@ def test_another_projects_ids_do_not_exist(
     program: Program, stranger: Program, model_id: str
 ) -> None:
     session_id = model_id.split(":", maxsplit=1)[0]
-    for path, fields in [
+    calls: list[tuple[str, dict[str, Any]]] = [
         ("get_info", {"model_id": model_id}),
         ("optim_step", {"model_id": model_id, "seq_id": 1}),
         ("save_weights", {"model_id": model_id, "seq_id": 1, "path": "x"}),
         ("create_model", {"session_id": session_id, "model_seq_id": 1, "base_model": "x"}),
         (f"sessions/{session_id}/finish", {}),
         ("load_weights", {"model_id": model_id, "seq_id": 1, "path": "tinker://a/weights/b"}),
-    ]:
+    ]
+    for path, fields in calls:
         answer = stranger.post(path, **fields)
         assert (path, stranger.status) == (path, 404)
         assert "There is no" in answer["detail"]

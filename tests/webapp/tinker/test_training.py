@@ -1,5 +1,6 @@
 """The training side of the wire: what is accepted, what is refused, and with which words."""
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +12,7 @@ from django.utils.timezone import now
 from tests.webapp.tinker.conftest import Program, make_datum, make_request
 from webapp.fleet.models import BaseModel
 from webapp.runs.models import Operation, Origin, Run, Session
-from webapp.tinker import services, wire
+from webapp.tinker import wire
 
 Status = Operation.Status
 
@@ -221,7 +222,7 @@ def test_an_optimizer_step_keeps_every_parameter(program: Program, model_id: str
     adam = {"learning_rate": 0.001, "beta1": 0.8, "grad_clip_norm": 1}
     program.post("optim_step", model_id=model_id, seq_id=1, adam_params=adam)
     assert program.status == 200
-    payload = services.json.loads(bytes(Operation.objects.get(seq=1).payload or b""))
+    payload = json.loads(bytes(Operation.objects.get(seq=1).payload or b""))
     assert payload["adam_params"] == {
         "learning_rate": 0.001,
         "beta1": 0.8,
@@ -271,7 +272,7 @@ def test_saves_are_queued_with_what_was_asked(program: Program, model_id: str) -
     ephemeral = {"sampling_session_seq_id": 0, "kind": "snapshot"}
     program.post("save_weights_for_sampler", model_id=model_id, seq_id=3, **ephemeral)
     payloads = [
-        services.json.loads(bytes(operation.payload or b""))
+        json.loads(bytes(operation.payload or b""))
         for operation in Operation.objects.filter(seq__gt=0).order_by("seq")
     ]
     assert payloads[0]["name"] == "000010"

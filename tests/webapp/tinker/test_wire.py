@@ -1,6 +1,7 @@
 """Protobuf bodies: there and back, and what does not decode says where."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,15 +14,15 @@ from webapp.tinker import wire
 from webapp.tinker import wire_pb2 as pb
 
 
-def make_message(key: str = "weights", **tensor: object) -> bytes:
+def make_message(**tensor: Any) -> bytes:
     message = pb.ForwardBackwardRequest(model_id="m", seq_id=1, loss_fn="cross_entropy")
     datum = message.data.add()
     datum.model_input.add().encoded_text.tokens = np.array([5, 6], "<i4").tobytes()
-    datum.loss_fn_inputs[key].CopyFrom(pb.Tensor(**tensor))  # type: ignore[arg-type]
+    datum.loss_fn_inputs["weights"].CopyFrom(pb.Tensor(**tensor))
     return message.SerializeToString()
 
 
-def make_sparse(num_columns: int = 3, **changes: list[int]) -> bytes:
+def make_sparse(num_columns: int = 3, **changes: Any) -> bytes:
     indices = {"crow_indices": [0, 1, 1], "col_indices": [2]} | changes
     csr = {name: np.array(values, "<i8").tobytes() for name, values in indices.items()}
     values = np.array([7.0], "<f4").tobytes()
@@ -93,7 +94,7 @@ def test_a_sparse_tensor_is_made_dense() -> None:
         {"col_indices": [0, 1]},
     ],
 )
-def test_sparse_indices_that_do_not_fit_are_refused(changes: dict[str, list[int]]) -> None:
+def test_sparse_indices_that_do_not_fit_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="datum 0: weights: the sparse rows and columns"):
         wire.decode_forward_backward(make_sparse(**changes))
 
@@ -121,7 +122,7 @@ def test_bfloat16_is_widened_exactly() -> None:
         ({"dense": b"1234", "dtype": pb.DTYPE_FLOAT32, "shape": [-1]}, "does not hold 1 values"),
     ],
 )
-def test_a_bad_tensor_is_refused_by_name(tensor: dict[str, object], complaint: str) -> None:
+def test_a_bad_tensor_is_refused_by_name(tensor: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UserError, match=f"datum 0: weights: .*{complaint}"):
         wire.decode_forward_backward(make_message(**tensor))
 

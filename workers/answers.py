@@ -115,32 +115,39 @@ def encode_answer(call: SamplingCall, answer: Answer) -> tuple[bytes, str]:
 def store_answer(call: SamplingCall, answer: Answer, worker: str) -> None:
     """The call's result, and its copy where it belongs, together or not at all."""
     result, content_type = encode_answer(call, answer)
-    columns = _describe_result(call, answer) if call.purpose == Purpose.EVALUATION else {}
+    evaluation = find_evaluation(call)
+    columns = _describe_result(evaluation, call, answer) if evaluation else {}
     with transaction.atomic():
         stored = calls.finish_call(
             call, worker=worker, result=result, content_type=content_type, hot_load=answer.load
         )
         if stored and call.purpose == Purpose.RUN_SAMPLE:
             _keep_sample(call, answer)
-        elif stored and call.purpose == Purpose.EVALUATION:
+        elif stored and evaluation:
             served = _describe_served(call, answer)
-            record_result(_find_evaluation(call), call.about["index"], served=served, **columns)
-    _settle(call)
+            record_result(evaluation, call.about["index"], served=served, **columns)
+    if evaluation:
+        settle(evaluation)
 
 
 def store_failure(call: SamplingCall, error: str, category: str, worker: str) -> None:
+    evaluation = find_evaluation(call)
     with transaction.atomic():
         failed = calls.fail_call(call, worker=worker, error=error, category=category)
         if failed and call.purpose == Purpose.RUN_SAMPLE:
             _record_sample(call, error=error)
-        elif failed and call.purpose == Purpose.EVALUATION:
-            record_result(_find_evaluation(call), call.about["index"], served={}, error=error)
-    _settle(call)
+        elif failed and evaluation:
+            record_result(evaluation, call.about["index"], served={}, error=error)
+    if evaluation:
+        settle(evaluation)
 
 
-def _settle(call: SamplingCall) -> None:
-    if call.purpose == Purpose.EVALUATION:
-        settle(_find_evaluation(call))
+def find_evaluation(call: SamplingCall) -> Evaluation | None:
+    """Without the items: they may be megabytes, and this is asked for every answer."""
+    if call.purpose != Purpose.EVALUATION:
+        return None
+    whole = Evaluation.objects.select_related("suite").defer("suite__items")
+    return whole.get(pk=call.about["evaluation"])
 
 
 def _keep_sample(call: SamplingCall, answer: Answer) -> None:
@@ -167,9 +174,9 @@ def _record_sample(call: SamplingCall, **columns: Any) -> None:
     )
 
 
-def _describe_result(call: SamplingCall, answer: Answer) -> dict[str, Any]:
+def _describe_result(evaluation: Evaluation, call: SamplingCall, answer: Answer) -> dict[str, Any]:
     sequence = answer.sequences[0]
-    suite = read_suite(_find_evaluation(call).suite_id)
+    suite = read_suite(evaluation.suite_id)
     scores, error = grade_item(suite, call.about["index"], sequence["text"])
     return {
         "completion": sequence["text"],
@@ -188,12 +195,6 @@ def _describe_served(call: SamplingCall, answer: Answer) -> dict[str, Any]:
         "server": load.server if load else call.worker,
         "template": answer.template,
     }
-
-
-def _find_evaluation(call: SamplingCall) -> Evaluation:
-    """Without the items: they may be megabytes, and this is asked for every answer."""
-    whole = Evaluation.objects.select_related("suite").defer("suite__items")
-    return whole.get(pk=call.about["evaluation"])
 
 
 @lru_cache(maxsize=8)

@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,10 +64,14 @@ class Device:
     pending: dict[str, deque[Operation]] = field(default_factory=dict)  # marked running, by run
     spent: dict[str, int] = field(default_factory=dict)  # tokens by run: who had least is next
     tidied_at: float = field(default_factory=time.monotonic)
+    start: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
     @property
     def name(self) -> str:
-        return self.setup.name
+        """As leases say it. Two processes of one name, such as an old one that is still ending,
+        do not take each other's leases for their own.
+        """
+        return queue.name_holder(self.setup.name, self.start)
 
     def hold(self, run: Run) -> Held:
         """The run's weights, made again from its journal where they are not here."""
@@ -160,15 +165,15 @@ def beat(device: Device) -> None:
     runs = list(device.held | device.pending)
     held = Run.objects.filter(pk__in=runs, worker=device.name)
     held.update(lease_until=now() + queue.LEASE)
-    beat_worker(name=device.name, holds={"base_models": list(device.engines), "runs": runs})
+    beat_worker(name=device.setup.name, holds={"base_models": list(device.engines), "runs": runs})
 
 
 def register(device: Device) -> None:
     """A worker of this name that died held runs: they are free at once."""
-    queue.release_worker(worker=device.name)
+    queue.release_worker(worker=device.setup.name)
     text, memory_bytes = describe_device(device.setup)
     register_worker(
-        name=device.name,
+        name=device.setup.name,
         kind=Worker.Kind.GPU,
         device=text,
         memory_bytes=memory_bytes,
@@ -182,7 +187,7 @@ def unregister(device: Device) -> None:
     for run_id in list(device.held):
         device.evict(run_id)
     queue.release_worker(worker=device.name)
-    remove_worker(name=device.name)
+    remove_worker(name=device.setup.name, pid=os.getpid())
 
 
 def describe_device(setup: Setup) -> tuple[str, int]:

@@ -231,7 +231,7 @@ def loop(device: Device) -> None:
     started = time.monotonic()
     while run_turn(device):
         if time.monotonic() - started > LOOP_SECONDS:
-            send_task(GPU_TURN, queue=GPU_QUEUE.format(name=device.name))
+            send_task(GPU_TURN, queue=GPU_QUEUE.format(name=device.setup.name))
             return
 
 
@@ -247,7 +247,9 @@ def open_device() -> Device:
 @worker_ready.connect
 def begin(**_: object) -> None:
     with Holder.lock:
-        open_device()
+        device = open_device()
+    # What the last worker of this name left is waiting already.
+    send_task(GPU_TURN, queue=GPU_QUEUE.format(name=device.setup.name))
 
 
 @worker_shutdown.connect

@@ -72,7 +72,7 @@ class Shifts:
         finally:
             kicks.cancel()
             await in_database(lose_everything, self.worker)
-            await in_database(remove_worker, name=self.worker)
+            await in_database(remove_worker, name=self.worker, pid=os.getpid())
 
     async def serve(self, running: Running, models: Models) -> None:
         """As long as these are the models that are offered."""

@@ -23,7 +23,8 @@ from training.types import AdamParams, ForwardBackward, LoraSpec
 from webapp.fleet.models import BaseModel
 from webapp.runs import queue
 from webapp.runs.models import Metric, Operation, Run
-from workers.gpu import run_turn
+from workers.device import register, unregister
+from workers.gpu import gather, run_turn
 
 pytestmark = pytest.mark.django_db
 
@@ -206,8 +207,8 @@ def test_a_worker_that_lost_its_lease_stores_nothing_and_forgets_the_weights() -
     operation = program.learn(0)
     run = Run.objects.get(pk=program.run.pk)
     assert device.held.keys() == {run.pk}
-    queue.lease_run(run, worker="old")
-    device.pending[run.pk] = deque(queue.next_operations(run, worker="old"))
+    queue.lease_run(run, worker=device.name)
+    device.pending[run.pk] = deque(queue.next_operations(run, worker=device.name))
     Run.objects.filter(pk=run.pk).update(worker="new")
     run_turn(device)
     operation.refresh_from_db()
@@ -228,3 +229,21 @@ def test_a_base_model_that_was_evicted_comes_back_with_its_runs(tmp_path: Path) 
     after = program.learn(2)
     take_turns(device)
     assert read_loss(after) == pytest.approx(train_directly(range(3))[2], rel=1e-5)
+
+
+def test_an_old_worker_that_is_still_ending_stores_nothing_for_the_new_one_of_its_name() -> None:
+    program = Program()
+    program.create()
+    program.learn(0)
+    old = make_device("w1")
+    run_turn(old)
+    gather(old)  # begins the forward_backward
+    new = make_device("w1")
+    register(new)
+    program.step()
+    again = program.learn(1)
+    take_turns(new)
+    unregister(old)
+    assert Run.objects.get(pk=program.run.pk).worker == new.name
+    take_turns(old)
+    assert read_loss(again) == pytest.approx(train_directly(range(2))[1], rel=1e-5)

@@ -90,6 +90,6 @@ def beat_worker(*, name: str, holds: dict[str, object]) -> None:
     Worker.objects.filter(name=name).update(heartbeat_at=now(), holds=holds)
 
 
-def remove_worker(*, name: str) -> None:
+def remove_worker(*, name: str, pid: int) -> None:
     """A worker that ends in order takes its row along; a killed one is shown as lost."""
-    Worker.objects.filter(name=name).delete()
+    Worker.objects.filter(name=name, pid=pid).delete()  # not the row of the one that follows it

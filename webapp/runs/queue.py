@@ -16,6 +16,7 @@ from webapp.runs.models import Operation, Run
 
 LEASE = timedelta(seconds=60)
 GAP_DEADLINE = timedelta(seconds=120)  # the SDK's own retries of one request end after this
+START = "#"  # between a worker's name and which start of it has the lease
 SERIES = 64  # forward_backwards of one run that are handed out together
 MAX_SEQ = 2**31 - 1  # an int32 on the Tinker wire
 
@@ -106,6 +107,11 @@ def refuse_operation(run: Run, *, seq: int, kind: str, error: str) -> None:
             _kick(run)
 
 
+def name_holder(worker: str, start: str) -> str:
+    """Who leases: a worker's name, and which start of it."""
+    return f"{worker}{START}{start}"
+
+
 def lease_run(run: Run, *, worker: str) -> bool:
     """Take or renew the run for this worker. False: another worker holds it."""
     until = now() + LEASE
@@ -124,8 +130,8 @@ def release_run(run: Run, *, worker: str) -> bool:
 
 
 def release_worker(*, worker: str) -> None:
-    """At a worker's start and orderly end: what a worker of this name held is free at once."""
-    held = Run.objects.filter(worker=worker)
+    """At a worker's start and orderly end: what it, or an earlier start of it, held is free."""
+    held = Run.objects.filter(Q(worker=worker) | Q(worker__startswith=worker + START))
     with transaction.atomic():
         pks = list(held.values_list("pk", flat=True))
         _requeue(Operation.objects.filter(run__in=pks))
@@ -340,7 +346,7 @@ def _kick(run: Run) -> None:
 def _find_queue(run: Run) -> str:
     """The worker that holds the run; any of them where its lease has ended."""
     if run.worker and run.lease_until is not None and run.lease_until > now():
-        return GPU_QUEUE.format(name=run.worker)
+        return GPU_QUEUE.format(name=run.worker.partition(START)[0])
     return ANY_GPU_QUEUE
 
 

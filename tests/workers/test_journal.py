@@ -31,8 +31,8 @@ def _home(settings: Any, tmp_path: Path) -> None:
 
 def restart(device: Device) -> Device:
     """The process is gone and another of the same name begins."""
-    queue.release_worker(worker=device.name)
-    return make_device(device.name)
+    queue.release_worker(worker=device.setup.name)
+    return make_device(device.setup.name)
 
 
 def submit_all(program: Program) -> list[Operation]:

@@ -13,6 +13,7 @@ from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.datasets.models import Dataset, DatasetVersion
 from webapp.deployments.models import SamplingCall
+from webapp.evals.models import EvalSuite, Evaluation
 from webapp.fleet.models import BaseModel
 from webapp.runs import driving, queue, services
 from webapp.runs.models import LogLine, Metric, Operation, Run
@@ -55,8 +56,9 @@ class TurnWaiter:
         if self.num_turns == self.kill_recipe_at:
             raise ProcessKilled
         if self.num_turns == self.kill_device_at:
-            self.device = make_device(self.device.name)
-            queue.release_worker(worker=self.device.name)  # as `workers.device.register` begins
+            name = self.device.setup.name
+            queue.release_worker(worker=name)  # as `workers.device.register` begins
+            self.device = make_device(name)
         if act := self.acts.get(self.num_turns):
             act()
         assert run_turn(self.device), f"nothing to do, and {request_id} has not ended"
@@ -225,6 +227,8 @@ def test_wishes_are_fulfilled_between_steps_and_survive_a_kill(actor: Actor, run
     assert 0 < saved_at < 3
     assert ("training", f"step-{saved_at:06d}", saved_at) in list_saved(run)
     assert list(read_curve(run, "held_out_loss")) == [saved_at, 3, 6]
+    steps = SamplingCall.objects.filter(run=run).values_list("about__step", flat=True)
+    assert sorted(steps) == [0, saved_at, 3, 6]
     rates = read_curve(run, "learning_rate")
     assert rates[1] == pytest.approx(0.003)
     assert rates[saved_at + 1] == pytest.approx(0.001)
@@ -284,3 +288,32 @@ def test_a_driver_that_lost_its_run_leaves_it_alone(run: Run) -> None:
 
     ended = drive(run, TurnWaiter(acts={3: steal}))
     assert (ended.status, ended.driver) == (Status.RUNNING, "d2")
+
+
+def test_a_run_that_finds_no_place_stays_queued(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "MAX_DRIVEN", 0)
+    recipe.train(run.pk)
+    run.refresh_from_db()
+    assert (run.status, run.driver) == (Status.QUEUED, "")
+
+
+def test_a_process_that_ends_leaves_its_run_to_the_next_one(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiter = TurnWaiter(acts={4: recipe.leave_runs})
+    ended = drive(run, waiter)
+    recipe.shutting_down.clear()
+    assert (ended.status, ended.driver) == (Status.RUNNING, "")
+    assert drive(run, TurnWaiter(device=waiter.device), driver="d2").status == Status.DONE
+
+
+def test_a_suite_in_the_config_is_evaluated_with_every_checkpoint_of_the_cadence(
+    actor: Actor, version: DatasetVersion
+) -> None:
+    suite = EvalSuite.objects.create(
+        project=actor.project, name="words", dataset_version=version, status="ready"
+    )
+    run = make_sft_run(actor, version, eval_suite=suite.pk)
+    drive(run)
+    evaluations = Evaluation.objects.filter(run=run).order_by("checkpoint__step")
+    assert [each.checkpoint and each.checkpoint.step for each in evaluations] == [3, 6]

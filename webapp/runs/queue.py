@@ -140,7 +140,24 @@ def release_worker(*, worker: str) -> None:
 
 def requeue_running(run: Run, *, worker: str) -> int:
     """After taking a run over: what its last worker had begun waits again."""
-    return _requeue(Operation.objects.filter(run=run, run__worker=worker))
+    unfinished = Operation.objects.filter(run=run, seq__gt=run.done_seq, run__worker=worker)
+    return _requeue(unfinished)
+
+
+def free_expired() -> int:
+    """A worker that died cannot say so: its runs are free once their leases have ended."""
+    expired = Run.objects.filter(lease_until__lt=now()).exclude(worker="")
+    return sum(_free(run) for run in expired)
+
+
+def _free(run: Run) -> bool:
+    """False: its worker has renewed the lease at the last moment, or lost it to another."""
+    with transaction.atomic():
+        same = Run.objects.filter(pk=run.pk, worker=run.worker, lease_until=run.lease_until)
+        if same.update(worker="", lease_until=None) != 1:
+            return False
+        _requeue(Operation.objects.filter(run=run, seq__gt=run.done_seq))
+    return True
 
 
 def _requeue(operations: QuerySet[Operation]) -> int:
@@ -150,16 +167,11 @@ def _requeue(operations: QuerySet[Operation]) -> int:
 
 def find_work(worker: str) -> list[Run]:
     """Runs whose next operation can be executed by this worker now, oldest waiting first."""
-    held_by_nobody = Q(run__worker="") | Q(run__lease_until__lt=now())
-    can_start = Q(status=Status.QUEUED) & (held_by_nobody | Q(run__worker=worker))
-    was_abandoned = Q(status=Status.RUNNING) & held_by_nobody
-    operations = (
-        Operation.objects.filter(can_start | was_abandoned, seq=F("run__done_seq") + 1)
-        .select_related("run__base_model")
-        .only("created_at", "run", "run__base_model")
-        .order_by("created_at")
-    )
-    pks = [operation.run_id for operation in operations]
+    is_free = Q(run__worker="") | Q(run__worker=worker) | Q(run__lease_until__lt=now())
+    ready = Operation.objects.filter(is_free, status=Status.QUEUED, seq=F("run__done_seq") + 1)
+    pks = list(ready.order_by("created_at").values_list("run_id", flat=True))
+    if not pks:
+        return []
     runs = Run.objects.select_related("base_model").in_bulk(pks)
     return [runs[pk] for pk in pks]
 
@@ -331,9 +343,8 @@ def _describe_gap(missing: int) -> str:
 
 def kick_waiting() -> None:
     """For kicks that were lost and workers that died: one for each queue with work waiting."""
-    ready = Operation.objects.filter(
-        status__in=(Status.QUEUED, Status.RUNNING), seq=F("run__done_seq") + 1
-    )
+    free_expired()
+    ready = Operation.objects.filter(status=Status.QUEUED, seq=F("run__done_seq") + 1)
     runs = Run.objects.filter(pk__in=ready.values("run")).only("worker", "lease_until")
     for queue in {_find_queue(run) for run in runs}:
         send_task(GPU_TURN, queue=queue)

@@ -151,7 +151,6 @@ def test_a_worker_that_lost_its_lease_cannot_store_a_result(run: Run) -> None:
     submit(run, 0)
     (operation,) = queue.next_operations(run, worker="w1")
     Run.objects.update(lease_until=now() - timedelta(seconds=1))
-    assert queue.find_work("w2") == [run]
     assert queue.lease_run(run, worker="w2")
     assert not queue.finish_operation(operation, worker="w1", result=b"late", content_type="t")
     assert not queue.fail_operation(operation, worker="w1", error="late", category="server")
@@ -183,6 +182,17 @@ def test_what_a_dead_worker_had_begun_runs_again(run: Run) -> None:
     assert queue.requeue_running(run, worker="w1") == 0
     assert queue.requeue_running(run, worker="w2") == 1
     assert execute(run, "w2") == [0]
+
+
+def test_a_dead_workers_runs_are_free_once_their_leases_have_ended(run: Run) -> None:
+    queue.lease_run(run, worker="w1")
+    submit(run, 0)
+    queue.next_operations(run, worker="w1")
+    assert queue.free_expired() == 0
+    assert queue.find_work("w2") == []
+    Run.objects.update(lease_until=now() - timedelta(seconds=1))
+    assert queue.free_expired() == 1
+    assert queue.find_work("w2") == [run]
 
 
 def test_a_worker_that_starts_again_under_its_name_frees_what_it_held(run: Run) -> None:

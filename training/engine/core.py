@@ -18,8 +18,8 @@ from training.engine.lora import Adapter, Adapters
 from training.engine.optim import AdamState, check_params, update_weights
 from training.engine.packing import Item, pack_items
 from training.engine.passes import Tally, run_pass
-from training.engine.requests import check_request
 from training.errors import InvalidInput
+from training.requests import check_request
 from training.types import (
     AdamParams,
     Datum,

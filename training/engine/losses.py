@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from training.engine.requests import LOSS_INPUTS
+from training.requests import LOSS_INPUTS
 
 Inputs = Mapping[str, torch.Tensor]
 Loss = Callable[[torch.Tensor, Inputs], torch.Tensor]

@@ -15,7 +15,7 @@ from training.engine.logprobs import compute_logprobs
 from training.engine.lora import Adapters, Slice
 from training.engine.losses import compute_loss
 from training.engine.packing import Item, Layout, Part, lay_out
-from training.engine.requests import LOGPROBS, LOSS_INPUTS, find_scored
+from training.requests import LOGPROBS, LOSS_INPUTS, find_scored
 from training.types import Datum, FloatArray, ForwardBackward, ForwardBackwardOutput, IntArray
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.training.engine.rows import make_datum
-from training.engine.requests import check_request
 from training.errors import InvalidInput
+from training.requests import check_request
 from training.types import Datum, ForwardBackward
 
 

@@ -14,14 +14,23 @@ from webapp.core.errors import UserError
 from webapp.evals.models import EvalSuite, Evaluation
 from webapp.evals.services import begin_evaluation, mark_built, mark_failed, mark_suite_failed
 from workers.answers import choose_column, grade_one
+from workers.claims import MAX_ATTEMPTS, claim
 
 MOST_ITEMS = 2000
 
 
 def build_suite(suite_id: str) -> None:
-    suite = EvalSuite.objects.select_related("dataset_version").get(pk=suite_id)
-    if suite.status != EvalSuite.Status.BUILDING:
-        return
+    with claim(suite_id) as attempt:
+        suite = EvalSuite.objects.select_related("dataset_version").get(pk=suite_id)
+        if not attempt or suite.status != EvalSuite.Status.BUILDING:
+            return
+        if attempt > MAX_ATTEMPTS:
+            mark_suite_failed(suite, f"The process that built it ended {MAX_ATTEMPTS} times.")
+            return
+        _build(suite)
+
+
+def _build(suite: EvalSuite) -> None:
     items = [make_item(row, suite.graders) for row in choose_rows(suite)]
     for item in items:
         check_item(item, suite.graders)

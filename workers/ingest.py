@@ -14,9 +14,15 @@ from training.data.validate import good_rows, read_normalised, validate, write_r
 from training.errors import InvalidInput
 from webapp.core.events import project_group, publish
 from webapp.datasets.models import DatasetVersion, Preview
+from workers.claims import MAX_ATTEMPTS, claim
 
 PREVIEW_ROWS = 20
 STATS_ROWS = 500  # enough for a mean; a million rows must not hold a preview up
+
+GIVEN_UP = (
+    f"The process that read the file ended {MAX_ATTEMPTS} times; it may be too large for this"
+    " machine's memory. Split it into several datasets."
+)
 
 logger = logging.getLogger(__name__)
 Status = DatasetVersion.Status
@@ -24,9 +30,17 @@ Status = DatasetVersion.Status
 
 def validate_version(version_id: str) -> None:
     """Validating -> ready, or needs_decision where bad lines were found and nobody has decided."""
-    version = DatasetVersion.objects.get(pk=version_id)
-    if version.status != Status.VALIDATING:
-        return
+    with claim(version_id) as attempt:
+        version = DatasetVersion.objects.get(pk=version_id)
+        if not attempt or version.status != Status.VALIDATING:
+            return
+        if attempt > MAX_ATTEMPTS:
+            _change(version, status=Status.FAILED, error=GIVEN_UP)
+            return
+        _validate(version)
+
+
+def _validate(version: DatasetVersion) -> None:
     upload = settings.HONE_HOME / version.upload_path
     try:
         if version.keep_valid is None:

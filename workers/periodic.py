@@ -3,16 +3,19 @@
 import shutil
 from datetime import timedelta
 
+from celery.signals import worker_ready
 from django.conf import settings
 from django.db.models import Q
 from django.utils.timezone import now
 
 from webapp.checkpoints.services import expire_checkpoints
+from webapp.datasets.services import announce_validating
 from webapp.deployments.calls import forget_calls, requeue_expired
-from webapp.evals.services import settle_abandoned
+from webapp.evals.services import announce_waiting, settle_abandoned
 from webapp.runs import driving, queue
 from webapp.runs.models import Run
 from webapp.runs.services import reap_sessions
+from workers import recipe
 from workers.celery import app
 
 KICK_SECONDS = 5.0
@@ -25,7 +28,14 @@ AUTOSAVE_REST = timedelta(minutes=10)  # its worker drops it itself, between two
 def kick() -> None:
     """Messages may be lost, rows may not: whatever waits is announced again."""
     queue.kick_waiting()
+    recipe.free_abandoned()
     driving.announce_driverless()
+
+
+@worker_ready.connect
+def begin(**_: object) -> None:
+    """Whoever begins may be the next after one that died: what that one left need not wait."""
+    kick()
 
 
 @app.task(name="beat.sweep")
@@ -34,6 +44,8 @@ def sweep() -> None:
     queue.fail_gaps()
     requeue_expired()
     settle_abandoned()
+    announce_validating()
+    announce_waiting()
 
 
 @app.task(name="beat.clean")

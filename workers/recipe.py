@@ -38,6 +38,9 @@ Status = Run.Status
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
+HOST = socket.gethostname()[:40]
+START = uuid.uuid4().hex[:8]  # a restarted container's process has the number of the last one
+
 shutting_down = threading.Event()
 driven: dict[str, Run] = {}  # by this process, now
 
@@ -58,8 +61,7 @@ def train(run_id: str) -> None:
     """
     if len(driven) >= MAX_DRIVEN or shutting_down.is_set():
         return
-    driver = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-    if not driving.take_driver(run_id, driver=driver):
+    if not driving.take_driver(run_id, driver=name_driver()):
         return
     related = ("base_model", "dataset_version", "parent", "project", "session")
     run = driven[run_id] = Run.objects.select_related(*related).get(pk=run_id)
@@ -67,6 +69,20 @@ def train(run_id: str) -> None:
         drive(run, waiter)
     driven.pop(run_id, None)
     driving.invite_next()
+
+
+def name_driver() -> str:
+    """Another one for each task; it says whose process it is."""
+    return f"{HOST}.{os.getpid()}.{START}.{uuid.uuid4().hex[:8]}"
+
+
+def free_abandoned() -> None:
+    """Runs whose driver was a process of this machine that is gone need not wait out its lease."""
+    for driver in driving.list_drivers(prefix=f"{HOST}."):
+        pid, start = driver.removeprefix(f"{HOST}.").split(".")[:2]
+        is_ours = start == START
+        if not is_ours and (int(pid) == os.getpid() or not Path(f"/proc/{pid}").exists()):
+            driving.free_driven_by(driver)
 
 
 def fail(run_id: str, error: Exception) -> None:

@@ -25,12 +25,13 @@ FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv
     ".parquet": "parquet"
 }
 MAX_NAME = 120
+ANNOUNCED = timedelta(seconds=10)  # then a message should have been heard
 PREVIEW_TIMEOUT = timedelta(minutes=2)  # a preview that took longer has lost its task
 
 Status = DatasetVersion.Status
 
 
-def create_version(*, actor: Actor, name: str, upload: File) -> DatasetVersion:
+def create_version(*, actor: Actor, name: str, upload: "File[bytes]") -> DatasetVersion:
     """Keep the file as the next version of the dataset of this name; a worker validates it."""
     check_can_write(actor)
     name = _check_name(name)
@@ -73,6 +74,13 @@ def decide(*, actor: Actor, version: DatasetVersion, keep_valid: bool) -> None:
             transaction.on_commit(partial(_remove_files, version))
         publish(project_group(version.project_id), "datasets")
     version.refresh_from_db()
+
+
+def announce_validating() -> None:
+    """For messages that were lost and workers that died: who is at it already is not disturbed."""
+    late = DatasetVersion.objects.filter(created_at__lt=now() - ANNOUNCED)
+    for pk in late.filter(status=Status.VALIDATING).values_list("pk", flat=True):
+        send_task(INGEST_VERSION, pk)
 
 
 def request_preview(*, version: DatasetVersion, base_model: BaseModel) -> Preview:
@@ -121,7 +129,7 @@ def _check_name(name: str) -> str:
     return name
 
 
-def _check_upload(upload: File, filename: str) -> str:
+def _check_upload(upload: "File[bytes]", filename: str) -> str:
     """The format that the file's name says; its content is looked at by the worker."""
     kind = FORMATS.get(PurePosixPath(filename).suffix.lower())
     if kind is None:
@@ -140,7 +148,7 @@ def _check_upload(upload: File, filename: str) -> str:
     return kind
 
 
-def _store(upload: File, target: Path) -> None:
+def _store(upload: "File[bytes]", target: Path) -> None:
     """Large uploads lie on this disk already and are renamed; others are copied piece by piece."""
     target.parent.mkdir(parents=True)
     if isinstance(upload, TemporaryUploadedFile):

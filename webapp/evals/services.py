@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from hashlib import sha256
 from typing import Any
 
@@ -26,6 +27,7 @@ from webapp.runs.models import Run
 Status = Evaluation.Status
 
 LIVE = (Status.QUEUED, Status.RUNNING)
+ANNOUNCED = timedelta(seconds=10)  # then a message should have been heard
 GRADERS = (
     "exact_match",
     "contains",
@@ -174,6 +176,17 @@ def settle(evaluation: Evaluation) -> None:
         _finish(evaluation)
     elif num_done % max(1, num_items // HINTS_AN_EVALUATION) == 0:
         _announce(evaluation)
+
+
+def announce_waiting() -> None:
+    """For messages that were lost and workers that died: what has begun is not disturbed."""
+    moment = now() - ANNOUNCED
+    building = EvalSuite.objects.filter(status=EvalSuite.Status.BUILDING, created_at__lt=moment)
+    for pk in building.values_list("pk", flat=True):
+        send_task(BUILD_SUITE, pk)
+    ready = Evaluation.objects.filter(status=Status.QUEUED, suite__status=EvalSuite.Status.READY)
+    for pk in ready.filter(created_at__lt=moment).values_list("pk", flat=True):
+        send_task(EVALUATE, pk)
 
 
 def settle_abandoned() -> None:

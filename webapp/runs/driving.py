@@ -16,7 +16,7 @@ from webapp.runs.queue import fail_waiting
 from webapp.runs.services import announce
 
 DRIVER_LEASE = timedelta(seconds=60)
-ANNOUNCED = timedelta(minutes=2)  # a message may wait this long before it counts as lost
+ANNOUNCED = timedelta(seconds=30)  # a message may wait this long before it counts as lost
 
 Status = Run.Status
 Wish = Run.Wish
@@ -99,6 +99,17 @@ def release_driver(run: Run) -> None:
     """The process ends and the run goes on: the next one need not wait for the lease."""
     held = Run.objects.filter(pk=run.pk, driver=run.driver, status=Status.RUNNING)
     held.update(driver="", driver_until=None)
+
+
+def list_drivers(*, prefix: str) -> list[str]:
+    """Who drives now, of those whose name begins so."""
+    driven = Run.objects.filter(status=Status.RUNNING, driver__startswith=prefix)
+    return list(driven.values_list("driver", flat=True))
+
+
+def free_driven_by(driver: str) -> None:
+    """It has ended without a word: the next one need not wait for its lease."""
+    Run.objects.filter(driver=driver).update(driver="", driver_until=None)
 
 
 def check_stop(run: Run) -> None:

@@ -1,0 +1,27 @@
+"""Work that one process does at a time: a lock on a file, which ends with the process."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from django.conf import settings
+
+MAX_ATTEMPTS = 3  # work under which processes end is given up
+
+
+@contextmanager
+def claim(name: str) -> Iterator[int]:
+    """Which attempt at it this is, from 1; 0: another process, or thread, is at it."""
+    folder = settings.HONE_HOME / "locks"
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    with path.open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield 0
+            return
+        lock.write(b".")  # stays where the process does not come back from it
+        lock.flush()
+        yield path.stat().st_size
+        path.unlink()

@@ -25,7 +25,7 @@ class ArchiveResponse(StreamingHttpResponse):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         chunks = iter(self)
-        while chunk := await sync_to_async(next)(chunks, b""):
+        while chunk := await sync_to_async(lambda: next(chunks, b""))():
             yield chunk
 
 

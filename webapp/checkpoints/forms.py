@@ -1,7 +1,5 @@
 """The filters of the list of checkpoints."""
 
-from typing import ClassVar
-
 from django import forms
 
 from webapp.accounts.models import Actor
@@ -18,8 +16,6 @@ class CheckpointFilter(forms.Form):
     run = forms.CharField(required=False)
     kind = forms.ChoiceField(required=False, choices=Checkpoint.Kind.choices)
     passing = forms.BooleanField(required=False)  # those made for samples alone
-
-    field_order: ClassVar = ["q", "run", "kind", "passing"]
 
     def apply(self, rows: CheckpointQuerySet) -> CheckpointQuerySet:
         self.is_valid()

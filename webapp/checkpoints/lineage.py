@@ -75,7 +75,8 @@ def lay_out(roots: Iterable[Node]) -> Graph:
     placed: list[Placed] = []
     line = 0
     # Depth first by hand: a run branched a thousand times in a row must not exhaust the stack.
-    waiting: list[tuple[Node, int, Placed | None]] = [(root, 0, None) for root in roots][::-1]
+    waiting: list[tuple[Node, int, Placed | None]] = []
+    waiting.extend((root, 0, None) for root in reversed(list(roots)))
     while waiting:
         node, depth, parent = waiting.pop()
         spot = Placed(node=node, x=depth * COLUMN, y=line * ROW, parent=parent)

@@ -1,7 +1,5 @@
 """The upload form."""
 
-from typing import ClassVar
-
 from django import forms
 
 
@@ -20,5 +18,3 @@ class UploadForm(forms.Form):
         error_messages={"required": "Choose a file: .jsonl, .csv or .parquet."},
         widget=forms.FileInput(attrs={"accept": ".jsonl,.ndjson,.json,.csv,.parquet"}),
     )
-
-    field_order: ClassVar = ["file", "name"]

@@ -6,7 +6,7 @@ from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.core.paginator import Paginator
-from django.db.models import Count, Max, OuterRef, Prefetch, Q, Subquery
+from django.db.models import Count, Max, Prefetch, Q
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
@@ -41,20 +41,19 @@ Status = DatasetVersion.Status
 @require_GET
 def list_datasets(request: ActorRequest) -> HttpResponse:
     search = request.GET.get("q", "").strip()
-    newest = DatasetVersion.objects.filter(dataset=OuterRef("pk")).order_by("-number")
-    rows = Dataset.objects.in_project(request.actor).annotate(
-        num_versions=Count("versions"),
-        newest=Subquery(newest.values("pk")[:1]),
-        changed_at=Max("versions__created_at"),
+    rows = (
+        Dataset.objects.in_project(request.actor)
+        .annotate(num_versions=Count("versions"), changed_at=Max("versions__created_at"))
+        .order_by("-changed_at", "pk")
     )
-    rows = rows.order_by("-changed_at", "pk")
     if search:
         rows = rows.filter(Q(name__icontains=search) | Q(pk=search))
     page = Paginator(rows, DATASETS_A_PAGE).get_page(request.GET.get("page"))
-    versions = DatasetVersion.objects.defer("report").in_bulk([row.newest for row in page])
+    versions = DatasetVersion.objects.defer("report").filter(dataset__in=[row.pk for row in page])
+    newest = {version.dataset_id: version for version in versions.order_by("number")}
     context = {
         "page": page,
-        "rows": [(row, versions[row.newest]) for row in page if row.newest in versions],
+        "rows": [(row, newest[row.pk]) for row in page if row.pk in newest],
         "search": search,
         "demo": _find_demo(request.actor),
     }

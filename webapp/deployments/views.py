@@ -49,8 +49,8 @@ def list_deployments(request: ActorRequest) -> HttpResponse:
         .prefetch_related("base_model__names", "hot_loads")
     )
     page = Paginator(rows, DEPLOYMENTS_A_PAGE).get_page(request.GET.get("page"))
-    rows = [(row, next(iter(row.hot_loads.all()), None)) for row in page]
-    return render(request, "deployments/list.html", {"page": page, "rows": rows})
+    lines = [(row, next(iter(row.hot_loads.all()), None)) for row in page]
+    return render(request, "deployments/list.html", {"page": page, "rows": lines})
 
 
 @login_required

@@ -173,8 +173,8 @@ def show_item(item: Mapping[str, Any]) -> dict[str, Any]:
 def evaluate(request: ActorRequest) -> HttpResponse:
     check_can_write(request.actor)
     initial = {"suite": request.GET.get("suite", ""), "target": request.GET.get("checkpoint", "")}
-    data = request.POST.copy() if request.method == "POST" else None
-    if data and data.get("base"):
+    data = request.POST.dict() if request.method == "POST" else None
+    if data and "base" in data:
         data["target"] = data["base"]  # the button beside the chooser
     form = EvaluationForm(data, actor=request.actor, initial=initial)
     if request.method == "POST" and form.is_valid():

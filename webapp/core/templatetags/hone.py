@@ -194,6 +194,6 @@ def words(name: object) -> str:
 
 
 @register.filter
-def percent_number(share: float) -> str:
-    """For widths in CSS, where a locale's comma or a unit would be wrong."""
-    return f"{100 * share:.1f}"
+def unlocalized(value: float) -> str:
+    """For attributes, where a locale's comma would be wrong."""
+    return f"{value:.4f}"

@@ -97,7 +97,7 @@ class LaunchForm(forms.Form):
         label="Held-out loss every", initial=10, min_value=0, max_value=1_000_000,
         help_text="0: never.",
     )  # fmt: skip
-    eval_suite = forms.ModelChoiceField(
+    eval_suite: forms.ModelChoiceField[Any] = forms.ModelChoiceField(
         queryset=None,
         required=False,
         label="Eval suite",

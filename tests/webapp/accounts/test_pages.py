@@ -132,3 +132,11 @@ def test_someone_in_no_project_is_led_to_a_first_one(client: Client) -> None:
     assert client.get("/projects/new/").status_code == 200
     client.post("/projects/new/", {"name": "First"})
     assert client.get("/runs/").status_code == 200
+
+
+def test_an_operator_finds_users_projects_and_keys_in_the_admin(client: Client) -> None:
+    alice = make_actor()
+    create_key(actor=alice, name="laptop")
+    client.force_login(User.objects.create_superuser("root"))
+    for path in ("user", "project", "apikey", f"project/{alice.project.pk}/change"):
+        assert client.get(f"/admin/accounts/{path}/").status_code == 200

@@ -6,7 +6,7 @@ from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
 
 
-class HintConsumer(AsyncJsonWebsocketConsumer):
+class HintConsumer(AsyncJsonWebsocketConsumer):  # type: ignore[misc] # channels has no types
     """Subclasses say which group a user may join; everything else is the same for every page."""
 
     group = ""

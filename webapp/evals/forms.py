@@ -30,7 +30,7 @@ def offer_graders() -> list[tuple[str, str]]:
 def offer_versions(actor: Actor) -> list[tuple[str, str]]:
     ready = DatasetVersion.objects.in_project(actor).filter(status=DatasetVersion.Status.READY)
     rows = ready.select_related("dataset").defer("report").order_by("-created_at")
-    return [(row.pk, f"{row} ({row.num_rows:,} rows)") for row in rows]
+    return [(row.pk, f"{row} ({row.num_rows:,} row{'s'[: row.num_rows != 1]})") for row in rows]
 
 
 class SuiteForm(forms.Form):

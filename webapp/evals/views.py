@@ -229,7 +229,10 @@ def show_evaluation(request: ActorRequest, evaluation_id: str) -> HttpResponse:
         "rows": [show_result(evaluation.suite, each, grader) for each in page],
         "others": [make_line(each) for each in done[:ROWS_A_PAGE]],
     }
-    return render(request, "evals/evaluation.html", context)
+    response = render(request, "evals/evaluation.html", context)
+    if "HX-Request" in request.headers and not context["is_live"]:
+        response.headers["HX-Refresh"] = "true"  # it has ended: there is more to do with it now
+    return response
 
 
 def filter_results(evaluation: Evaluation, grader: str, show: str) -> QuerySet[EvalResult]:

@@ -275,6 +275,18 @@ def test_an_unknown_grader_in_the_address_is_the_score(
     assert "mistake 1" in read(browser, url)
 
 
+def test_the_page_of_a_running_evaluation_is_loaded_again_once_it_has_ended(
+    browser: Client, suite: EvalSuite, checkpoint: Checkpoint
+) -> None:
+    evaluation = evaluate(suite, checkpoint.base_model, checkpoint, [1, 0, 1, 1])
+    url = f"/evals/{evaluation.pk}/"
+    Evaluation.objects.update(status=Status.RUNNING)
+    assert "HX-Refresh" not in browser.get(url, headers={"HX-Request": "true"}).headers
+    Evaluation.objects.update(status=Status.DONE)
+    assert browser.get(url, headers={"HX-Request": "true"}).headers["HX-Refresh"] == "true"
+    assert "HX-Refresh" not in browser.get(url).headers
+
+
 def test_a_running_evaluation_can_be_cancelled(
     browser: Client, suite: EvalSuite, checkpoint: Checkpoint
 ) -> None:

@@ -31,21 +31,25 @@ function complain(text) {
     error.querySelector("span").textContent = text;
 }
 
-// The same sentences as the server's, before anything is sent.
-function checkFile() {
+// The same sentences as the server's, before anything is sent. Empty: the file may be sent.
+function findFault(file) {
+    if (file.size === 0) return `${file.name} is empty: upload a file with at least one row.`;
+    if (file.size > Number(form.dataset.limit)) {
+        return `${file.name} has ${writeSize(file.size)}; up to ${form.dataset.limitText} are taken.`;
+    }
+    return "";
+}
+
+function showFile() {
     const file = input.files[0];
     document.getElementById("file-errors").replaceChildren();
-    complain("");
+    complain(file ? findFault(file) : "");
     if (!file) return;
     if (!hasTypedName) name.value = file.name.replace(/\.[^.]+$/, "");
     drop.querySelector("[data-drop-text]").textContent = `${file.name}, ${writeSize(file.size)}.`;
-    if (file.size === 0) complain(`${file.name} is empty: upload a file with at least one row.`);
-    if (file.size > Number(form.dataset.limit)) {
-        complain(`${file.name} has ${writeSize(file.size)}; up to ${form.dataset.limitText} are taken.`);
-    }
 }
 
-input.addEventListener("change", checkFile);
+input.addEventListener("change", showFile);
 for (const kind of ["dragenter", "dragover"]) {
     drop.addEventListener(kind, (event) => {
         event.preventDefault();
@@ -59,17 +63,15 @@ drop.addEventListener("drop", (event) => {
     event.preventDefault();
     if (!event.dataTransfer.files.length) return;
     input.files = event.dataTransfer.files;
-    checkFile();
+    showFile();
 });
 
 form.addEventListener("submit", (event) => {
-    if (!error.hidden) {
-        event.preventDefault();
-        return;
-    }
     if (!input.files.length) return;
     event.preventDefault();
-    send();
+    const fault = findFault(input.files[0]);
+    complain(fault);
+    if (!fault) send();
 });
 
 function setBusy(isBusy) {

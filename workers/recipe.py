@@ -23,7 +23,7 @@ from webapp.core.errors import UserError
 from webapp.runs import driving
 from webapp.runs.driving import Cancelled, DriverLost, Interrupted, Paused
 from webapp.runs.models import LogLine, Run
-from webapp.runs.services import add_log
+from webapp.runs.services import NOT_OF_THE_RECIPE, add_log
 from webapp.settings import read_int
 from workers.errands import SAVED_NAME, Errands, Wanted
 from workers.prompts import pin_prompts
@@ -32,7 +32,6 @@ from workers.remote import OperationFailed, RedisWaiter, RemoteModel, Waiter
 MAX_DRIVEN = read_int("HONE_RECIPES", 24)  # at once in a process; they mostly wait
 RENEW_SECONDS = 5.0
 STOP_SECONDS = 180.0  # to wait for the last checkpoint of a run that is stopped
-OURS = ("eval_suite",)  # of the config: what the recipe itself knows nothing of
 
 Status = Run.Status
 T = TypeVar("T")
@@ -167,7 +166,7 @@ def tell_once(run: Run, model: RemoteModel) -> Callable[[str], None]:
 
 
 def read_config(config: Mapping[str, Any]) -> SftConfig:
-    return SftConfig.from_dict({key: config[key] for key in config if key not in OURS})
+    return SftConfig.from_dict({key: config[key] for key in config if key not in NOT_OF_THE_RECIPE})
 
 
 def prepare(run: Run, config: SftConfig, keep: KeepGoing) -> Prepared:

@@ -1,6 +1,7 @@
 """A run's life: begun, driven by its recipe, steered by people, ended."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from datetime import timedelta
 from typing import Any
 
@@ -8,6 +9,8 @@ from django.db import transaction
 from django.db.models import Q
 from django.utils.timezone import now
 
+from training.errors import InvalidInput
+from training.recipes.sft_config import SftConfig
 from training.types import LORA_ALPHA, MAX_RANK
 from webapp.accounts.models import Actor
 from webapp.core.dispatch import TRAIN_RUN, send_task
@@ -18,7 +21,7 @@ from webapp.fleet.models import BaseModel
 from webapp.runs.models import LogLine, Operation, Origin, Run, Session
 from webapp.runs.queue import fail_waiting
 
-DEFAULT_RANK = 32
+NOT_OF_THE_RECIPE = ("eval_suite",)  # of a run's config: the worker sees to it
 LONGEST_SILENCE = timedelta(minutes=10)  # the SDK beats every 10 s and itself gives up after 2 min
 LORA_FLAGS = ("train_mlp", "train_attn", "train_unembed")
 
@@ -42,7 +45,7 @@ def create_run(  # noqa: PLR0913 - the row's columns, by name
     if dataset_version.status != DatasetVersion.Status.READY:
         raise UserError(f"{dataset_version} is not ready yet.", field="dataset_version")
     check_parent(parent, base_model, with_optimizer)
-    rank = parent.rank if parent is not None else check_rank(config.get("rank", DEFAULT_RANK))
+    config = check_config(config if parent is None else take_shape(config, parent))
     with transaction.atomic():
         run = Run.objects.create(
             project=actor.project,
@@ -52,7 +55,7 @@ def create_run(  # noqa: PLR0913 - the row's columns, by name
             recipe=recipe,
             base_model=base_model,
             dataset_version=dataset_version,
-            rank=rank,
+            rank=config["rank"],
             lora=parent.run.lora if parent is not None else choose_lora(config),
             config=config,
             parent=parent,
@@ -63,6 +66,33 @@ def create_run(  # noqa: PLR0913 - the row's columns, by name
         send_task(TRAIN_RUN, run.pk)
         announce(run)
     return run
+
+
+def check_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Every setting, defaults filled in; what is wrong is said now, not by a worker later."""
+    kept = {key: config[key] for key in NOT_OF_THE_RECIPE if key in config}
+    try:
+        checked = SftConfig.from_dict({key: config[key] for key in config if key not in kept})
+    except InvalidInput as error:
+        field = str(error).partition(" ")[0]
+        known = field in checked_names() or "." in field
+        raise UserError(f"{error}.", field=field if known else "config") from None
+    return {**checked.to_dict(), **kept}
+
+
+def checked_names() -> set[str]:
+    return {each.name for each in fields(SftConfig)}
+
+
+def take_shape(config: dict[str, Any], parent: Any) -> dict[str, Any]:
+    """A branch has its parent's adapter; another rank would be another adapter."""
+    if config.get("rank", parent.rank) != parent.rank:
+        raise UserError(
+            f"The checkpoint {parent.name} has rank {parent.rank}: leave the rank out.",
+            field="rank",
+        )
+    shape = {key: parent.run.lora[key] for key in ("alpha", *LORA_FLAGS) if key in parent.run.lora}
+    return {**config, **shape, "rank": parent.rank}
 
 
 def check_rank(rank: Any) -> int:

@@ -83,7 +83,7 @@ def test_a_run_is_queued_with_what_its_adapter_will_be(run: Run) -> None:
 def test_a_rank_out_of_range_is_refused(
     actor: Actor, version: DatasetVersion, base_model: BaseModel, rank: Any
 ) -> None:
-    with pytest.raises(UserError, match="choose one from 1 to") as refusal:
+    with pytest.raises(UserError, match="whole number from 1 to 512") as refusal:
         create(actor, version, base_model, config={"rank": rank})
     assert refusal.value.field == "rank"
 
@@ -91,7 +91,7 @@ def test_a_rank_out_of_range_is_refused(
 def test_a_run_that_would_train_nothing_is_refused(
     actor: Actor, version: DatasetVersion, base_model: BaseModel
 ) -> None:
-    with pytest.raises(UserError, match="Nothing to train"):
+    with pytest.raises(UserError, match="nothing learns"):
         create(actor, version, base_model, config={"train_mlp": False, "train_attn": False})
 
 

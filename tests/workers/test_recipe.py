@@ -257,11 +257,13 @@ def test_a_branch_begins_with_its_parents_weights(
     assert SamplingCall.objects.get(run=branch, about__step=0).checkpoint == parent
 
 
-def test_a_config_that_cannot_be_is_said_on_the_run(actor: Actor, version: DatasetVersion) -> None:
-    ended = drive(make_sft_run(actor, version, batch_size=0))
+def test_rows_of_which_none_is_left_to_train_on_are_said_on_the_run(
+    actor: Actor, version: DatasetVersion
+) -> None:
+    ended = drive(make_sft_run(actor, version, max_length=8, overlong="drop"))
     assert (ended.status, ended.error_category) == (Status.FAILED, "user")
-    assert "batch_size" in ended.error
-    assert LogLine.objects.filter(run=ended, level="error", text__contains="batch_size").exists()
+    assert "raise max_length" in ended.error
+    assert LogLine.objects.filter(run=ended, level="error", text__contains="max_length").exists()
 
 
 def test_what_nobody_foresaw_ends_the_run_with_a_number(run: Run) -> None:

@@ -1,0 +1,179 @@
+"""The main path in a real browser: upload, run, watch the loss fall, serve, ask, evaluate."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.e2e.live import Live
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+CHROMIUM = "/usr/bin/chromium"
+# Without these a browser tries to reach its maker's hosts.
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"] + [
+    f"--disable-{what}" for what in ("background-networking", "component-update", "sync")
+]
+TRAINING_MS = 180_000
+# The longest line of the first chart: what was really drawn, not what could be fetched.
+DRAWN_LOSSES = (
+    "[...document.querySelector('.js-plotly-plot').data]"
+    ".map(line => [...line.y]).sort((a, b) => b.length - a.length)[0]"
+)
+ROWS = [
+    {
+        "messages": [
+            {"role": "user", "content": f"What is {a} - {b}?"},
+            {"role": "assistant", "content": str(a - b)},
+        ]
+    }
+    for a in range(10)
+    for b in range(10)
+]
+NO_ANSWER = {"messages": [{"role": "user", "content": "And then?"}]}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser, live: Live) -> Iterator[Page]:
+    """Signed in by a link, as the first person is; fails on any error the pages make."""
+    page = browser.new_context(
+        base_url=live.url, viewport={"width": 1440, "height": 900}
+    ).new_page()
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("response", lambda r: complaints.append(r.url) if r.status >= 500 else None)
+    page.goto(make_sign_in_link(live))
+    expect(page).to_have_title("Overview · Hone")
+    yield page
+    assert complaints == []
+
+
+def make_sign_in_link(live: Live) -> str:
+    secret = live.manage(
+        "from webapp.accounts.models import User\n"
+        "from webapp.accounts.services import create_sign_in_link\n"
+        "print(create_sign_in_link(user=User.objects.get(username='owner')))"
+    )
+    return f"{live.url}/sign-in/{secret}/"
+
+
+def follow(page: Page, name: str | re.Pattern[str]) -> None:
+    page.get_by_role("link", name=name).first.click()
+
+
+def test_a_newcomer_goes_from_a_file_to_a_served_and_evaluated_model(
+    page: Page, live: Live, tmp_path: Path
+) -> None:
+    upload_a_dataset(page, tmp_path)
+    launch_a_run(page)
+    run_url = page.url
+    watch_it_learn(page)
+    serve_its_checkpoint(page)
+    ask_it(page, run_url)
+    evaluate_and_compare(page)
+
+
+def upload_a_dataset(page: Page, folder: Path) -> None:
+    file = folder / "rows.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in [*ROWS, NO_ANSWER]))
+    page.goto("/datasets/")
+    follow(page, re.compile("Upload"))
+    page.set_input_files("input[type=file]", file)
+    page.get_by_label("Dataset", exact=True).fill("subtraction")
+    page.get_by_role("button", name="Upload and check").click()
+    expect(page.get_by_text("101", exact=True).first).to_be_visible(timeout=20_000)
+    page.get_by_role("button", name=re.compile("Keep the 100")).click()
+    expect(page.get_by_text("ready", exact=True).first).to_be_visible(timeout=20_000)
+    second_row = page.locator(".token-row", has_text="Row 2")
+    expect(second_row).to_be_visible(timeout=20_000)
+    learned = second_row.locator(".token-view b").all_inner_texts()
+    assert "".join(learned).strip() == "-1<|im_end|>"
+
+
+def launch_a_run(page: Page) -> None:
+    follow(page, re.compile("Launch a run"))
+    page.get_by_label("Name").fill("Learns to subtract")
+    page.get_by_label("Train for").fill("80")
+    page.locator("select[name=length_unit]").select_option("steps")
+    page.get_by_label("Batch size").fill("32")
+    page.get_by_label("Learning rate").fill("0.005")
+    page.get_by_label("Pinned prompts").fill("What is 7 - 5?\nWhat is 9 - 2?")
+    page.get_by_label("Sample every").fill("20")
+    page.get_by_label("Longest answer").fill("8")
+    page.get_by_text("Advanced").click()
+    page.get_by_label("Held-out share").fill("0.2")
+    page.get_by_label("Held-out loss every").fill("20")
+    page.get_by_role("button", name="Launch").click()
+    expect(page.get_by_role("heading", name="Learns to subtract")).to_be_visible()
+
+
+def watch_it_learn(page: Page) -> None:
+    """Without one reload: what changes on the page arrives through its socket."""
+    expect(page.locator(".js-plotly-plot").first).to_be_visible(timeout=60_000)
+    expect(page.locator("#run-actions").get_by_text("done")).to_be_visible(timeout=TRAINING_MS)
+    for _ in range(100):
+        losses = page.evaluate(DRAWN_LOSSES)
+        if len(losses) == 80:
+            break
+        page.wait_for_timeout(300)
+    assert len(losses) == 80
+    assert sum(losses[-5:]) < sum(losses[:5]) / 3
+    follow(page, "Samples")
+    expect(page.get_by_text("What is 7 - 5?").first).to_be_visible()
+    follow(page, "Log")
+    expect(page.get_by_text(re.compile("Done after 80 steps"))).to_be_visible()
+
+
+def serve_its_checkpoint(page: Page) -> None:
+    follow(page, "Checkpoints")
+    page.get_by_role("main").get_by_role("link", name="step-000080").first.click()
+    follow(page, "Serve")
+    page.get_by_label("Name").fill("subtraction")
+    page.get_by_role("button", name="Serve").click()
+    expect(page.get_by_text(re.compile("agree on"))).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("ready", exact=True).first).to_be_visible(timeout=30_000)
+
+
+def ask_it(page: Page, run_url: str) -> None:
+    page.goto(run_url + "?tab=checkpoints")
+    page.get_by_role("main").get_by_role("link", name="step-000080").first.click()
+    follow(page, "Chat")
+    page.locator("textarea[name=prompt]").fill("What is 8 - 3?")
+    page.get_by_role("button", name=re.compile("Ask|Send")).click()
+    panes = page.locator(".pane")
+    expect(panes).to_have_count(2)
+    expect(panes.first.locator(".turn").last).to_contain_text("5", timeout=30_000)
+
+
+def evaluate_and_compare(page: Page) -> None:
+    page.goto("/evals/")
+    follow(page, re.compile("New suite|Make a suite"))
+    page.get_by_label("Name").fill("held out")
+    page.get_by_label("Held-out share").fill("0.2")
+    page.get_by_role("button", name="Make suite").click()
+    base = page.get_by_role("button", name=re.compile("Evaluate base"))
+    expect(page.get_by_text("ready", exact=True).first).to_be_visible(timeout=20_000)
+    suite_url = page.url
+    base.first.click()
+    page.goto(suite_url)
+    page.locator("select[name=target]").select_option(
+        label="Learns to subtract / step-000080 (step 80)"
+    )
+    page.get_by_role("button", name="Evaluate", exact=True).click()
+    page.goto(suite_url)
+    expect(page.get_by_text("done", exact=True)).to_have_count(2, timeout=60_000)
+    page.get_by_label("tiny-chatml-1m as A").check()
+    page.get_by_label(re.compile("step-000080.* as B")).check()
+    page.get_by_role("button", name="Compare A with B").click()
+    expect(page.get_by_text(re.compile("is better on"))).to_be_visible()

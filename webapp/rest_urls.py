@@ -4,6 +4,7 @@ from django.urls import path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
 from webapp.accounts import rest as accounts
+from webapp.accounts import schema as _schema  # noqa: F401 - registers how keys are described
 from webapp.checkpoints import rest as checkpoints
 from webapp.datasets import rest as datasets
 from webapp.deployments import rest as deployments
@@ -16,42 +17,42 @@ urlpatterns = [
     path("", SpectacularSwaggerView.as_view(url_name="rest-schema"), name="rest-docs"),
     path("me", accounts.Me.as_view()),
     path("keys", accounts.KeyList.as_view()),
-    path("keys/<key_id>", accounts.KeyDetail.as_view()),
+    path("keys/<str:key_id>", accounts.KeyDetail.as_view()),
     path("base-models", fleet.BaseModelList.as_view()),
     path("base-models/<path:name>", fleet.BaseModelDetail.as_view()),
     path("workers", fleet.WorkerList.as_view()),
-    # /rest/dataset-versions/<id>
+    # /rest/dataset-versions/<str:id>
     path("dataset-versions", datasets.VersionList.as_view()),
-    path("dataset-versions/<version_id>", datasets.VersionDetail.as_view()),
-    path("dataset-versions/<version_id>/decision", datasets.VersionDecision.as_view()),
-    path("dataset-versions/<version_id>/preview", datasets.VersionPreview.as_view()),
-    # /rest/runs/<id>
+    path("dataset-versions/<str:version_id>", datasets.VersionDetail.as_view()),
+    path("dataset-versions/<str:version_id>/decision", datasets.VersionDecision.as_view()),
+    path("dataset-versions/<str:version_id>/preview", datasets.VersionPreview.as_view()),
+    # /rest/runs/<str:id>
     path("runs", runs.RunList.as_view()),
-    path("runs/<run_id>", runs.RunDetail.as_view()),
-    path("runs/<run_id>/metrics", runs.RunMetrics.as_view()),
-    path("runs/<run_id>/samples", runs.RunSamples.as_view()),
-    path("runs/<run_id>/log", runs.RunLog.as_view()),
-    path("runs/<run_id>/pause", runs.RunPause.as_view()),
-    path("runs/<run_id>/resume", runs.RunResume.as_view()),
-    path("runs/<run_id>/stop", runs.RunStop.as_view()),
-    path("runs/<run_id>/save", runs.RunSave.as_view()),
-    path("runs/<run_id>/evaluate", runs.RunEvaluate.as_view()),
-    path("runs/<run_id>/learning-rate", runs.RunLearningRate.as_view()),
-    # /rest/checkpoints/<id>
+    path("runs/<str:run_id>", runs.RunDetail.as_view()),
+    path("runs/<str:run_id>/metrics", runs.RunMetrics.as_view()),
+    path("runs/<str:run_id>/samples", runs.RunSamples.as_view()),
+    path("runs/<str:run_id>/log", runs.RunLog.as_view()),
+    path("runs/<str:run_id>/pause", runs.RunPause.as_view()),
+    path("runs/<str:run_id>/resume", runs.RunResume.as_view()),
+    path("runs/<str:run_id>/stop", runs.RunStop.as_view()),
+    path("runs/<str:run_id>/save", runs.RunSave.as_view()),
+    path("runs/<str:run_id>/evaluate", runs.RunEvaluate.as_view()),
+    path("runs/<str:run_id>/learning-rate", runs.RunLearningRate.as_view()),
+    # /rest/checkpoints/<str:id>
     path("checkpoints", checkpoints.CheckpointList.as_view()),
-    path("checkpoints/<checkpoint_id>", checkpoints.CheckpointDetail.as_view()),
-    path("checkpoints/<checkpoint_id>/keep", checkpoints.CheckpointKeep.as_view()),
-    path("checkpoints/<checkpoint_id>/download", checkpoints.CheckpointDownload.as_view()),
-    # /rest/deployments/<id>
+    path("checkpoints/<str:checkpoint_id>", checkpoints.CheckpointDetail.as_view()),
+    path("checkpoints/<str:checkpoint_id>/keep", checkpoints.CheckpointKeep.as_view()),
+    path("checkpoints/<str:checkpoint_id>/download", checkpoints.CheckpointDownload.as_view()),
+    # /rest/deployments/<str:id>
     path("deployments", deployments.DeploymentList.as_view()),
-    path("deployments/<deployment_id>", deployments.DeploymentDetail.as_view()),
+    path("deployments/<str:deployment_id>", deployments.DeploymentDetail.as_view()),
     path("calls", deployments.CallList.as_view()),
     path("calls/<int:call_id>", deployments.CallDetail.as_view()),
-    # /rest/suites/<id>, /rest/evaluations/<id>
+    # /rest/suites/<str:id>, /rest/evaluations/<str:id>
     path("suites", evals.SuiteList.as_view()),
-    path("suites/<suite_id>", evals.SuiteDetail.as_view()),
+    path("suites/<str:suite_id>", evals.SuiteDetail.as_view()),
     path("evaluations", evals.EvaluationList.as_view()),
     path("evaluations/compare", evals.EvaluationComparison.as_view()),
-    path("evaluations/<evaluation_id>", evals.EvaluationDetail.as_view()),
-    path("evaluations/<evaluation_id>/results", evals.EvaluationResults.as_view()),
+    path("evaluations/<str:evaluation_id>", evals.EvaluationDetail.as_view()),
+    path("evaluations/<str:evaluation_id>/results", evals.EvaluationResults.as_view()),
 ]

@@ -200,7 +200,14 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "REDOC_DIST": "SIDECAR",
-    "ENUM_NAME_OVERRIDES": {},
+    "ENUM_NAME_OVERRIDES": {
+        "RunStatus": "webapp.runs.models.Run.Status",
+        "VersionStatus": "webapp.datasets.models.DatasetVersion.Status",
+        "DeploymentStatus": "webapp.deployments.models.Deployment.Status",
+        "HotLoadStatus": "webapp.deployments.models.HotLoad.Status",
+        "CallStatus": "webapp.deployments.models.SamplingCall.Status",
+        "SuiteStatus": "webapp.evals.models.EvalSuite.Status",
+    },
 }
 
 # Serving: the built-in server answers where no vLLM command is configured.

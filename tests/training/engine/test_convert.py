@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,7 +189,7 @@ def test_smollm2_answers_after_conversion(tmp_path: Path) -> None:
     tokenizer = ChatTokenizer.load(folder)
     question = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.encode(tokenizer.apply_template(question, add_generation_prompt=True))
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     answer = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)
     assert tokenizer.decode(answer[0, len(prompt) :].tolist()) == (
         "The capital of France is Paris.<|im_end|>"

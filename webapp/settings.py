@@ -41,12 +41,12 @@ def read_secret_key() -> str:
         return key
     path = HONE_HOME / "secret_key"
     HONE_HOME.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text()
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_urlsafe(48))
+    if not path.exists():
+        part = path.with_name(f".{path.name}.part")  # a full disk leaves no empty key
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(48))
+        part.replace(path)
     return path.read_text()
 
 

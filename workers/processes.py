@@ -28,6 +28,7 @@ class Process:
     log: Path
     popen: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
+    ends_last: bool = False  # the others speak to it to their end
     num_failures: int = 0
     start_again_at: float = field(default=0.0)
 
@@ -87,12 +88,14 @@ class Crew:
 
     def end(self) -> None:
         """Terminate in reverse order, wait for all, kill what does not end."""
-        for process in reversed(self.processes):
-            if process.is_running:
-                _signal_group(process, signal.SIGTERM)
         deadline = time.monotonic() + END_SECONDS
-        for process in reversed(self.processes):
-            _wait_or_kill(process, deadline)
+        for is_last in (False, True):
+            ending = [each for each in reversed(self.processes) if each.ends_last is is_last]
+            for process in ending:
+                if process.is_running:
+                    _signal_group(process, signal.SIGTERM)
+            for process in ending:
+                _wait_or_kill(process, deadline)
 
 
 def _wait_or_kill(process: Process, deadline: float) -> None:

@@ -1,8 +1,11 @@
 """What stands before the processes start, and the sentence where it cannot."""
 
 import json
+import os
 import shutil
 import socket
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from webapp.accounts.services import find_actor_of_key
 from workers import preparation
 from workers.preparation import CannotStart
 
+ROOT = Path(__file__).parents[2]
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -92,3 +96,18 @@ def test_only_its_owner_reads_the_connection_file(tmp_path: Path) -> None:
     preparation.write_connection(file, url="http://127.0.0.1:1", api_key="tml-x")
     assert file.stat().st_mode & 0o777 == 0o600
     assert set(json.loads(file.read_text())) == {"url", "api_key", "pid"}
+
+
+def test_settings_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:
+    for wrong in ({"PORT": "x"}, {"HONE_HOME": "/proc/nowhere"}):
+        finished = subprocess.run(
+            [sys.executable, "manage.py", "up"],
+            cwd=ROOT,
+            env=os.environ | {"HONE_HOME": str(tmp_path)} | wrong,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert finished.returncode == 1
+        assert finished.stderr.startswith("The settings cannot be read: ")
+        assert finished.stderr.count("\n") == 1

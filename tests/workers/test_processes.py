@@ -91,3 +91,28 @@ def test_each_early_end_doubles_the_wait(tmp_path: Path) -> None:
         waits.append(process.start_again_at - time.monotonic())
         process.start_again_at = 0.0
     assert waits == pytest.approx([1.0, 2.0, 4.0], abs=0.2)
+
+
+def test_what_the_others_speak_to_ends_after_them(tmp_path: Path) -> None:
+    ends_slowly = (
+        "import os, signal, sys, time\n"
+        "def end(*_):\n"
+        "    time.sleep(0.3)\n"
+        "    os.kill(int(sys.argv[1]), 0)\n"
+        "    print('it was there', flush=True)\n"
+        "    sys.exit()\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    server = make_process(tmp_path, SLEEPS, "server")
+    server.ends_last = True
+    server.start()
+    assert server.popen is not None
+    client = make_process(tmp_path, [sys.executable, "-c", ends_slowly, str(server.popen.pid)])
+    client.start()
+    while "ready" not in (tmp_path / "one.log").read_text():
+        time.sleep(0.02)
+    Crew([server, client], say=ignore).end()
+    assert "it was there" in (tmp_path / "one.log").read_text()
+    assert not is_alive(server.popen.pid)

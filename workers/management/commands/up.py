@@ -100,6 +100,7 @@ class Command(BaseCommand):
             argv=[str(get_binary_path()), "--port", str(port), "--requirepass", password, *options],
             environment=environment,
             log=home / "logs" / "valkey.log",
+            ends_last=True,
         )
         crew.processes.append(valkey)
         valkey.start()

@@ -30,6 +30,7 @@ PROTOBUF = "application/x-protobuf"
 EPHEMERAL_SECONDS = 86_400  # of a sampling client's weights, after its session has ended
 
 Kind = Operation.Kind
+Status = Operation.Status
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,6 +41,7 @@ class Tally:
     weight: float = 0.0
     num_tokens: int = 0
     seconds: float = 0.0  # of the device, this run's share
+    spoiled_by: int | None = None  # the seq of a forward_backward whose gradients are missing
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -70,10 +72,41 @@ def execute(held: Held, operation: Operation) -> Done:
 
     Raises InvalidInput or UserError where the caller is to blame.
     """
+    catch_up(held, operation)
     payload = json.loads(bytes(operation.payload or b"{}"))
     done = VERBS[operation.kind](held, operation, payload)
     held.seq = operation.seq
     return done
+
+
+def catch_up(held: Held, operation: Operation) -> None:
+    """Note what ended without the device between its last operation and this one.
+
+    Gradients of a part of a batch are no gradients: the step that they were for is refused.
+    """
+    before = operation.seq - 1
+    if held.seq >= before:
+        return
+    skipped = Operation.objects.filter(run=held.run, seq__gt=held.seq, seq__lte=before)
+    failed = skipped.filter(kind__in=(Kind.FORWARD_BACKWARD, Kind.OPTIM_STEP), forward_only=False)
+    failed = failed.filter(status__in=(Status.FAILED, Status.REFUSED)).order_by("seq")
+    for seq, kind, status, worker in failed.values_list("seq", "kind", "status", "worker"):
+        if kind == Kind.FORWARD_BACKWARD:
+            spoil(held, seq)
+        elif status == Status.FAILED and not worker:  # it waited for a number that never came
+            drop_gradients(held)
+    held.seq = before
+
+
+def spoil(held: Held, seq: int) -> None:
+    held.is_settled = False  # an autosave would not remember it
+    if held.tally.spoiled_by is None:
+        held.tally.spoiled_by = seq
+
+
+def drop_gradients(held: Held) -> None:
+    held.tally = Tally()
+    held.engine.drop_gradients(held.run.pk)
 
 
 def read_request(operation: Operation) -> ForwardBackward:
@@ -128,6 +161,7 @@ def load_weights(held: Held, _operation: Operation, payload: Mapping[str, Any]) 
 
 
 def optim_step(held: Held, _operation: Operation, payload: Mapping[str, Any]) -> Done:
+    check_whole(held)
     tally, held.tally = held.tally, Tally()
     started = time.perf_counter()
     output = held.engine.optim_step(held.run.pk, AdamParams(**payload["adam_params"]))
@@ -136,6 +170,18 @@ def optim_step(held: Held, _operation: Operation, payload: Mapping[str, Any]) ->
     metrics = {**output.metrics, **describe_tally(tally, seconds)}
     done = answer({"metrics": dict(output.metrics)})
     return Done(result=done.result, metrics=metrics, num_tokens=tally.num_tokens)
+
+
+def check_whole(held: Held) -> None:
+    seq = held.tally.spoiled_by
+    if seq is None:
+        return
+    drop_gradients(held)
+    raise InvalidInput(
+        f"the forward_backward with seq_id {seq} failed, so the gradients of this step are only a"
+        " part of what was asked for: no step was made, and they were dropped; go on with the"
+        " next forward_backward"
+    )
 
 
 def describe_tally(tally: Tally, seconds: float) -> dict[str, float]:

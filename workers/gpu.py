@@ -23,7 +23,7 @@ from webapp.runs.models import Operation
 from workers import journal
 from workers.celery import app
 from workers.device import Device, Heart, read_setup, register, unregister
-from workers.execute import Done, Held, execute, note_pass, read_request
+from workers.execute import Done, Held, catch_up, execute, note_pass, read_request
 
 LOOP_SECONDS = 1.0  # then whatever else waits on this worker's queue has its turn
 PASS_TOKENS = 8192  # of several runs together; one operation goes through whatever its size
@@ -124,7 +124,9 @@ def run_pass(device: Device, operations: Sequence[Operation]) -> None:
 
 def open_job(device: Device, operation: Operation) -> Job:
     request = read_request(operation)
-    return Job(operation=operation, held=device.hold(operation.run), request=request)
+    held = device.hold(operation.run)
+    catch_up(held, operation)
+    return Job(operation=operation, held=held, request=request)
 
 
 def compute(jobs: Sequence[Job]) -> Passed:

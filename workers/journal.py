@@ -13,7 +13,7 @@ from training.engine.core import Engine
 from training.errors import InvalidInput
 from webapp.runs import queue
 from webapp.runs.models import Operation, Run
-from workers.execute import Held, count_output, execute, read_request
+from workers.execute import Held, catch_up, count_output, execute, read_request
 
 AUTOSAVE_SECONDS = 30.0  # what a restart repeats at most, in device time
 AUTOSAVE_BYTES = 200 * 1024**2  # of payloads that the database keeps for a replay
@@ -69,7 +69,7 @@ def restore(run: Run, engine: Engine) -> Held:
 
 
 def find_replay(run: Run) -> Iterable[Operation]:
-    """What changed the weights; a refused optimizer step used up the gradients all the same."""
+    """What changed the weights; a refused optimizer step may have used up the gradients."""
     refused = Operation.objects.filter(
         run=run,
         kind=Kind.OPTIM_STEP,
@@ -89,6 +89,7 @@ def replay(held: Held, operation: Operation) -> None:
     request = read_request(operation)
     if request.forward_only:
         return
+    catch_up(held, operation)
     started = time.perf_counter()
     output = held.engine.forward_backward({held.run.pk: request})[held.run.pk]
     if isinstance(output, InvalidInput):

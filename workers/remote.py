@@ -182,7 +182,11 @@ class RemoteModel:
             return encode_forward_backward(self.run.model_id, self.seq, request)
 
         return self._submit(
-            Kind.FORWARD_BACKWARD, encode, decode_output, num_tokens=request.num_tokens
+            Kind.FORWARD_BACKWARD,
+            encode,
+            decode_output,
+            num_tokens=request.num_tokens,
+            forward_only=forward_only,
         )
 
     def optim_step(self, adam: AdamParams) -> RemoteFuture[OptimStepOutput]:
@@ -227,13 +231,13 @@ class RemoteModel:
         kind: str,
         encode: Callable[[], bytes],
         read: Callable[[bytes], T],
-        num_tokens: int = 0,
+        **columns: Any,
     ) -> RemoteFuture[T]:
         operation = self._find_recorded(kind)
         was_recorded = operation is not None
         if operation is None:
             operation = queue.submit_operation(
-                self.run, seq=self.seq, kind=kind, payload=encode(), num_tokens=num_tokens
+                self.run, seq=self.seq, kind=kind, payload=encode(), **columns
             )
         self.seq += 1
         first = operation

@@ -63,9 +63,9 @@ class Program:
     run: Run = field(default_factory=make_client_run)
     seq: int = 0
 
-    def submit(self, kind: str, payload: bytes, num_tokens: int = 0) -> Operation:
+    def submit(self, kind: str, payload: bytes, **columns: Any) -> Operation:
         operation = queue.submit_operation(
-            self.run, seq=self.seq, kind=kind, payload=payload, num_tokens=num_tokens
+            self.run, seq=self.seq, kind=kind, payload=payload, **columns
         )
         self.seq += 1
         return operation
@@ -80,7 +80,17 @@ class Program:
         data = [make_datum(seed), make_datum(seed + 1000, 7)]
         request = ForwardBackward(data=data, **settings)
         body = encode_forward_backward(self.run.model_id, self.seq, request)
-        return self.submit(Kind.FORWARD_BACKWARD, body, request.num_tokens)
+        return self.submit(
+            Kind.FORWARD_BACKWARD,
+            body,
+            num_tokens=request.num_tokens,
+            forward_only=request.forward_only,
+        )
+
+    def be_refused(self, kind: str = Kind.FORWARD_BACKWARD, **columns: Any) -> None:
+        """As a request that was answered with a 4xx: its number is used up."""
+        queue.refuse_operation(self.run, seq=self.seq, kind=kind, error="no", **columns)
+        self.seq += 1
 
     def step(self, learning_rate: float = 1e-2) -> Operation:
         return self.send(Kind.OPTIM_STEP, adam_params={"learning_rate": learning_rate})

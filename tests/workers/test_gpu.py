@@ -125,7 +125,7 @@ def test_one_bad_operation_fails_alone_and_says_why() -> None:
     assert read_loss(after) > 0
 
 
-def test_a_fault_of_the_server_has_a_number_and_spoils_no_gradients(
+def test_a_fault_of_the_server_has_a_number_and_spoils_no_other_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     programs = [Program(), Program(run=make_client_run(1))]
@@ -151,10 +151,12 @@ def test_a_fault_of_the_server_has_a_number_and_spoils_no_gradients(
     assert "internal error" in second.error
     assert "memory" not in second.error
     monkeypatch.undo()
-    for program in programs:
-        program.step()
+    steps = [program.step() for program in programs]
+    programs[1].train(range(1))
     ends = [program.learn(2) for program in programs]
     take_turns(device)
+    steps[1].refresh_from_db()
+    assert "seq_id 2 failed" in steps[1].error
     undisturbed = [Program(run=make_client_run(number)) for number in (2, 3)]
     for program, seeds in zip(undisturbed, ([0, 1], [0]), strict=True):
         program.create()

@@ -115,6 +115,10 @@ class Engine:
     def has_gradients(self, run: str) -> bool:
         return self._adapter(run).has_gradients
 
+    def drop_gradients(self, run: str) -> None:
+        """The next step counts only what comes from now on."""
+        self._adapter(run).drop_gradients()
+
     def _adapter(self, run: str) -> Adapter:
         if run not in self.adapters.by_run:
             raise InvalidInput(f"run {run!r} has no weights here: create or load them first")
@@ -169,7 +173,10 @@ class Engine:
         self.flops += (2 if forward_only else 4) * self.num_parameters * num_tokens
 
     def optim_step(self, run: str, adam: AdamParams) -> OptimStepOutput:
-        """Uses up the gradients, also those that are refused because they are not finite."""
+        """Uses up the gradients, also those that are refused because they are not finite.
+
+        Without any it is a step on zeros: the moments fade, and still move the weights.
+        """
         adapter = self._adapter(run)
         check_params(adam)
         try:

@@ -188,6 +188,7 @@ class Operation(models.Model):
     error = models.TextField(blank=True)
     error_category = models.CharField(max_length=10, blank=True)
     num_tokens = models.PositiveIntegerField(default=0)
+    forward_only = models.BooleanField(default=False)  # a forward_backward without gradients
     worker = models.CharField(max_length=80, blank=True)
     created_at = models.DateTimeField(default=now)
     started_at = models.DateTimeField(null=True)

@@ -42,7 +42,13 @@ class Outcome:
 
 
 def submit_operation(
-    run: Run, *, seq: int, kind: str, payload: bytes, num_tokens: int = 0
+    run: Run,
+    *,
+    seq: int,
+    kind: str,
+    payload: bytes,
+    num_tokens: int = 0,
+    forward_only: bool = False,
 ) -> Operation:
     """Queue one operation; a retry with the same seq and bytes returns the first one."""
     _check_seq(seq)
@@ -53,6 +59,7 @@ def submit_operation(
         payload=payload,
         digest=sha256(payload).hexdigest(),  # outlives the payload, which is erased in time
         num_tokens=num_tokens,
+        forward_only=forward_only,
     )
     if seq <= run.done_seq:
         return _find_first(operation)
@@ -91,17 +98,18 @@ def _find_first(operation: Operation) -> Operation:
     return first
 
 
-def refuse_operation(run: Run, *, seq: int, kind: str, error: str) -> None:
+def refuse_operation(
+    run: Run, *, seq: int, kind: str, error: str, forward_only: bool = False
+) -> None:
     """Note that this seq was answered with a 4xx: it never comes again, and nobody waits for it."""
     if not 0 <= seq <= MAX_SEQ:
         return
     with transaction.atomic():
         # First the run's row: whoever advances the log meanwhile waits, then sees this refusal.
         Run.objects.filter(pk=run.pk).update(last_request_at=now())
+        columns = {"kind": kind, "forward_only": forward_only, "error": error, "digest": ""}
         _, is_new = Operation.objects.get_or_create(
-            run=run,
-            seq=seq,
-            defaults={"kind": kind, "status": Status.REFUSED, "error": error, "digest": ""},
+            run=run, seq=seq, defaults={**columns, "status": Status.REFUSED}
         )
         if is_new and _advance(run.pk):
             _kick(run)

@@ -164,7 +164,8 @@ def load_weights(*, actor: Actor, fields: Fields) -> Operation:
 def forward_backward(*, actor: Actor, body: bytes) -> Operation:
     message = wire.parse_forward_backward(body)
     run = find_run(actor, message.model_id)
-    with refusing(run, message.seq_id, Kind.FORWARD_BACKWARD):
+    forward_only = message.forward_only
+    with refusing(run, message.seq_id, Kind.FORWARD_BACKWARD, forward_only=forward_only):
         check_open(run)
         request = wire.read_forward_backward(message)
         check_request(request, run.base_model.vocab_size, run.base_model.context_tokens)
@@ -174,6 +175,7 @@ def forward_backward(*, actor: Actor, body: bytes) -> Operation:
             kind=Kind.FORWARD_BACKWARD,
             payload=body,
             num_tokens=request.num_tokens,
+            forward_only=forward_only,
         )
 
 
@@ -248,10 +250,10 @@ def check_open(run: Run) -> None:
 
 
 @contextmanager
-def refusing(run: Run, seq: int, kind: str) -> Iterator[None]:
+def refusing(run: Run, seq: int, kind: str, *, forward_only: bool = False) -> Iterator[None]:
     """The SDK never sends a number again that got a 4xx: the log must not wait for it."""
     try:
         yield
     except (UserError, InvalidInput) as error:
-        refuse_operation(run, seq=seq, kind=kind, error=str(error))
+        refuse_operation(run, seq=seq, kind=kind, error=str(error), forward_only=forward_only)
         raise

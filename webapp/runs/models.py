@@ -93,6 +93,7 @@ class Run(models.Model):
     error_category = models.CharField(max_length=10, blank=True)  # user, server
 
     base_model = models.ForeignKey(BaseModel, on_delete=models.PROTECT, related_name="runs")
+    asked_model = models.CharField(max_length=200, blank=True)  # the name its program gave
     rank = models.PositiveIntegerField()
     lora = models.JSONField(default=dict)  # alpha, seed, train_mlp, train_attn, train_unembed
     config = models.JSONField(default=dict)  # the recipe's; a client's user_metadata otherwise
@@ -140,6 +141,11 @@ class Run(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def model_name(self) -> str:
+        """The base model's, as the run's program calls it: one model may have several names."""
+        return self.asked_model or self.base_model.name
 
     @property
     def model_id(self) -> str:

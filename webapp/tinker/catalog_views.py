@@ -68,7 +68,7 @@ def describe_run(run: Run) -> dict[str, Any]:
     saved = run.checkpoints.filter(deleted_at=None, is_ephemeral=False)
     return {
         "training_run_id": run.model_id,
-        "base_model": run.base_model.name,
+        "base_model": run.model_name,
         "model_owner": str(run.created_by or ""),
         "is_lora": True,
         "corrupted": False,
@@ -164,7 +164,7 @@ def weights_info(request: TinkerRequest) -> JsonResponse:
     flags = ("train_unembed", "train_mlp", "train_attn")
     return JsonResponse(
         {
-            "base_model": found.base_model.name,
+            "base_model": found.run.model_name,
             "is_lora": True,
             "lora_rank": found.rank,
             "optimizer_config": {"type": "adamw"},

@@ -18,10 +18,11 @@ def create_sampling_session(request: TinkerRequest) -> JsonResponse:
 @endpoint("GET")
 def sampler(request: TinkerRequest, sampler_id: str) -> JsonResponse:
     found = sampling.find_sampler(request.actor, sampler_id)
+    asked = found.checkpoint.run.asked_model if found.checkpoint else ""
     return JsonResponse(
         {
             "sampler_id": found.pk,
-            "base_model": found.base_model.name,
+            "base_model": asked or found.base_model.name,
             "model_path": found.checkpoint.tinker_path if found.checkpoint else None,
         }
     )

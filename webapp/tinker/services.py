@@ -82,13 +82,15 @@ def find_run(actor: Actor, model_id: str) -> Run:
 def create_model(*, actor: Actor, fields: Fields) -> Operation:
     session = find_session(actor, fields.text("session_id"))
     check_optimizer(fields)
-    base_model = find_offered(fields.text("base_model"))
+    name = fields.text("base_model")
+    base_model = find_offered(name)
     lora = fields.inner("lora_config")
     run = open_client_run(
         actor=actor,
         session=session,
         model_seq_id=fields.whole("model_seq_id"),
         base_model=base_model,
+        asked_model=name,
         lora={
             "rank": lora.whole("rank", CLIENT_RANK, least=-LARGEST),
             "seed": lora.whole("seed", 0, least=-LARGEST),
@@ -120,13 +122,15 @@ def create_model_from_checkpoint(*, actor: Actor, fields: Fields) -> Operation:
     check_optimizer(fields)
     checkpoint = find_by_tinker_path(actor, fields.text("path"))
     optimizer = fields.flag("optimizer", False)
+    name = fields.text("base_model", checkpoint.run.asked_model)
     if fields.has("base_model"):
-        check_same_model(checkpoint, find_offered(fields.text("base_model")))
+        check_same_model(checkpoint, find_offered(name))
     run = open_client_run(
         actor=actor,
         session=session,
         model_seq_id=fields.whole("model_seq_id"),
         base_model=checkpoint.base_model,
+        asked_model=name,
         parent=checkpoint,
         with_optimizer=optimizer,
         user_metadata=fields.inner("user_metadata").values,

@@ -78,7 +78,7 @@ def get_info(request: TinkerRequest) -> JsonResponse:
 
 
 def describe_model(run: Run, *, is_local: bool) -> dict[str, object]:
-    name = run.base_model.name
+    name = run.model_name
     data = {"arch": run.base_model.architecture, "model_name": name}
     if is_local:
         # The SDK loads the tokenizer from here instead of looking the name up on the internet:

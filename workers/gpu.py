@@ -1,6 +1,8 @@
 """Turns of the process that owns a device: several runs' operations, one pass at a time."""
 
+import errno
 import logging
+import os
 import threading
 import time
 import uuid
@@ -26,6 +28,11 @@ from workers.device import Device, Heart, read_setup, register, unregister
 from workers.execute import Done, Held, catch_up, execute, note_pass, read_request
 
 LOOP_SECONDS = 1.0  # then whatever else waits on this worker's queue has its turn
+NO_SPACE = os.strerror(errno.ENOSPC)  # libraries wrap it in errors of their own
+DISK_FULL = (
+    "The disk of the state folder is full, and nothing could be saved: free some space, then go on"
+    " from the last checkpoint."
+)
 PASS_TOKENS = 8192  # of several runs together; one operation goes through whatever its size
 
 logger = logging.getLogger(__name__)
@@ -207,9 +214,11 @@ def attempt(act: Callable[[], T]) -> T | Failure:
         return act()
     except (InvalidInput, UserError) as error:
         return Failure(error=str(error), category="user")
-    except Exception:
+    except Exception as error:
         number = uuid.uuid4().hex[:8]
         logger.exception("internal error %s", number)
+        if NO_SPACE in str(error):
+            return Failure(error=DISK_FULL, category="server")
         return Failure(
             error=f"internal error {number}: the worker's log says more", category="server"
         )

@@ -64,6 +64,7 @@ class Device:
     pending: dict[str, deque[Operation]] = field(default_factory=dict)  # marked running, by run
     spent: dict[str, int] = field(default_factory=dict)  # tokens by run: who had least is next
     tidied_at: float = field(default_factory=time.monotonic)
+    loading: str = ""  # the base model that is being read now
     start: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
     @property
@@ -84,14 +85,23 @@ class Device:
         if engine is None:
             while len(self.engines) >= self.setup.max_models:
                 self.close(next(iter(self.engines)))
-            engine = Engine.load(
+            engine = self.load(base_model)
+        self.engines[base_model.pk] = engine
+        return engine
+
+    def load(self, base_model: BaseModel) -> Engine:
+        """It may take a minute, and whoever waits for it can read why."""
+        self.loading = base_model.name
+        beat(self)
+        try:
+            return Engine.load(
                 Path(base_model.path),
                 device=self.setup.device,
                 dtype=self.setup.dtype,
                 token_budget=self.setup.token_budget,
             )
-        self.engines[base_model.pk] = engine
-        return engine
+        finally:
+            self.loading = ""
 
     def close(self, base_model_id: str) -> None:
         """Drop a base model and every run's weights on it."""
@@ -165,7 +175,8 @@ def beat(device: Device) -> None:
     runs = list(device.held | device.pending)
     held = Run.objects.filter(pk__in=runs, worker=device.name)
     held.update(lease_until=now() + queue.LEASE)
-    beat_worker(name=device.setup.name, holds={"base_models": list(device.engines), "runs": runs})
+    holds: dict[str, object] = {"base_models": list(device.engines), "runs": runs}
+    beat_worker(name=device.setup.name, holds={**holds, "loading": device.loading})
 
 
 def register(device: Device) -> None:

@@ -37,6 +37,8 @@ class Sampler:
     tasks: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     proving: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     tokenizers: dict[str, ChatTokenizer] = field(default_factory=dict)
+    cold: Counter[str] = field(default_factory=Counter)  # calls in flight, by base model
+    warm: set[str] = field(default_factory=set)  # base models that have answered once
     paused_until: float = 0.0
 
     async def begin(self) -> None:
@@ -61,7 +63,7 @@ class Sampler:
     async def answer(self, call: SamplingCall) -> None:
         """Whatever goes wrong is this call's alone."""
         try:
-            answer = await self.sample(call)
+            answer = await self.sample_from(call.base_model, call)
             await in_database(store_answer, call, answer, self.worker)
         except InvalidInput as error:
             await in_database(store_failure, call, str(error), "user", self.worker)
@@ -76,6 +78,16 @@ class Sampler:
         finally:
             del self.tasks[call.pk]
             self.woken.set()
+
+    async def sample_from(self, base_model: BaseModel, call: SamplingCall) -> Answer:
+        """A server reads a base model when it is first asked for it, which may take a minute."""
+        self.cold[base_model.name] += 1
+        try:
+            answer = await self.sample(call)
+            self.warm.add(base_model.name)
+            return answer
+        finally:
+            self.cold[base_model.name] -= 1
 
     async def sample(self, call: SamplingCall) -> Answer:
         tokenizer = await self.find_tokenizer(call.base_model)
@@ -142,6 +154,7 @@ class Sampler:
             "server": self.loads.start,
             "adapters": self.loads.names,
             "calls": len(self.tasks),
+            "loading": sorted(set(+self.cold) - self.warm),
         }
         await in_database(beat_worker, name=self.worker, holds=holds)
 

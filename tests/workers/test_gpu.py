@@ -20,10 +20,10 @@ from tests.workers.cast import (
 from training.engine.core import Engine
 from training.errors import InvalidInput
 from training.types import AdamParams, ForwardBackward, LoraSpec
-from webapp.fleet.models import BaseModel
+from webapp.fleet.models import BaseModel, Worker
 from webapp.runs import queue
 from webapp.runs.models import Metric, Operation, Run
-from workers.device import register, unregister
+from workers.device import beat, register, unregister
 from workers.gpu import gather, run_turn
 
 pytestmark = pytest.mark.django_db
@@ -231,6 +231,24 @@ def test_a_base_model_that_was_evicted_comes_back_with_its_runs(tmp_path: Path) 
     after = program.learn(2)
     take_turns(device)
     assert read_loss(after) == pytest.approx(train_directly(range(3))[2], rel=1e-5)
+
+
+def test_a_worker_says_which_model_it_is_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Any] = []
+    load = Engine.load
+
+    def look_and_load(*arguments: Any, **settings: Any) -> Engine:
+        said.append(Worker.objects.get().holds["loading"])
+        return load(*arguments, **settings)
+
+    monkeypatch.setattr(Engine, "load", look_and_load)
+    device = make_device()
+    register(device)
+    Program().create()
+    take_turns(device)
+    beat(device)
+    assert said == ["tiny"]
+    assert Worker.objects.get().holds["loading"] == ""
 
 
 def test_an_old_worker_that_is_still_ending_stores_nothing_for_the_new_one_of_its_name() -> None:

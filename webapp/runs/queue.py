@@ -1,7 +1,6 @@
 """The operation log as a queue: every change of ownership is one guarded UPDATE."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import timedelta
 from hashlib import sha256
 
@@ -26,19 +25,6 @@ Status = Operation.Status
 ENDED = (Status.DONE, Status.FAILED, Status.REFUSED)
 # What changes weights, optimizer or gradients. Saves do not, so a replay leaves them out.
 REPLAYED = (Kind.CREATE_MODEL, Kind.LOAD_WEIGHTS, Kind.FORWARD_BACKWARD, Kind.OPTIM_STEP)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How a request stands, as a parked poll needs it."""
-
-    request_id: str
-    project_id: str
-    is_over: bool
-    result: bytes = b""
-    content_type: str = ""
-    error: str = ""  # empty: it succeeded, or is not over
-    category: str = ""
 
 
 def submit_operation(
@@ -371,29 +357,3 @@ def _find_queue(run: Run) -> str:
 
 def _is_free_for(worker: str) -> Q:
     return Q(worker="") | Q(worker=worker) | Q(lease_until__lt=now())
-
-
-def read_outcomes(request_ids: Iterable[str]) -> dict[str, Outcome]:
-    """How these operations stand, in one query; unknown ids are left out."""
-    pks = [
-        int(number)
-        for prefix, _, number in (request_id.partition("-") for request_id in request_ids)
-        if prefix == "op" and number.isdecimal() and len(number) <= 18
-    ]
-    rows = Operation.objects.filter(pk__in=pks).exclude(status=Status.REFUSED)
-    fields = ("pk", "run__project_id", "status", "result", "content_type", "error")
-    outcomes = (
-        Outcome(
-            request_id=f"op-{pk}",
-            project_id=project_id,
-            is_over=status in ENDED,
-            result=bytes(result or b""),
-            content_type=content_type,
-            error=error or ("internal error" if status == Status.FAILED else ""),
-            category=category,
-        )
-        for pk, project_id, status, result, content_type, error, category in rows.values_list(
-            *fields, "error_category"
-        )
-    )
-    return {outcome.request_id: outcome for outcome in outcomes}

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from webapp.deployments.models import SamplingCall
 from webapp.runs import queue
 from webapp.runs.models import Operation
-from webapp.runs.queue import Outcome, read_outcomes
+from webapp.runs.outcomes import Outcome, read_outcomes
 
 Status = SamplingCall.Status
 
@@ -22,19 +22,21 @@ def read_all(request_ids: Iterable[str]) -> dict[str, Outcome]:
 
 def read_calls(pks: Sequence[int]) -> dict[str, Outcome]:
     rows = SamplingCall.objects.filter(pk__in=pks).values_list(
-        "pk", "project_id", "status", "result", "content_type", "error", "error_category"
+        *("pk", "project_id", "base_model_id"),
+        *("status", "result", "content_type", "error", "error_category"),
     )
     outcomes = (
         Outcome(
             request_id=f"call-{pk}",
             project_id=project_id,
+            base_model_id=base_model_id,
             is_over=status in ENDED,
             result=bytes(result or b""),
             content_type=content_type,
             error=error or ("" if status == Status.DONE else "It did not succeed."),
             category=category or "unknown",
         )
-        for pk, project_id, status, result, content_type, error, category in rows
+        for pk, project_id, base_model_id, status, result, content_type, error, category in rows
     )
     return {outcome.request_id: outcome for outcome in outcomes}
 

@@ -17,7 +17,8 @@ from django.db import DatabaseError, close_old_connections
 from webapp.accounts.models import Actor
 from webapp.core.errors import UserError
 from webapp.core.threads import Receive, Scope, Send
-from webapp.runs.queue import Outcome
+from webapp.fleet.capacity import Capacity, read_capacity
+from webapp.runs.outcomes import Outcome
 from webapp.tinker.authentication import NO_KEY, WRONG_KEY, find_actor, recall_actor
 from webapp.tinker.fields import read_fields
 from webapp.tinker.outcomes import find_ended, read_all
@@ -42,6 +43,8 @@ class ParkedPolls:
         self.waiting: dict[str, set[Future[Outcome]]] = {}
         self.ended: set[str] = set()  # said to have ended, results not read yet
         self.delivery: asyncio.Task[None] | None = None
+        self.capacity: asyncio.Task[Capacity] | None = None  # as it was a moment ago
+        self.capacity_at = 0.0
         self.threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="polls")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,7 +56,7 @@ class ParkedPolls:
             # The SDK asks again at once, for ever: a little rest is kinder than a 5xx.
             logger.warning("a poll could not look: %s", error)
             await asyncio.sleep(REST_SECONDS)
-            status, content_type, body = try_again("")
+            status, content_type, body = try_again("", "the database does not answer")
         headers = [(b"content-type", content_type.encode()), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -70,7 +73,17 @@ class ParkedPolls:
         outcome = await self.wait(request_id, actor)
         if outcome is None:
             return refuse(404, f"There is no request {request_id[:100]}.")
+        if not outcome.is_over:
+            return try_again(request_id, explain(outcome, await self.find_capacity()))
         return describe(outcome)
+
+    async def find_capacity(self) -> Capacity:
+        """One look for all that are told at about the same time."""
+        moment = asyncio.get_running_loop().time()
+        if self.capacity is None or moment - self.capacity_at > SWEEP_SECONDS:
+            self.capacity = asyncio.create_task(self.look(lambda _: read_capacity(), None))
+            self.capacity_at = moment
+        return await asyncio.shield(self.capacity)
 
     async def wait(self, request_id: str, actor: Actor) -> Outcome | None:
         """None: unknown, or not this actor's. Parked before the look: no wake-up falls between."""
@@ -169,20 +182,25 @@ def read_key(scope: Scope) -> str:
 
 
 def describe(outcome: Outcome) -> tuple[int, str, bytes]:
-    if not outcome.is_over:
-        return try_again(outcome.request_id)
     if outcome.error:
         failed = {"error": outcome.error, "category": outcome.category}
         return 200, JSON, json.dumps(failed).encode()
     return 200, outcome.content_type, outcome.result
 
 
-def try_again(request_id: str) -> tuple[int, str, bytes]:
+def explain(outcome: Outcome, capacity: Capacity) -> str:
+    """Why it takes so long; empty where it is only its turn that has not come."""
+    if outcome.request_id.startswith("call-"):
+        return capacity.explain_sampling(outcome.base_model_id)
+    return capacity.explain_training(outcome.base_model_id)
+
+
+def try_again(request_id: str, reason: str) -> tuple[int, str, bytes]:
     answer = {
         "type": "try_again",
         "request_id": request_id,
-        "queue_state": "active",
-        "queue_state_reason": None,
+        "queue_state": "paused_capacity" if reason else "active",
+        "queue_state_reason": reason or None,
     }
     return 408, JSON, json.dumps(answer).encode()
 

@@ -9,6 +9,7 @@ from tests.webapp.cast import make_actor, make_run
 from webapp.core.errors import UserError
 from webapp.runs import queue
 from webapp.runs.models import Operation, Run
+from webapp.runs.outcomes import read_outcomes
 
 pytestmark = pytest.mark.django_db
 
@@ -164,7 +165,7 @@ def test_a_result_is_stored_once(run: Run) -> None:
     (operation,) = queue.next_operations(run, worker="w1")
     assert queue.finish_operation(operation, worker="w1", result=b"1", content_type="t")
     assert not queue.finish_operation(operation, worker="w1", result=b"2", content_type="t")
-    assert queue.read_outcomes([operation.request_id])[operation.request_id].result == b"1"
+    assert read_outcomes([operation.request_id])[operation.request_id].result == b"1"
 
 
 def test_a_worker_without_the_lease_is_given_nothing(run: Run) -> None:
@@ -222,7 +223,7 @@ def test_a_gap_fails_what_waits_for_it_and_names_the_missing_seq(run: Run) -> No
     late = submit(run, 3)
     make_old(run)
     assert queue.fail_gaps() == 1
-    outcome = queue.read_outcomes([late.request_id])[late.request_id]
+    outcome = read_outcomes([late.request_id])[late.request_id]
     assert outcome.category == "user"
     assert "seq_id 1 did not arrive" in outcome.error
     submit(run, 4)
@@ -289,6 +290,6 @@ def test_an_older_autosave_does_not_replace_a_newer_one(run: Run) -> None:
 def test_outcomes_of_unknown_and_malformed_ids_are_left_out(run: Run) -> None:
     operation = submit(run, 0)
     wanted = [operation.request_id, "op-999999", "op-", "op-x", "call-1", "", "op-" + "9" * 30]
-    outcomes = queue.read_outcomes(wanted)
+    outcomes = read_outcomes(wanted)
     assert list(outcomes) == [operation.request_id]
     assert not outcomes[operation.request_id].is_over

@@ -13,6 +13,8 @@ from django.db import DatabaseError, connection
 from tests.webapp.cast import make_actor, make_base_model, make_run
 from tests.webapp.tinker.conftest import Program
 from webapp.core.threads import Scope
+from webapp.fleet.capacity import Capacity, read_capacity
+from webapp.fleet.models import Worker
 from webapp.runs import queue
 from webapp.runs.models import Operation, Run
 from webapp.tinker import waiting
@@ -139,6 +141,39 @@ async def test_a_poll_that_waited_long_enough_is_asked_to_try_again(world: World
     assert json.loads(body)["type"] == "try_again"
     assert json.loads(body)["request_id"] == request_id
     assert polls.waiting == {}
+    await polls.look(lambda _: connection.close(), None)
+    polls.threads.shutdown()
+
+
+async def test_who_waits_for_a_worker_that_is_not_there_reads_why_at_the_cost_of_one_look(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+
+    def look() -> Capacity:
+        looks.append(1)
+        return read_capacity()
+
+    monkeypatch.setattr(waiting, "read_capacity", look)
+    polls = ParkedPolls(hold_seconds=0.05)
+    request_ids = [await sync_to_async(world.submit)(seq) for seq in range(20)]
+    answers = await asyncio.gather(*(poll(polls, world.program, each) for each in request_ids))
+    for status, _, body in answers:
+        assert status == 408
+        assert json.loads(body)["queue_state"] == "paused_capacity"
+        assert json.loads(body)["queue_state_reason"] == "waiting for a gpu worker: none is alive"
+    assert looks == [1]
+    await polls.look(lambda _: connection.close(), None)
+    polls.threads.shutdown()
+
+
+async def test_who_waits_for_its_turn_reads_that_all_is_well(world: World) -> None:
+    polls = ParkedPolls(hold_seconds=0.05)
+    await sync_to_async(Worker.objects.create)(name="w1", kind="gpu")
+    request_id = await sync_to_async(world.submit)(0)
+    _, _, body = await poll(polls, world.program, request_id)
+    assert json.loads(body)["queue_state"] == "active"
+    assert json.loads(body)["queue_state_reason"] is None
     await polls.look(lambda _: connection.close(), None)
     polls.threads.shutdown()
 

@@ -8,15 +8,17 @@ import httpx
 import pytest
 from asgiref.sync import async_to_sync
 
-from tests.workers.serving.conftest import open_sampler
+from tests.workers.serving.conftest import MODEL, WORKER, finish, open_sampler
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.deployments import calls, services
 from webapp.deployments.models import Deployment, HotLoad, SamplingCall
-from webapp.fleet.models import BaseModel
+from webapp.fleet.models import BaseModel, Worker
 from webapp.runs.models import Run, Sample
 from webapp.tinker.wire import decode_sample_output
 from workers.hotload import in_database
+from workers.sampler import Sampler
+from workers.vllm import SamplingServer
 
 Status = SamplingCall.Status
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -267,3 +269,28 @@ def test_a_question_to_a_deployment_is_answered_by_its_checkpoint(
     work()
     assert read(call)["digest"] == checkpoint.digest
     assert call.about == {"deployment": deployment.pk}
+
+
+def test_a_sampler_says_which_model_has_not_answered_yet(
+    submit: Any, transport: httpx.AsyncBaseTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[object] = []
+    samplers: list[Sampler] = []
+    generate = SamplingServer.generate
+
+    async def look_and_generate(server: SamplingServer, *arguments: Any) -> Any:
+        await samplers[0].beat()
+        said.append((await in_database(Worker.objects.get)).holds["loading"])
+        return await generate(server, *arguments)
+
+    async def answer_two() -> None:
+        async with open_sampler(transport) as sampler:
+            samplers.append(sampler)
+            for _ in range(2):
+                await in_database(submit)
+                await finish(sampler)
+
+    Worker.objects.create(name=WORKER, kind="sampler")
+    monkeypatch.setattr(SamplingServer, "generate", look_and_generate)
+    async_to_sync(answer_two)()
+    assert said == [[MODEL], []]

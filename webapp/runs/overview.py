@@ -13,10 +13,11 @@ from django.views.decorators.http import require_GET
 
 from webapp.accounts.middleware import ActorRequest
 from webapp.datasets.models import DatasetVersion
-from webapp.fleet.models import Worker
-from webapp.fleet.workers import WorkerState, list_workers
+from webapp.fleet.capacity import Capacity, read_capacity
+from webapp.fleet.workers import list_workers
 from webapp.runs.models import Run
 from webapp.runs.progress import estimate_rest, read_loss_trends
+from webapp.runs.standing import explain_waits
 
 RECENT = timedelta(days=3)
 SHOWN = 24
@@ -27,6 +28,7 @@ class RunCard:
     run: Run
     trend: Sequence[float]
     eta_seconds: float | None
+    wait: str
 
 
 @login_required
@@ -37,11 +39,14 @@ def show_overview(request: ActorRequest) -> HttpResponse:
     workers = list_workers()
     versions = DatasetVersion.objects.in_project(request.actor)
     url = request.build_absolute_uri("/").rstrip("/")
+    queued = runs.filter(status=Run.Status.QUEUED).order_by("created_at")
+    capacity = read_capacity(workers)
     context = {
         "workers": workers,
-        "running": make_cards(runs.filter(status__in=(Run.Status.RUNNING, Run.Status.PAUSED))),
-        "queued": runs.filter(status=Run.Status.QUEUED).order_by("created_at")[:SHOWN],
-        "queue_reason": explain_queue(workers),
+        "running": make_cards(
+            runs.filter(status__in=(Run.Status.RUNNING, Run.Status.PAUSED)), capacity
+        ),
+        "queued": explain_waits(queued[:SHOWN], capacity),
         "failed": runs.filter(status=Run.Status.FAILED, ended_at__gt=now() - RECENT)[:5],
         "has_runs": runs.exists(),
         "has_dataset": versions.filter(status=DatasetVersion.Status.READY).exists(),
@@ -50,17 +55,16 @@ def show_overview(request: ActorRequest) -> HttpResponse:
     return render(request, "overview/overview.html", context)
 
 
-def make_cards(runs: QuerySet[Run]) -> list[RunCard]:
+def make_cards(runs: QuerySet[Run], capacity: Capacity) -> list[RunCard]:
     shown = list(runs[:SHOWN])
+    waits = {each.run.pk: each.wait for each in explain_waits(shown, capacity)}
     trends = read_loss_trends(shown)
     return [
-        RunCard(run=run, trend=trends.get(run.pk, []), eta_seconds=estimate_rest(run))
+        RunCard(
+            run=run,
+            trend=trends.get(run.pk, []),
+            eta_seconds=estimate_rest(run),
+            wait=waits[run.pk],
+        )
         for run in shown
     ]
-
-
-def explain_queue(workers: Sequence[WorkerState]) -> str:
-    kinds = {worker.kind for worker in workers if worker.state == "alive"}
-    if Worker.Kind.GPU not in kinds:
-        return "no worker that trains is alive"
-    return "its turn comes when the runs before it leave room"

@@ -23,6 +23,7 @@ from webapp.runs.history import list_keys, read_metrics
 from webapp.runs.lists import RunQuery, list_runs
 from webapp.runs.models import Run, Sample
 from webapp.runs.progress import read_stats
+from webapp.runs.standing import explain_wait
 
 MAX_POINTS = 5_000  # of one curve at once; more are thinned, and the extremes stay
 LOG_LINES = 500
@@ -87,6 +88,7 @@ def show_run(request: ActorRequest, run_id: str) -> HttpResponse:
         "run": run,
         "tab": tab,
         "stats": read_stats(run),
+        "wait": explain_wait(run),
         "rate_form": LearningRateForm(initial={"learning_rate": _read_peak(run)}),
         **_read_tab(request, run, tab),
     }
@@ -133,7 +135,7 @@ def show_part(request: ActorRequest, run_id: str, part: str) -> HttpResponse:
     run = find_run(request.actor, run_id)
     context: dict[str, Any] = {"run": run}
     if part == "stats":
-        context["stats"] = read_stats(run)
+        context |= {"stats": read_stats(run), "wait": explain_wait(run)}
     return render(request, f"runs/_{part}.html", context)
 
 

@@ -270,11 +270,11 @@ def test_the_overview_takes_the_same_queries_for_one_run_and_for_ten(
 ) -> None:
     base_model = make_base_model()
     make_recipe_run(alice, base_model)
-    with django_assert_num_queries(12):
+    with django_assert_num_queries(13):
         browser.get("/")
     for number in range(9):
         record_metrics(make_recipe_run(alice, base_model, name=f"run {number}"), 1, {"loss": 1.0})
-    with django_assert_num_queries(12):
+    with django_assert_num_queries(13):
         browser.get("/")
 
 

@@ -43,12 +43,16 @@ class Live:
                 start_new_session=True,
             )
         deadline = time.monotonic() + START_SECONDS
-        while not connection.exists():
+        while self.read_pid(connection) != self.process.pid:
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.2)
         told = json.loads(connection.read_text())
         self.url, self.api_key = told["url"], told["api_key"]
+
+    def read_pid(self, connection: Path) -> int:
+        """Whose connection.json it is: a start on an old folder finds the last one's."""
+        return int(json.loads(connection.read_text())["pid"]) if connection.exists() else 0
 
     def stop(self) -> None:
         if self.process.poll() is None:

@@ -61,7 +61,7 @@ def api(own: Live) -> Iterator[httpx.Client]:
 
 def find_processes(parent: int) -> dict[str, int]:
     """Everything below a process, by what it is."""
-    found = {}
+    found: dict[str, int] = {}
     for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
         line = Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ")
         found |= {name: int(child) for name, sign in SIGNS.items() if sign in line}

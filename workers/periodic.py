@@ -10,10 +10,12 @@ from django.utils.timezone import now
 
 from webapp.checkpoints.services import expire_checkpoints
 from webapp.datasets.services import announce_validating
-from webapp.deployments.calls import forget_calls, requeue_expired
+from webapp.deployments.calls import requeue_expired
+from webapp.deployments.retention import forget_calls, forget_sessions
 from webapp.evals.services import announce_waiting, settle_abandoned
 from webapp.runs import driving, queue
 from webapp.runs.models import Run
+from webapp.runs.retention import forget_logs
 from webapp.runs.services import reap_sessions
 from workers import recipe
 from workers.celery import app
@@ -54,6 +56,9 @@ def clean() -> None:
     reap_sessions()
     expire_checkpoints()
     discard_autosaves()
+    forget_logs()
+    forget_calls()
+    forget_sessions()
 
 
 def discard_autosaves() -> None:
@@ -63,7 +68,6 @@ def discard_autosaves() -> None:
     needed = Run.objects.filter(ending, pk__in=folders).values_list("pk", flat=True)
     for run_id in folders.keys() - set(needed):
         shutil.rmtree(folders[run_id], ignore_errors=True)
-    forget_calls()
 
 
 # One that could not run in time is not run late: the next one does the same.

@@ -23,8 +23,6 @@ from webapp.runs.models import Run, Session
 KICK = "hone.sampling"  # tells samplers that calls or deployments wait; lost ones cost a poll
 CLAIM = timedelta(seconds=30)  # a sampler renews every few seconds; a dead one's calls come back
 
-KEPT = timedelta(days=1)  # a client that lost a result asks again within minutes
-
 Purpose = SamplingCall.Purpose
 Status = SamplingCall.Status
 
@@ -32,8 +30,6 @@ LIVE = (Status.QUEUED, Status.RUNNING)  # each has an index of its own; both tog
 
 # Somebody looks at these while they are made; a suite of 500 prompts must not stand before them.
 WATCHED = (Purpose.PLAYGROUND, Purpose.REST)
-# A playground's conversation is made of its calls, and a run asks by them what it has sampled.
-FORGOTTEN = (Purpose.TINKER, Purpose.REST, Purpose.EVALUATION)
 
 
 def submit_call(  # noqa: PLR0913 - the row's columns, by name
@@ -165,13 +161,6 @@ def cancel_calls(*, about: Mapping[str, Any], run: Run | None = None) -> int:
         conditions["run"] = run
     live = [SamplingCall.objects.filter(status=each, **conditions) for each in LIVE]
     return sum(cancel_call(call) for calls in live for call in calls)
-
-
-def forget_calls() -> int:
-    """Results that nobody fetched in a day; evaluations keep theirs in rows of their own."""
-    old = SamplingCall.objects.filter(finished_at__lt=now() - KEPT, purpose__in=FORGOTTEN)
-    num_deleted, _ = old.delete()
-    return num_deleted
 
 
 def open_sampling_session(

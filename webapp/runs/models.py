@@ -126,6 +126,7 @@ class Run(models.Model):
     created_at = models.DateTimeField(default=now)
     started_at = models.DateTimeField(null=True)
     ended_at = models.DateTimeField(null=True)
+    forgotten_at = models.DateTimeField(null=True)  # its log keeps no bytes any more
     last_request_at = models.DateTimeField(default=now)
 
     objects = RunQuerySet.as_manager()

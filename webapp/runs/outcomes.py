@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from webapp.runs.models import Operation
 from webapp.runs.queue import ENDED
 
+FORGOTTEN = (
+    "The result of this request was kept for a day after the end of its run, and is forgotten now."
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -19,6 +23,7 @@ class Outcome:
     content_type: str = ""
     error: str = ""  # empty: it succeeded, or is not over
     category: str = ""
+    is_forgotten: bool = False  # it ended long ago, and even its row is gone
 
 
 def read_outcomes(request_ids: Iterable[str]) -> dict[str, Outcome]:
@@ -38,11 +43,17 @@ def read_outcomes(request_ids: Iterable[str]) -> dict[str, Outcome]:
             is_over=status in ENDED,
             result=bytes(result or b""),
             content_type=content_type,
-            error=error or ("internal error" if status == Operation.Status.FAILED else ""),
-            category=category,
+            error=error or _find_error(status, result),
+            category=category or "user",
         )
         for pk, project_id, base_model_id, status, result, content_type, error, category in (
             rows.values_list(*whose, "status", "result", "content_type", "error", "error_category")
         )
     )
     return {outcome.request_id: outcome for outcome in outcomes}
+
+
+def _find_error(status: str, result: bytes | None) -> str:
+    if status == Operation.Status.FAILED:
+        return "internal error"
+    return FORGOTTEN if status == Operation.Status.DONE and result is None else ""

@@ -21,6 +21,7 @@ def read_all(request_ids: Iterable[str]) -> dict[str, Outcome]:
 
 
 def read_calls(pks: Sequence[int]) -> dict[str, Outcome]:
+    """Of those that have no row any more it is said that they are forgotten."""
     rows = SamplingCall.objects.filter(pk__in=pks).values_list(
         *("pk", "project_id", "base_model_id"),
         *("status", "result", "content_type", "error", "error_category"),
@@ -38,7 +39,15 @@ def read_calls(pks: Sequence[int]) -> dict[str, Outcome]:
         )
         for pk, project_id, base_model_id, status, result, content_type, error, category in rows
     )
-    return {outcome.request_id: outcome for outcome in outcomes}
+    return {f"call-{pk}": _make_forgotten(pk) for pk in pks} | {
+        outcome.request_id: outcome for outcome in outcomes
+    }
+
+
+def _make_forgotten(pk: int) -> Outcome:
+    return Outcome(
+        request_id=f"call-{pk}", project_id="", base_model_id="", is_over=True, is_forgotten=True
+    )
 
 
 def find_ended(request_ids: Iterable[str]) -> set[str]:

@@ -90,7 +90,9 @@ class ParkedPolls:
         arrival = self.park(request_id)
         try:
             outcome = (await self.look(read_all, [request_id])).get(request_id)
-            if outcome is None or outcome.project_id != actor.project.pk:
+            if outcome is None or outcome.is_forgotten:
+                return outcome
+            if outcome.project_id != actor.project.pk:
                 return None
             if not outcome.is_over:
                 async with asyncio.timeout(self.hold_seconds):
@@ -182,6 +184,9 @@ def read_key(scope: Scope) -> str:
 
 
 def describe(outcome: Outcome) -> tuple[int, str, bytes]:
+    if outcome.is_forgotten:  # the SDK asks for the samples once more, under a new number
+        sentence = f"The samples of {outcome.request_id} are forgotten: ask for them again."
+        return refuse(410, sentence)
     if outcome.error:
         failed = {"error": outcome.error, "category": outcome.category}
         return 200, JSON, json.dumps(failed).encode()

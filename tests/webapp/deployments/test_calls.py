@@ -126,17 +126,6 @@ def test_waiting_samples_of_a_client_that_has_closed_are_cancelled(
     assert (theirs.status, other.status) == (Status.CANCELLED, Status.QUEUED)
 
 
-def test_results_are_forgotten_after_a_day_but_conversations_stay(submit: Any) -> None:
-    old, chat, fresh = submit(), submit(purpose=SamplingCall.Purpose.PLAYGROUND), submit()
-    waiting = submit()
-    for call in calls.claim_calls(worker="a", limit=3):
-        assert calls.finish_call(call, worker="a", result=b"r", content_type="text/plain")
-    a_day_ago = now() - timedelta(days=1, seconds=1)
-    SamplingCall.objects.filter(pk__in=[old.pk, chat.pk]).update(finished_at=a_day_ago)
-    assert calls.forget_calls() == 1
-    assert set(SamplingCall.objects.all()) == {chat, fresh, waiting}
-
-
 def test_a_result_wakes_whoever_waits_for_it(submit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     woken: list[str] = []
     monkeypatch.setattr(calls, "wake", woken.append)

@@ -4,11 +4,13 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import DatabaseError, connection
+from django.utils.timezone import now
 
 from tests.webapp.cast import make_actor, make_base_model, make_run
 from tests.webapp.tinker.conftest import Program
@@ -17,6 +19,7 @@ from webapp.fleet.capacity import Capacity, read_capacity
 from webapp.fleet.models import Worker
 from webapp.runs import queue
 from webapp.runs.models import Operation, Run
+from webapp.runs.retention import forget_logs
 from webapp.tinker import waiting
 from webapp.tinker.waiting import ParkedPolls
 
@@ -181,9 +184,28 @@ async def test_who_waits_for_its_turn_reads_that_all_is_well(world: World) -> No
 async def test_unknown_and_foreign_requests_do_not_exist(world: World, polls: ParkedPolls) -> None:
     request_id = await sync_to_async(world.submit)(0)
     assert (await poll(polls, world.stranger, request_id))[0] == 404
-    for unknown in ("op-999999", "call-1", "nonsense", "op-" + "9" * 40):
+    for unknown in ("op-999999", "call-x", "nonsense", "op-" + "9" * 40):
         assert (await poll(polls, world.program, unknown))[0] == 404
     assert polls.waiting == {}
+
+
+async def test_forgotten_samples_are_gone_and_not_unknown(world: World, polls: ParkedPolls) -> None:
+    status, _, body = await poll(polls, world.program, "call-1")
+    assert status == 410
+    assert "ask for them again" in json.loads(body)["detail"]
+
+
+async def test_a_forgotten_result_is_a_failure_in_a_sentence(
+    world: World, polls: ParkedPolls
+) -> None:
+    request_id = await sync_to_async(world.submit)(0)
+    await sync_to_async(world.finish)()
+    await sync_to_async(Run.objects.update)(ended_at=now() - timedelta(days=2))
+    assert await sync_to_async(forget_logs)() == 1
+    status, _, body = await poll(polls, world.program, request_id)
+    assert (status, json.loads(body)["category"]) == (200, "user")
+    assert "kept for a day" in json.loads(body)["error"]
+    assert (await poll(polls, world.stranger, request_id))[0] == 404
 
 
 async def test_a_poll_needs_a_key_and_a_request_id(world: World, polls: ParkedPolls) -> None:

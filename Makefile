@@ -2,7 +2,7 @@
 .RECIPEPREFIX := >
 .DEFAULT_GOAL := run
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-PIP = .venv/bin/pip --disable-pip-version-check --quiet
+PIP = .venv/bin/pip --disable-pip-version-check -qq
 export OMP_WAIT_POLICY = PASSIVE
 export TOKENIZERS_PARALLELISM = false
 
@@ -17,7 +17,7 @@ test: .venv/test.stamp .venv-sdk/stamp chromium
 lint: .venv/test.stamp
 > @bash tests/run.sh lint
 
-bench: .venv/run.stamp .venv-bench/stamp
+bench: .venv/run.stamp .venv-sdk/stamp .venv-bench/stamp
 > @.venv/bin/python -m bench
 
 # torch first and by itself: a range in another package would bring its newest CUDA build along.
@@ -39,14 +39,14 @@ bench: .venv/run.stamp .venv-bench/stamp
 .venv-sdk/stamp: tests/e2e/requirements.txt
 > @echo "Installing the tinker SDK into .venv-sdk ..."
 > @test -x .venv-sdk/bin/python || $(PYTHON) -m venv .venv-sdk
-> @.venv-sdk/bin/pip --disable-pip-version-check --quiet install -r tests/e2e/requirements.txt
+> @.venv-sdk/bin/pip --disable-pip-version-check -qq install -r tests/e2e/requirements.txt
 > @touch $@
 
 .venv-bench/stamp: bench/requirements.txt
 > @echo "Installing what the benchmark compares with into .venv-bench ..."
 > @test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
-> @.venv-bench/bin/pip --disable-pip-version-check --quiet install torch==2.13.0
-> @.venv-bench/bin/pip --disable-pip-version-check --quiet install -r bench/requirements.txt
+> @.venv-bench/bin/pip --disable-pip-version-check -qq install torch==2.13.0
+> @.venv-bench/bin/pip --disable-pip-version-check -qq install -r bench/requirements.txt
 > @touch $@
 
 .PHONY: chromium

@@ -60,7 +60,9 @@ class Command(BaseCommand):
             add_base_model(path=str(folder), names=[name])
 
     def run_module(self, module: str, *arguments: str) -> None:
-        finished = subprocess.run(python("-m", module, *arguments), cwd=settings.ROOT, check=False)
+        quiet = subprocess.DEVNULL  # errors are on the other stream
+        command = python("-m", module, *arguments)
+        finished = subprocess.run(command, cwd=settings.ROOT, stdout=quiet, check=False)
         if finished.returncode != 0:
             raise CommandError(f"{module} ended with {finished.returncode}.")
 

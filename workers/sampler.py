@@ -95,6 +95,8 @@ class Sampler:
         if call.checkpoint is None:
             output = await self.server.generate(call.base_model.name, request)
             return make_answer(call, request, output, tokenizer)
+        if call.checkpoint.deleted_at is not None:
+            raise InvalidInput(f"The checkpoint {call.checkpoint.name} was deleted.")
         load, output = await self.loads.use(
             call.checkpoint, lambda load: self.server.generate(load.adapter_name, request)
         )

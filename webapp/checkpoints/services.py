@@ -58,9 +58,7 @@ def register_checkpoint(  # noqa: PLR0913 - the row's columns, by name
         if (first := find_saved(run, seq)) is not None:
             return first
         if overwrite:
-            same = Checkpoint.objects.alive().filter(run=run, kind=kind, name=name)
-            replaced = list(same)
-            same.update(deleted_at=now())
+            replaced = _replace(Checkpoint.objects.alive().filter(run=run, kind=kind, name=name))
         checkpoint = Checkpoint.objects.create(
             project_id=run.project_id,
             run=run,
@@ -83,6 +81,19 @@ def register_checkpoint(  # noqa: PLR0913 - the row's columns, by name
     for old in replaced:
         remove_folder(old)
     return checkpoint
+
+
+def _replace(same: CheckpointQuerySet) -> list[Checkpoint]:
+    """Their name is free; returns those whose folders are to go.
+
+    One that is served or sampled from now lives on, under another name, until nothing needs it.
+    """
+    unused = list(without_users(same))
+    Checkpoint.objects.filter(pk__in=[each.pk for each in unused]).update(deleted_at=now())
+    for used in same:
+        name = f"{used.name[:180]}~{used.seq}"
+        Checkpoint.objects.filter(pk=used.pk).update(name=name, expires_at=now())
+    return unused
 
 
 def find_by_tinker_path(actor: Actor, path: str) -> Checkpoint:
@@ -190,8 +201,8 @@ def is_best(checkpoint: Checkpoint) -> bool:
 
 def _delete(checkpoint: Checkpoint) -> None:
     """The row first: a folder that is left over is waste, a row without one is a lie."""
-    alive = Checkpoint.objects.alive().filter(pk=checkpoint.pk)
-    if alive.update(deleted_at=now()) == 1:
+    alive = without_users(Checkpoint.objects.alive().filter(pk=checkpoint.pk))
+    if alive.update(deleted_at=now()) == 1:  # nobody has begun to use it at the last moment
         remove_folder(checkpoint)
         _announce(checkpoint)
 

@@ -53,6 +53,7 @@ def submit_sample(*, actor: Actor, fields: Fields) -> tuple[SamplingCall, list[s
     sampler = find_sampler(actor, fields.text("sampling_session_id"))
     if sampler.session.finished_at is not None:
         raise UserError("The session of this sampling client has ended: open another one.")
+    check_has_weights(sampler)
     seq_id = fields.whole("seq_id")
     payload = read_request(fields, sampler.base_model)
     call = submit_call(
@@ -65,6 +66,15 @@ def submit_sample(*, actor: Actor, fields: Fields) -> tuple[SamplingCall, list[s
         payload=payload,
     )
     return call, [f"{sampler.pk}/{seq_id}/{index}" for index in range(payload["num_samples"])]
+
+
+def check_has_weights(sampler: SamplingSession) -> None:
+    checkpoint = sampler.checkpoint
+    if checkpoint is not None and checkpoint.deleted_at is not None:
+        raise UserError(
+            f"The checkpoint {checkpoint.name} of this sampling client was deleted: create another"
+            " one, from a checkpoint that there is."
+        )
 
 
 def read_request(fields: Fields, base_model: BaseModel) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from webapp.accounts.models import Actor
 from webapp.checkpoints import services
 from webapp.checkpoints.models import Checkpoint
 from webapp.core.errors import NotFound, UserError
+from webapp.deployments.calls import open_sampling_session
 from webapp.deployments.models import Deployment, SamplingSession
 from webapp.runs.models import Metric, Run
 
@@ -73,6 +74,42 @@ def test_a_name_is_taken_until_it_is_overwritten(run: Run) -> None:
     assert first.deleted_at is not None
     assert not exists(first)
     assert exists(second)
+
+
+def test_one_that_is_sampled_from_lives_on_under_another_name_when_it_is_overwritten(
+    actor: Actor, run: Run
+) -> None:
+    first = register(run)
+    assert run.session is not None
+    sampler = open_sampling_session(session=run.session, seq_id=0, checkpoint=first)
+    second = register(run, seq=9, overwrite=True)
+    first.refresh_from_db()
+    assert (first.deleted_at, first.name) == (None, "half~5")
+    assert exists(first)
+    assert services.find_by_tinker_path(actor, second.tinker_path) == second
+    assert services.expire_checkpoints() == 0
+    type(run.session).objects.filter(pk=sampler.session_id).update(finished_at=now())
+    assert services.expire_checkpoints() == 1
+    assert not exists(first)
+    assert exists(second)
+
+
+def test_one_that_is_used_at_the_last_moment_is_not_deleted(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = register(run, ttl_seconds=3600)
+    assert run.session is not None
+    session = run.session
+
+    def open_and_say_no(_: Checkpoint) -> bool:
+        open_sampling_session(session=session, seq_id=0, checkpoint=checkpoint)
+        return False
+
+    monkeypatch.setattr(services, "is_best", open_and_say_no)
+    expire(checkpoint)
+    checkpoint.refresh_from_db()
+    assert checkpoint.deleted_at is None
+    assert exists(checkpoint)
 
 
 def test_a_checkpoint_is_found_by_the_path_that_the_sdk_was_told(actor: Actor, run: Run) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from django.utils.timezone import now
 
 from tests.webapp.tinker.conftest import Program
 from webapp.checkpoints.models import Checkpoint
@@ -60,6 +61,18 @@ def test_a_sampling_client_of_the_base_model(
         "base_model": base_model.name,
         "model_path": None,
     }
+
+
+def test_a_sampling_client_whose_checkpoint_was_deleted_says_so(
+    program: Program, model_id: str
+) -> None:
+    checkpoint = save(model_id, program)
+    opened = open_sampler(program, program.open_session(), model_path=checkpoint.tinker_path)
+    Checkpoint.objects.update(deleted_at=now())
+    answer = sample(program, opened["sampling_session_id"])
+    assert program.status == 400
+    assert "The checkpoint one of this sampling client was deleted" in answer["detail"]
+    assert not SamplingCall.objects.exists()
 
 
 def test_a_sampling_client_of_a_checkpoint(program: Program, model_id: str) -> None:

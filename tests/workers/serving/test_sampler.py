@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 from asgiref.sync import async_to_sync
+from django.utils.timezone import now
 
 from tests.workers.serving.conftest import MODEL, WORKER, finish, open_sampler
 from webapp.accounts.models import Actor
@@ -97,6 +98,17 @@ def test_a_call_that_cannot_be_answered_fails_alone_and_says_why(submit: Any, wo
     assert (bad.status, bad.error_category) == (Status.FAILED, "user")
     assert "99999" in bad.error
     assert read(good)["sequences"]
+
+
+def test_a_call_for_a_checkpoint_that_was_deleted_is_nobodys_fault_but_the_callers(
+    submit: Any, work: Any, checkpoint: Checkpoint
+) -> None:
+    call = submit(checkpoint=checkpoint)
+    Checkpoint.objects.update(deleted_at=now())
+    work()
+    call.refresh_from_db()
+    assert (call.status, call.error_category) == (Status.FAILED, "user")
+    assert "The checkpoint first was deleted" in call.error
 
 
 def test_a_bug_is_one_calls_failure_and_not_the_samplers(

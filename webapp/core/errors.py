@@ -1,5 +1,9 @@
 """The caller's mistakes. Everything else that goes wrong is a bug and rises."""
 
+import errno
+
+DISK_FULL = "The server's disk is full. Nothing was stored; free some space and try again."
+
 
 class UserError(Exception):
     """Shown to the caller as it is: names what and where, and what to change."""
@@ -12,3 +16,7 @@ class UserError(Exception):
 
 class NotFound(UserError):  # noqa: N818 - reads as the sentence it is
     """What may not be seen does not exist: one answer for another project's id and for none."""
+
+
+def is_disk_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

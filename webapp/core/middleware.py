@@ -5,7 +5,7 @@ from collections.abc import Callable
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import render
 
-from webapp.core.errors import NotFound, UserError
+from webapp.core.errors import DISK_FULL, NotFound, UserError, is_disk_full
 
 # Plotly and the chart pages set styles at run time; scripts come from our own files alone.
 CONTENT_POLICY = (
@@ -31,6 +31,8 @@ class UserErrorMiddleware:
             raise Http404(error.message) from error
         if isinstance(error, UserError):
             return render(request, "user_error.html", {"message": error.message}, status=400)
+        if is_disk_full(error):
+            return render(request, "user_error.html", {"message": DISK_FULL}, status=507)
         return None
 
 

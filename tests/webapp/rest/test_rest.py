@@ -1,5 +1,6 @@
 """REST as a program uses it: keys, projects, idempotency, errors of one shape, the schema."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -273,3 +274,35 @@ def test_the_documentation_is_served_from_here() -> None:
     page = Client().get("/rest/").content.decode()
     assert "swagger-ui" in page
     assert "cdn" not in page
+
+
+def test_a_full_disk_is_said_and_nothing_is_stored(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "mkdir", raise_disk_full)
+    file = SimpleUploadedFile("rows.jsonl", b"{}")
+    answer = client.post("/rest/dataset-versions", {"name": "sums", "file": file})
+    assert answer.status_code == 507
+    assert error_of(answer).startswith("The server's disk is full")
+    assert not DatasetVersion.objects.exists()
+
+
+def test_a_bug_is_answered_with_a_number_that_the_log_has_too(
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Path, "mkdir", raise_bug)
+    file = SimpleUploadedFile("rows.jsonl", b"{}")
+    answer = client.post("/rest/dataset-versions", {"name": "sums", "file": file})
+    assert answer.status_code == 500
+    number = error_of(answer).removeprefix("Internal error ").partition(".")[0]
+    assert number in caplog.text
+    assert "of the house" in caplog.text
+    assert "of the house" not in answer.content.decode()
+
+
+def raise_disk_full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def raise_bug(*_: object, **__: object) -> None:
+    raise ZeroDivisionError("of the house")

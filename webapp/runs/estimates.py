@@ -1,8 +1,7 @@
 """How long a run will take, said before it begins."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-from django.db.models import Avg
 
 from webapp.datasets.models import DatasetVersion, Preview
 from webapp.fleet.models import BaseModel, Worker
@@ -12,37 +11,72 @@ CHARACTERS_A_TOKEN = 4.0  # of English text in the vocabularies of today's model
 BYTES_A_ROW_OF_JSON = 40  # keys, quotes and braces that are not text
 NUM_EARLIER_RUNS = 5
 
-# Of a worker's measured matmul speed, what a whole training pass keeps: attention, norms, the
-# vocabulary's softmax and the optimizer cost time that the 4 N below does not count.
-EFFICIENCY = 0.5
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How a training step compares with the matmul that a worker has measured.
+
+    `share` of that speed is what a whole pass keeps: attention, norms and the vocabulary's softmax
+    cost time that the 4 N below does not count. `overhead` is what a step of any size takes.
+    """
+
+    share: float
+    overhead: float  # seconds
+
+
+# On two CPU cores: 0.4 to 0.65 of the speed with 135M weights; 0.06 s a step where one million
+# weights cost next to nothing.
+FAST = Pace(share=0.65, overhead=0.03)
+USUAL = Pace(share=0.5, overhead=0.05)
+SLOW = Pace(share=0.25, overhead=0.1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """`basis` says in words where the number comes from."""
+    """`basis` says in words where the numbers come from; it lasts from `least` to `most`."""
 
     seconds: float
+    least_seconds: float
+    most_seconds: float
     tokens_per_second: float
     basis: str
+
+    @property
+    def is_wide(self) -> bool:
+        return self.most_seconds > 1.25 * self.least_seconds
 
 
 def estimate_seconds(
     *, base_model: BaseModel, num_tokens_per_step: float, steps: int
 ) -> Estimate | None:
-    """None: nothing trained on this model here yet, and no worker has told its speed.
-
-    A LoRA step costs about 4 N floating point operations a token, N being the model's weights:
-    2 N for the forward pass (a multiplication and an addition for each weight), 2 N for the
-    gradients of the activations. The other 2 N of full training, the gradients of the weights,
-    fall away because the weights are frozen; A and B are under a hundredth of N.
-    """
-    speed, basis = _read_speed(base_model), "from earlier runs of this model here"
-    if speed is None:
-        speed, basis = _compute_speed(base_model), "from the worker's measured speed"
-    if not speed:
+    """None: nothing trained on this model here yet, and no worker has told its speed."""
+    speeds = _read_speeds(base_model)
+    if speeds:
+        return _estimate_from_runs(speeds, steps * num_tokens_per_step)
+    compute = _compute_step(base_model, num_tokens_per_step)
+    if not compute:
         return None
-    seconds = steps * num_tokens_per_step / speed
-    return Estimate(seconds=seconds, tokens_per_second=speed, basis=basis)
+    least, usual, most = (
+        steps * (compute / pace.share + pace.overhead) for pace in (FAST, USUAL, SLOW)
+    )
+    return Estimate(
+        seconds=usual,
+        least_seconds=least,
+        most_seconds=most,
+        tokens_per_second=steps * num_tokens_per_step / usual,
+        basis="from the worker's measured speed, until a run has shown how fast it is",
+    )
+
+
+def _estimate_from_runs(speeds: Sequence[float], num_tokens: float) -> Estimate:
+    mean = sum(speeds) / len(speeds)
+    return Estimate(
+        seconds=num_tokens / mean,
+        least_seconds=num_tokens / max(speeds),
+        most_seconds=num_tokens / min(speeds),
+        tokens_per_second=mean,
+        basis="from earlier runs of this model here",
+    )
 
 
 def estimate_tokens(version: DatasetVersion, base_model: BaseModel) -> float:
@@ -57,17 +91,21 @@ def estimate_tokens(version: DatasetVersion, base_model: BaseModel) -> float:
     return characters / CHARACTERS_A_TOKEN
 
 
-def _read_speed(base_model: BaseModel) -> float | None:
+def _read_speeds(base_model: BaseModel) -> list[float]:
     earlier = Run.objects.filter(base_model=base_model, tokens_per_second__gt=0)
-    newest = list(earlier.order_by("-created_at").values_list("pk", flat=True)[:NUM_EARLIER_RUNS])
-    mean: float | None = Run.objects.filter(pk__in=newest).aggregate(mean=Avg("tokens_per_second"))[
-        "mean"
-    ]
-    return mean
+    newest = earlier.order_by("-created_at").values_list("tokens_per_second", flat=True)
+    return [speed for speed in newest[:NUM_EARLIER_RUNS] if speed]
 
 
-def _compute_speed(base_model: BaseModel) -> float | None:
+def _compute_step(base_model: BaseModel, num_tokens: float) -> float:
+    """Seconds of a step at the full speed of the fastest worker; 0 where nothing is known.
+
+    A LoRA step costs about 4 N floating point operations a token, N being the model's weights:
+    2 N for the forward pass (a multiplication and an addition for each weight), 2 N for the
+    gradients of the activations. The other 2 N of full training, the gradients of the weights,
+    fall away because the weights are frozen; A and B are under a hundredth of N.
+    """
     worker = Worker.objects.filter(kind=Worker.Kind.GPU, flops__gt=0).order_by("-flops").first()
-    if worker is None or not base_model.num_parameters:
-        return None
-    return EFFICIENCY * worker.flops / (4 * base_model.num_parameters)
+    if worker is None:
+        return 0.0
+    return 4 * base_model.num_parameters * num_tokens / worker.flops

@@ -26,9 +26,40 @@ def test_a_new_model_is_estimated_from_the_workers_speed(base_model: BaseModel) 
     Worker.objects.create(name="w1", kind=Worker.Kind.GPU, flops=8e9)
     estimate = estimate_seconds(base_model=base_model, num_tokens_per_step=100, steps=10)
     assert estimate is not None
-    # half of 8e9 a second, 4e6 a token: 1000 tokens a second
-    assert (estimate.tokens_per_second, estimate.seconds) == (1000.0, 1.0)
+    # 4e6 operations a token and 8e9 a second: 0.05 s a step, 0.1 s at half of the speed
+    assert estimate.seconds == pytest.approx(10 * (0.1 + 0.05))
+    assert estimate.tokens_per_second == pytest.approx(1000 / 1.5)
     assert "measured speed" in estimate.basis
+
+
+def test_what_was_only_computed_is_said_as_a_range(base_model: BaseModel) -> None:
+    Worker.objects.create(name="w1", kind=Worker.Kind.GPU, flops=8e9)
+    estimate = estimate_seconds(base_model=base_model, num_tokens_per_step=100, steps=10)
+    assert estimate is not None
+    assert estimate.is_wide
+    assert estimate.least_seconds < estimate.seconds < estimate.most_seconds
+    assert 2 < estimate.most_seconds / estimate.least_seconds < 4
+
+
+def test_small_steps_on_a_fast_device_cost_their_overhead(base_model: BaseModel) -> None:
+    Worker.objects.create(name="w1", kind=Worker.Kind.GPU, flops=1e15)
+    estimate = estimate_seconds(base_model=base_model, num_tokens_per_step=100, steps=10)
+    assert estimate is not None
+    assert estimate.seconds == pytest.approx(0.5, rel=0.01)
+
+
+def test_earlier_runs_that_differ_make_a_range_and_a_single_one_does_not(
+    base_model: BaseModel,
+) -> None:
+    actor = make_actor()
+    for number, speed in enumerate((200.0, 300.0)):
+        run = make_run(actor, base_model, model_seq_id=number)
+        Run.objects.filter(pk=run.pk).update(tokens_per_second=speed)
+        estimate = estimate_seconds(base_model=base_model, num_tokens_per_step=60, steps=10)
+        assert estimate is not None
+        assert estimate.is_wide is (number == 1)
+    assert (estimate.least_seconds, estimate.most_seconds) == (2.0, 3.0)
+    assert estimate.seconds == pytest.approx(2.4)
 
 
 def test_earlier_runs_of_the_model_count_more_than_arithmetic(base_model: BaseModel) -> None:

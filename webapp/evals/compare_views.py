@@ -13,9 +13,11 @@ from django.views.decorators.http import require_GET
 from webapp.accounts.middleware import ActorRequest
 from webapp.core.errors import NotFound, UserError
 from webapp.core.templatetags.hone import percent
-from webapp.evals.comparison import ComparedSample, Comparison, compare, list_changes, name_subject
+from webapp.evals.changes import list_changes
+from webapp.evals.comparison import ComparedSample, Comparison, compare
 from webapp.evals.diffs import Piece, diff_texts
 from webapp.evals.models import Evaluation
+from webapp.evals.naming import name_subject
 from webapp.evals.views import ROWS_A_PAGE, find_evaluation, make_line, read_evaluations, show_item
 
 OFFERED = 200

@@ -8,6 +8,7 @@ from typing import Any
 
 from webapp.core.errors import UserError
 from webapp.evals.models import EvalResult, Evaluation
+from webapp.evals.naming import name_subject
 
 CONFIDENCE_Z = 1.959963984540054  # 95%, two-sided
 SIGNIFICANT = 0.05
@@ -103,24 +104,6 @@ def compare(first: Evaluation, second: Evaluation, *, grader: str = "") -> Compa
         high=100 * high,
         p_value=compute_p_value(wins, losses),
     )
-
-
-def name_subject(evaluation: Evaluation) -> str:
-    """What was evaluated, as a person calls it."""
-    if evaluation.checkpoint is None:
-        return evaluation.base_model.name
-    return f"{evaluation.checkpoint.run.name} {evaluation.checkpoint.name}"
-
-
-def list_changes(first: Evaluation, second: Evaluation) -> list[tuple[str, Any, Any]]:
-    """What differs between the two beside their scores: (name, first, second)."""
-    before, after = _describe(first), _describe(second)
-    names = sorted({*before, *after})
-    return [
-        (name, before.get(name), after.get(name))
-        for name in names
-        if before.get(name) != after.get(name)
-    ]
 
 
 def compute_p_value(wins: int, losses: int) -> float:
@@ -229,18 +212,3 @@ def _pair_samples(first: Evaluation, second: Evaluation, grader: str) -> list[Co
 def _read_answers(evaluation: Evaluation, grader: str) -> dict[int, EvalResult]:
     results = evaluation.results.filter(error="")
     return {result.index: result for result in results if grader in result.scores}
-
-
-def _describe(evaluation: Evaluation) -> dict[str, Any]:
-    described = {"weights": name_subject(evaluation), **evaluation.served.get("sampling", {})}
-    described |= {
-        name: evaluation.served[name]
-        for name in ("digest", "template")
-        if name in evaluation.served
-    }
-    checkpoint = evaluation.checkpoint
-    if checkpoint is not None:
-        described |= {"step": checkpoint.step, "rank": checkpoint.rank}
-        described |= {"dataset version": checkpoint.run.dataset_version_id}
-        described |= checkpoint.run.config
-    return described

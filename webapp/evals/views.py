@@ -20,9 +20,9 @@ from webapp.core.forms import show_errors
 from webapp.datasets.models import DatasetVersion
 from webapp.deployments.forms import offer_base_models
 from webapp.deployments.views import find_target
-from webapp.evals.comparison import name_subject
 from webapp.evals.forms import EvaluationForm, SuiteForm, offer_versions
 from webapp.evals.models import EvalResult, EvalSuite, Evaluation
+from webapp.evals.naming import name_subject
 from webapp.evals.services import LIVE, cancel_evaluation, create_suite, request_evaluation
 
 ROWS_A_PAGE = 25
@@ -259,7 +259,7 @@ def show_result(suite: EvalSuite, result: EvalResult, grader: str) -> dict[str, 
 @login_required
 @require_POST
 def cancel(request: ActorRequest, evaluation_id: str) -> HttpResponse:
-    check_can_write(request.actor)
     evaluation = find_evaluation(request.actor, evaluation_id)
+    check_can_write(request.actor, project_id=evaluation.project_id)
     cancel_evaluation(actor=request.actor, evaluation=evaluation)
     return redirect("evaluation", evaluation.pk)

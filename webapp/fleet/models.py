@@ -33,6 +33,11 @@ class BaseModel(models.Model):
         first = next(iter(self.names.all()), None)
         return first.name if first else self.id
 
+    @property
+    def short_name(self) -> str:
+        """Without its publisher: for titles and columns."""
+        return self.name.rpartition("/")[2]
+
 
 class BaseModelName(models.Model):
     """A name clients may ask for, such as `Qwen/Qwen3-8B`."""

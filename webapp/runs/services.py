@@ -50,7 +50,7 @@ def create_run(  # noqa: PLR0913 - the row's columns, by name
         run = Run.objects.create(
             project=actor.project,
             created_by=actor.user,
-            name=name.strip() or f"{dataset_version.dataset} on {base_model}",
+            name=name.strip() or f"{dataset_version.dataset} on {base_model.short_name}",
             origin=origin,
             recipe=recipe,
             base_model=base_model,

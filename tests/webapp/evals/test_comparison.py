@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 
-from tests.webapp.deployments.conftest import make_actor
+from tests.webapp.cast import make_actor, make_run
 from webapp.accounts.models import Actor
+from webapp.checkpoints.models import Checkpoint
 from webapp.core.errors import UserError
 from webapp.datasets.models import Dataset, DatasetVersion
-from webapp.evals.comparison import compare, compute_p_value, estimate_interval, list_changes
+from webapp.evals.changes import list_changes
+from webapp.evals.comparison import compare, compute_p_value, estimate_interval
 from webapp.evals.models import EvalResult, EvalSuite, Evaluation
 from webapp.fleet.models import BaseModel, BaseModelName
+from webapp.runs.models import Run
 
 serial = count()
 
@@ -140,7 +143,47 @@ def test_what_else_differs_is_listed(alice: Actor) -> None:
     warm = {"sampling": {"temperature": 1.0, "seed": 1}}
     first = make_evaluation(suite, [0], "A", served=greedy)
     second = make_evaluation(suite, [0], "B", served=warm)
-    assert list_changes(first, second) == [("temperature", 0.0, 1.0), ("weights", "A", "B")]
+    changes = [(each.name, *each.values) for each in list_changes(first, second)]
+    assert changes == [("weights", "A", "B"), ("temperature", "0", "1")]
+
+
+def make_trained(alice: Actor, suite: EvalSuite, **config: Any) -> Evaluation:
+    run = make_run(alice, BaseModel.objects.create(path=f"/models/{next(serial)}"))
+    Run.objects.filter(pk=run.pk).update(config=config, name="sums", session=None)
+    checkpoint = Checkpoint.objects.create(
+        project=alice.project, run=run, base_model=run.base_model, name="final",
+        kind=Checkpoint.Kind.TRAINING, step=40, seq=1, rank=8, size_bytes=1,
+    )  # fmt: skip
+    checkpoint.refresh_from_db()
+    return make_evaluation(
+        suite, [0], checkpoint=checkpoint, served={"digest": f"{next(serial):064d}"}
+    )
+
+
+def test_settings_of_two_runs_differ_in_words_and_only_where_they_differ(alice: Actor) -> None:
+    suite = make_suite(alice, 1)
+    sampling = {"prompts": ["a", "b", "c", "d"], "every": 10}
+    first = make_trained(alice, suite, learning_rate=1e-4, seed=1, sampling=sampling)
+    second = make_trained(
+        alice, suite, learning_rate=1e-3, seed=1, sampling=sampling | {"prompts": ["a"]}
+    )
+    changes = {each.name: each for each in list_changes(first, second)}
+    assert changes.keys() == {"learning_rate", "sampling prompts", "digest"}
+    assert changes["learning_rate"].values == ("1e-4", "1e-3")
+    assert changes["sampling prompts"].values == ("4 prompts", "1 prompt")
+    assert changes["digest"].is_digest
+
+
+def test_beside_a_base_model_a_run_is_one_sentence(alice: Actor) -> None:
+    suite = make_suite(alice, 1)
+    trained = make_trained(alice, suite, learning_rate=1e-3, seed=1)
+    changes = {each.name: each for each in list_changes(make_evaluation(suite, [0], "A"), trained)}
+    assert changes.keys() == {"weights", "trained", "digest"}
+    assert changes["weights"].values == ("A", "sums, step 40")
+    assert changes["trained"].values == (
+        "not: the base model as it is",
+        "40 steps, rank 8, learning rate 1e-3",
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pytest
 from django.test import Client
 
-from tests.webapp.deployments.conftest import make_actor, make_checkpoint
-from tests.webapp.signed_in import count_queries, make_viewer, sign_in
+from tests.webapp.cast import count_queries, make_actor, make_viewer, sign_in
+from tests.webapp.deployments.conftest import make_checkpoint
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.datasets.models import Dataset, DatasetVersion
@@ -308,7 +308,7 @@ def test_a_comparison_begins_with_its_verdict_and_shows_regressions_first(
     assert verdict < regression < page.index("What is 0+0?")
     assert "What is 2+2?" not in page  # both are wrong: no flip
     assert "<mark>mistake</mark>" in page
-    assert "dataset version" in page
+    assert "not: the base model as it is" in page
     everything = read(browser, f"/evals/compare/?a={base.pk}&b={tuned.pk}&show=all")
     assert "What is 2+2?" in everything
 
@@ -318,7 +318,7 @@ def test_without_a_choice_the_comparison_offers_what_is_done(
 ) -> None:
     assert "Nothing to compare yet" in read(browser, "/evals/compare/")
     evaluate(suite, checkpoint.base_model, None, [0, 0, 0, 1])
-    assert "tiny/chat, 25 %" in read(browser, "/evals/compare/")
+    assert "chat, 25 %" in read(browser, "/evals/compare/")
 
 
 def test_evaluations_of_two_suites_are_not_compared(

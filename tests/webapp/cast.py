@@ -1,6 +1,10 @@
-"""The fixed cast of the tests: Alice owns a project, Carol is a stranger with her own."""
+"""The cast of the tests: Alice owns a project, Vera may read in it, strangers have their own."""
 
-from webapp.accounts.models import Actor, Role, User
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+
+from webapp.accounts.models import Actor, Membership, Role, User
 from webapp.accounts.services import create_project
 from webapp.fleet.models import BaseModel, BaseModelName
 from webapp.runs.models import Origin, Run, Session
@@ -9,7 +13,27 @@ from webapp.runs.models import Origin, Run, Session
 def make_actor(username: str = "alice") -> Actor:
     user = User.objects.create_user(username)
     project = create_project(user=user, name=f"{username}'s project")
-    return Actor(user=user, project=project, role=Role.OWNER, is_key=True)
+    return Actor(user=user, project=project, role=Role.OWNER)
+
+
+def make_viewer(of: Actor, username: str = "vera") -> Actor:
+    """May read in the project of `of`, and nothing else."""
+    user = User.objects.create_user(username)
+    Membership.objects.create(project=of.project, user=user, role=Role.VIEWER)
+    return Actor(user=user, project=of.project, role=Role.VIEWER)
+
+
+def sign_in(actor: Actor) -> Client:
+    client = Client()
+    client.force_login(actor.user)
+    return client
+
+
+def count_queries(client: Client, url: str) -> int:
+    with CaptureQueriesContext(connection) as captured:
+        response = client.get(url)
+    assert response.status_code == 200, response.content[:500]
+    return len(captured)
 
 
 def make_base_model(name: str = "tiny-chatml-1m") -> BaseModel:

@@ -7,7 +7,6 @@ from django.shortcuts import redirect
 
 from webapp.accounts.models import Actor, User
 from webapp.accounts.services import find_actor_of_user
-from webapp.core.errors import UserError
 
 PROJECT_IN_SESSION = "project"
 # Paths for whoever is in no project yet; keys and the SDK bring a project of their own.
@@ -39,8 +38,3 @@ class ActorMiddleware:
 
 def _works_alone(path: str) -> bool:
     return path.startswith(WITHOUT_PROJECT)
-
-
-def check_can_write(actor: Actor) -> None:
-    if not actor.can_write:
-        raise UserError("Your role in this project is viewer: it may read, not change.")

@@ -16,6 +16,7 @@ from webapp.accounts.models import (
     SignInLink,
     User,
 )
+from webapp.accounts.permissions import check_can_write
 from webapp.core.errors import NotFound, UserError
 
 KEY_PREFIX = "tml-"  # the tinker SDK refuses keys that start otherwise
@@ -70,8 +71,10 @@ def create_key(*, actor: Actor, name: str) -> tuple[ApiKey, str]:
 
 
 def revoke_key(*, actor: Actor, key_id: str) -> None:
-    if not ApiKey.objects.visible_to(actor).filter(pk=key_id).exists():
+    key = ApiKey.objects.visible_to(actor).filter(pk=key_id).first()
+    if key is None:
         raise NotFound("There is no such key.")
+    check_can_write(actor, project_id=key.project_id)
     ApiKey.objects.filter(pk=key_id, revoked_at=None).update(revoked_at=now())
 
 

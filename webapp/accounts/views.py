@@ -107,7 +107,6 @@ def list_keys(request: ActorRequest) -> HttpResponse:
 @login_required
 @require_POST
 def revoke_key(request: ActorRequest, key_id: str) -> HttpResponse:
-    check_can_write(request.actor)
     services.revoke_key(actor=request.actor, key_id=key_id)
     messages.success(request, "The key is revoked: the next request with it is refused.")
     return redirect("settings")

@@ -117,8 +117,8 @@ def download(request: ActorRequest, checkpoint_id: str) -> HttpResponseBase:
 @login_required
 @require_POST
 def keep(request: ActorRequest, checkpoint_id: str) -> HttpResponse:
-    check_can_write(request.actor)
     checkpoint = find_checkpoint(request.actor, checkpoint_id)
+    check_can_write(request.actor, project_id=checkpoint.project_id)
     keep_checkpoint(actor=request.actor, checkpoint=checkpoint)
     messages.success(request, f"{checkpoint.name} stays until somebody deletes it.")
     return redirect("checkpoint", checkpoint.pk)
@@ -127,8 +127,8 @@ def keep(request: ActorRequest, checkpoint_id: str) -> HttpResponse:
 @login_required
 @require_POST
 def delete(request: ActorRequest, checkpoint_id: str) -> HttpResponse:
-    check_can_write(request.actor)
     checkpoint = find_checkpoint(request.actor, checkpoint_id)
+    check_can_write(request.actor, project_id=checkpoint.project_id)
     delete_checkpoint(actor=request.actor, checkpoint=checkpoint)
     messages.success(request, f"{checkpoint.name} was deleted; its place in the lineage stays.")
     return redirect("checkpoints")

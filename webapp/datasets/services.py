@@ -59,7 +59,7 @@ def create_version(*, actor: Actor, name: str, upload: "File[bytes]") -> Dataset
 
 def decide(*, actor: Actor, version: DatasetVersion, keep_valid: bool) -> None:
     """Answer to bad lines: go on with the valid rows, or discard the version and its file."""
-    check_can_write(actor)
+    check_can_write(actor, project_id=version.project_id)
     waiting = DatasetVersion.objects.visible_to(actor).filter(pk=version.pk)
     status = Status.VALIDATING if keep_valid else Status.DISCARDED
     with transaction.atomic():
@@ -104,7 +104,7 @@ def retry_preview(*, version: DatasetVersion, base_model: BaseModel) -> Preview:
 
 def delete_version(*, actor: Actor, version: DatasetVersion) -> None:
     """Its rows and files; not while a run or a suite was made of it. An empty dataset goes too."""
-    check_can_write(actor)
+    check_can_write(actor, project_id=version.project_id)
     with transaction.atomic():
         try:
             DatasetVersion.objects.visible_to(actor).filter(pk=version.pk).delete()

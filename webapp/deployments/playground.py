@@ -259,8 +259,8 @@ def show_answer(request: ActorRequest, call_id: int) -> HttpResponse:
 @login_required
 @require_POST
 def cancel(request: ActorRequest, call_id: int) -> HttpResponse:
-    check_can_write(request.actor)
     call = find_call(request.actor, call_id)
+    check_can_write(request.actor, project_id=call.project_id)
     cancel_call(call)
     call.refresh_from_db()
     return render(request, "playground/_answer.html", {"answer": read_answer(call)})

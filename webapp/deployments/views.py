@@ -160,8 +160,8 @@ def compare_probe(load: HotLoad) -> list[ProbedToken]:
 @require_POST
 def change(request: ActorRequest, deployment_id: str) -> HttpResponse:
     """Other weights, or the same once more where loading them has failed."""
-    check_can_write(request.actor)
     deployment = find_deployment(request.actor, deployment_id)
+    check_can_write(request.actor, project_id=deployment.project_id)
     form = ChangeForm(request.POST, actor=request.actor, deployment=deployment)
     if form.is_valid():
         with show_errors(form):
@@ -174,8 +174,8 @@ def change(request: ActorRequest, deployment_id: str) -> HttpResponse:
 @login_required
 @require_POST
 def stop(request: ActorRequest, deployment_id: str) -> HttpResponse:
-    check_can_write(request.actor)
     deployment = find_deployment(request.actor, deployment_id)
+    check_can_write(request.actor, project_id=deployment.project_id)
     stop_deployment(actor=request.actor, deployment=deployment)
     messages.success(request, f"{deployment.name} answers no more.")
     return redirect("deployment", deployment.pk)

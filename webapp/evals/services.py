@@ -11,9 +11,10 @@ from django.db.models import QuerySet
 from django.utils.timezone import now
 
 from webapp.accounts.models import Actor
+from webapp.accounts.permissions import check_can_write
 from webapp.checkpoints.models import Checkpoint
 from webapp.core.dispatch import BUILD_SUITE, EVALUATE, send_task
-from webapp.core.errors import UserError
+from webapp.core.errors import NotFound, UserError
 from webapp.core.events import project_group, publish, run_group
 from webapp.datasets.models import DatasetVersion
 from webapp.deployments import calls
@@ -120,12 +121,16 @@ def request_evaluation(
     run: Run | None = None,
 ) -> Evaluation:
     """Queue one pass. Without an actor it is a run's own, at its cadence."""
+    if actor is not None:
+        check_can_write(actor, project_id=suite.project_id)
     if suite.status == EvalSuite.Status.FAILED:
         raise UserError(f"The suite {suite.name} could not be built: {suite.error}", field="suite")
     if checkpoint is not None:
         base_model = checkpoint.base_model
         if checkpoint.deleted_at is not None:
             raise UserError(f"The checkpoint {checkpoint.name} was deleted.", field="checkpoint")
+        if checkpoint.project_id != suite.project_id:  # whose members would see its scores
+            raise NotFound(f"There is no checkpoint {checkpoint.pk} in the project of {suite}.")
     if base_model is None:
         raise UserError("Choose a checkpoint or a base model to evaluate.", field="checkpoint")
     evaluation = Evaluation.objects.create(

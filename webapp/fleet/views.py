@@ -7,17 +7,12 @@ from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from webapp.accounts.middleware import ActorRequest
-from webapp.accounts.models import Actor, Role
-from webapp.accounts.permissions import check_may_administer
+from webapp.accounts.permissions import check_may_administer, may_administer
 from webapp.core.forms import show_errors
 from webapp.fleet.forms import BaseModelForm
 from webapp.fleet.models import BaseModel
 from webapp.fleet.services import add_base_model, remove_base_model
 from webapp.fleet.workers import list_workers
-
-
-def may_administer(actor: Actor) -> bool:
-    return actor.role == Role.OWNER and actor.user.is_staff
 
 
 @login_required

@@ -210,8 +210,8 @@ ACTIONS = {
 @login_required
 @require_POST
 def act_on_run(request: ActorRequest, run_id: str, action: str) -> HttpResponse:
-    check_can_write(request.actor)
     run = find_run(request.actor, run_id)
+    check_can_write(request.actor, project_id=run.project_id)
     if action not in ACTIONS:
         raise NotFound("There is no such action.")
     act, said = ACTIONS[action]
@@ -223,8 +223,8 @@ def act_on_run(request: ActorRequest, run_id: str, action: str) -> HttpResponse:
 @login_required
 @require_POST
 def change_learning_rate(request: ActorRequest, run_id: str) -> HttpResponse:
-    check_can_write(request.actor)
     run = find_run(request.actor, run_id)
+    check_can_write(request.actor, project_id=run.project_id)
     form = LearningRateForm(request.POST)
     if not form.is_valid():
         raise UserError("The learning rate lies above 0 and up to 1.", field="learning_rate")

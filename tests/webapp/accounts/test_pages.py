@@ -3,8 +3,7 @@
 import pytest
 from django.test import Client
 
-from tests.webapp.cast import make_actor, make_base_model
-from tests.webapp.visitors import make_viewer, open_browser
+from tests.webapp.cast import make_actor, make_base_model, make_viewer, sign_in
 from webapp.accounts.models import ApiKey, Membership, User
 from webapp.accounts.services import create_key, create_project, find_actor_of_key
 from webapp.fleet.models import BaseModel
@@ -16,27 +15,27 @@ pytestmark = pytest.mark.django_db
 
 def test_a_new_project_becomes_the_current_one() -> None:
     alice = make_actor()
-    browser = open_browser(alice)
+    browser = sign_in(alice)
     browser.post("/projects/new/", {"name": "Second"})
     page = browser.get("/")
     assert page.context["actor"].project.name == "Second"
 
 
 def test_switching_to_a_project_of_others_is_404() -> None:
-    browser, theirs = open_browser(make_actor()), make_actor("carol").project
+    browser, theirs = sign_in(make_actor()), make_actor("carol").project
     assert browser.post("/projects/switch/", {"project": theirs.pk}).status_code == 404
 
 
 def test_the_switched_project_stays_for_the_next_page() -> None:
     alice = make_actor()
     second = create_project(user=alice.user, name="Second")
-    browser = open_browser(alice)
+    browser = sign_in(alice)
     browser.post("/projects/switch/", {"project": second.pk})
     assert browser.get("/runs/").context["actor"].project == second
 
 
 def test_a_key_is_shown_once_with_the_lines_for_the_sdk() -> None:
-    browser = open_browser(make_actor())
+    browser = sign_in(make_actor())
     shown = browser.post("/settings/", {"name": "laptop"})
     secret = shown.context["secret"]
     found = find_actor_of_key(secret)
@@ -50,7 +49,7 @@ def test_a_key_is_shown_once_with_the_lines_for_the_sdk() -> None:
 
 
 def test_a_key_without_a_name_is_refused_beside_the_field() -> None:
-    answer = open_browser(make_actor()).post("/settings/", {"name": " "})
+    answer = sign_in(make_actor()).post("/settings/", {"name": " "})
     assert answer.status_code == 400
     assert "name" in answer.context["form"].errors
     assert not ApiKey.objects.exists()
@@ -59,17 +58,17 @@ def test_a_key_without_a_name_is_refused_beside_the_field() -> None:
 def test_a_revoked_key_opens_nothing_and_others_cannot_revoke_it() -> None:
     alice = make_actor()
     key, secret = create_key(actor=alice, name="laptop")
-    stranger = open_browser(make_actor("carol"))
+    stranger = sign_in(make_actor("carol"))
     assert stranger.post(f"/settings/keys/{key.pk}/revoke/").status_code == 404
     assert find_actor_of_key(secret) is not None
-    open_browser(alice).post(f"/settings/keys/{key.pk}/revoke/")
+    sign_in(alice).post(f"/settings/keys/{key.pk}/revoke/")
     assert find_actor_of_key(secret) is None
 
 
 def test_a_viewer_creates_no_key() -> None:
     alice = make_actor()
-    browser = open_browser(alice)
-    browser.force_login(make_viewer(alice))
+    browser = sign_in(alice)
+    browser.force_login(make_viewer(alice).user)
     answer = browser.post("/settings/", {"name": "mine"})
     assert answer.status_code == 400
     assert not ApiKey.objects.exists()
@@ -78,7 +77,7 @@ def test_a_viewer_creates_no_key() -> None:
 def test_an_owner_adds_a_member_and_a_name_nobody_has_is_refused() -> None:
     alice = make_actor()
     User.objects.create_user("bob")
-    browser = open_browser(alice)
+    browser = sign_in(alice)
     browser.post("/settings/members/", {"username": "bob", "role": "member"})
     assert Membership.objects.filter(project=alice.project, user__username="bob").exists()
     refused = browser.post("/settings/members/", {"username": "nobody", "role": "member"})
@@ -89,10 +88,10 @@ def test_only_an_operator_adds_base_models() -> None:
     alice = make_actor()
     folder = ROOT / "tests" / "assets" / "tiny-chatml-1m"
     fields = {"path": str(folder), "names": "tiny\nother/tiny"}
-    assert open_browser(alice).post("/settings/models/", fields).status_code == 400
+    assert sign_in(alice).post("/settings/models/", fields).status_code == 400
     assert not BaseModel.objects.exists()
     User.objects.filter(pk=alice.user.pk).update(is_staff=True)
-    browser = open_browser(alice)
+    browser = sign_in(alice)
     assert browser.post("/settings/models/", fields).status_code == 302
     added = BaseModel.objects.get()
     assert [name.name for name in added.names.all()] == ["tiny", "other/tiny"]
@@ -102,16 +101,14 @@ def test_only_an_operator_adds_base_models() -> None:
 def test_a_directory_that_cannot_be_trained_is_refused_with_the_reason() -> None:
     alice = make_actor()
     User.objects.filter(pk=alice.user.pk).update(is_staff=True)
-    answer = open_browser(alice).post(
-        "/settings/models/", {"path": "/nowhere/at/all", "names": "gone"}
-    )
+    answer = sign_in(alice).post("/settings/models/", {"path": "/nowhere/at/all", "names": "gone"})
     assert "is not a directory on this machine" in answer.context["form"].errors["path"][0]
 
 
 def test_a_base_model_is_removed_by_an_operator() -> None:
     alice, base_model = make_actor(), make_base_model()
     User.objects.filter(pk=alice.user.pk).update(is_staff=True)
-    open_browser(alice).post("/settings/models/remove/", {"name": base_model.pk})
+    sign_in(alice).post("/settings/models/remove/", {"name": base_model.pk})
     assert not BaseModel.objects.exists()
 
 
@@ -119,7 +116,7 @@ def test_workers_say_whether_they_live_and_what_they_hold() -> None:
     register_worker(
         name="local", kind="gpu", device="2 CPU cores", memory_bytes=2**34, flops=1e11, pid=1
     )
-    page = open_browser(make_actor()).get("/settings/workers/").content.decode()
+    page = sign_in(make_actor()).get("/settings/workers/").content.decode()
     assert "2 CPU cores" in page
     assert "16.0 GiB" in page
     assert "alive" in page

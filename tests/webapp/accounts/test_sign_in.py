@@ -6,8 +6,7 @@ import pytest
 from django.test import Client
 from django.utils.timezone import now
 
-from tests.webapp.cast import make_actor
-from tests.webapp.visitors import open_browser
+from tests.webapp.cast import make_actor, sign_in
 from webapp.accounts.models import SignInLink, User
 from webapp.accounts.services import create_project, create_sign_in_link
 
@@ -64,7 +63,7 @@ def test_an_old_sign_in_link_is_refused(client: Client) -> None:
 
 
 def test_signing_out_needs_a_post_and_closes_every_page() -> None:
-    browser = open_browser(make_actor())
+    browser = sign_in(make_actor())
     assert browser.get("/sign-out/").status_code == 405
     browser.post("/sign-out/")
     assert browser.get("/").status_code == 302

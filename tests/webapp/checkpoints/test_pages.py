@@ -11,8 +11,8 @@ from django.test import Client
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from tests.webapp.deployments.conftest import make_actor, make_checkpoint
-from tests.webapp.signed_in import count_queries, make_viewer, sign_in
+from tests.webapp.cast import count_queries, make_actor, make_viewer, sign_in
+from tests.webapp.deployments.conftest import make_checkpoint
 from webapp.accounts.models import Actor
 from webapp.checkpoints.downloads import CHUNK_BYTES, stream_archive
 from webapp.checkpoints.models import Checkpoint

@@ -4,9 +4,9 @@ import pytest
 from django.test import Client
 from django.utils.timezone import now
 
+from tests.webapp.cast import count_queries, make_actor, sign_in
 from tests.webapp.checkpoints.test_pages import make_run, read
-from tests.webapp.deployments.conftest import make_actor, make_checkpoint
-from tests.webapp.signed_in import count_queries, sign_in
+from tests.webapp.deployments.conftest import make_checkpoint
 from webapp.accounts.models import Actor
 from webapp.checkpoints.lineage import COLUMN, ROW, Node, lay_out, read_around, read_project
 from webapp.datasets.models import Dataset, DatasetVersion

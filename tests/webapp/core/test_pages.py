@@ -6,8 +6,7 @@ from channels.db import database_sync_to_async
 from channels.routing import URLRouter
 from django.test import Client
 
-from tests.webapp.cast import make_actor, make_run
-from tests.webapp.visitors import open_browser
+from tests.webapp.cast import make_actor, make_run, sign_in
 from webapp.accounts.models import Actor, User
 from webapp.routing import websocket_urlpatterns
 from webapp.runs.models import Run
@@ -20,14 +19,14 @@ def test_the_server_says_that_it_is_well(client: Client) -> None:
 
 @pytest.mark.django_db
 def test_no_page_runs_inline_scripts() -> None:
-    answer = open_browser(make_actor()).get("/")
+    answer = sign_in(make_actor()).get("/")
     assert "script-src 'self';" in answer.headers["Content-Security-Policy"]
     assert b"<script>" not in answer.content
 
 
 @pytest.mark.django_db
 def test_what_is_not_there_says_so_in_a_sentence() -> None:
-    answer = open_browser(make_actor()).get("/runs/run-none/")
+    answer = sign_in(make_actor()).get("/runs/run-none/")
     assert answer.status_code == 404
     assert b"There is nothing here" in answer.content
 

@@ -8,8 +8,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from django.test import Client
 from pytest_django.fixtures import Settings
 
-from tests.webapp.deployments.conftest import make_actor
-from tests.webapp.signed_in import sign_in
+from tests.webapp.cast import make_actor, sign_in
 from webapp.accounts.models import Actor
 from webapp.datasets.models import DatasetVersion
 from webapp.datasets.services import create_version

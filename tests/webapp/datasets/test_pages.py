@@ -7,8 +7,8 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from django.test import Client
 from pytest_django.fixtures import Settings
 
+from tests.webapp.cast import count_queries, make_viewer, sign_in
 from tests.webapp.datasets.conftest import BAD, GOOD, make_file, upload
-from tests.webapp.signed_in import count_queries, make_viewer, sign_in
 from webapp.accounts.models import Actor
 from webapp.datasets.models import DatasetVersion
 from webapp.datasets.services import create_version, request_preview

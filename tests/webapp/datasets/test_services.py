@@ -10,8 +10,8 @@ from django.utils.timezone import now
 from pytest_django import DjangoCaptureOnCommitCallbacks
 from pytest_django.fixtures import Settings
 
+from tests.webapp.cast import make_viewer
 from tests.webapp.datasets.conftest import BAD, GOOD, make_file, upload
-from tests.webapp.signed_in import make_viewer
 from webapp.accounts.models import Actor
 from webapp.core.errors import UserError
 from webapp.datasets.models import Dataset, DatasetVersion, Preview

@@ -4,17 +4,11 @@ from typing import Any
 
 import pytest
 
-from webapp.accounts.models import Actor, Membership, Project, Role, User
+from tests.webapp.cast import make_actor
+from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.fleet.models import BaseModel, BaseModelName
 from webapp.runs.models import Origin, Run, Session
-
-
-def make_actor(name: str) -> Actor:
-    user = User.objects.create_user(username=name)
-    project = Project.objects.create(name=f"{name}'s project")
-    Membership.objects.create(project=project, user=user, role=Role.OWNER)
-    return Actor(user=user, project=project, role=Role.OWNER)
 
 
 def make_checkpoint(run: Run, **columns: Any) -> Checkpoint:

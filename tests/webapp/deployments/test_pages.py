@@ -3,8 +3,8 @@
 import pytest
 from django.test import Client
 
+from tests.webapp.cast import count_queries, make_viewer, sign_in
 from tests.webapp.deployments.conftest import make_checkpoint
-from tests.webapp.signed_in import count_queries, make_viewer, sign_in
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.deployments.models import Deployment, HotLoad

@@ -7,8 +7,7 @@ import pytest
 from django.test import Client
 from django.utils.timezone import now
 
-from tests.webapp.deployments.conftest import make_actor
-from tests.webapp.signed_in import count_queries, make_viewer, sign_in
+from tests.webapp.cast import count_queries, make_actor, make_viewer, sign_in
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.deployments.models import Deployment, SamplingCall

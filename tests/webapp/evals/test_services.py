@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from django.utils.timezone import now
 
-from tests.webapp.deployments.conftest import make_actor, make_checkpoint
+from tests.webapp.cast import make_actor
+from tests.webapp.deployments.conftest import make_checkpoint
 from webapp.accounts.models import Actor
 from webapp.core.errors import UserError
 from webapp.datasets.models import Dataset, DatasetVersion

@@ -7,8 +7,7 @@ from django.test import Client
 from django.utils.timezone import now
 from pytest_django import DjangoAssertNumQueries
 
-from tests.webapp.cast import make_actor, make_base_model, make_run
-from tests.webapp.visitors import make_viewer, open_browser
+from tests.webapp.cast import make_actor, make_base_model, make_run, make_viewer, sign_in
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.fleet.models import BaseModel
@@ -27,7 +26,7 @@ def alice() -> Actor:
 
 @pytest.fixture
 def browser(alice: Actor) -> Client:
-    return open_browser(alice)
+    return sign_in(alice)
 
 
 def make_recipe_run(actor: Actor, base_model: BaseModel | None = None, **columns: object) -> Run:
@@ -69,7 +68,7 @@ def test_another_projects_run_cannot_be_steered(browser: Client, action: str) ->
 def test_a_viewer_sees_a_run_and_cannot_act_on_it(alice: Actor, action: str) -> None:
     run = make_recipe_run(alice)
     browser = Client()
-    browser.force_login(make_viewer(alice))
+    browser.force_login(make_viewer(alice).user)
     page = browser.get(f"/runs/{run.pk}/")
     assert page.status_code == 200
     assert b"Save now" not in page.content

@@ -4,9 +4,8 @@ import pytest
 from django.test import Client
 from pytest_django import DjangoAssertNumQueries
 
-from tests.webapp.cast import make_actor, make_base_model, make_run
+from tests.webapp.cast import make_actor, make_base_model, make_run, sign_in
 from tests.webapp.runs.test_pages import make_recipe_run
-from tests.webapp.visitors import open_browser
 from webapp.accounts.models import Actor
 from webapp.fleet.capacity import Capacity
 from webapp.fleet.models import BaseModel, Worker
@@ -24,7 +23,7 @@ def alice() -> Actor:
 
 @pytest.fixture
 def browser(alice: Actor) -> Client:
-    return open_browser(alice)
+    return sign_in(alice)
 
 
 @pytest.fixture

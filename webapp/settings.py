@@ -40,7 +40,6 @@ def read_secret_key() -> str:
     if key := os.environ.get("SECRET_KEY"):
         return key
     path = HONE_HOME / "secret_key"
-    HONE_HOME.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         part = path.with_name(f".{path.name}.part")  # a full disk leaves no empty key
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -51,6 +50,8 @@ def read_secret_key() -> str:
 
 
 HONE_HOME = Path(os.environ.get("HONE_HOME", ROOT / ".hone")).resolve()
+# Everybody's rows, weights and sessions: other users of the machine do not look into it.
+HONE_HOME.mkdir(mode=0o700, parents=True, exist_ok=True)
 PORT = read_int("PORT", 8000)
 DEBUG = read_bool("DEBUG", False)
 HTTPS = read_bool("HONE_HTTPS", False)  # behind a proxy that ends TLS

@@ -126,11 +126,16 @@ def prepare_key(actor: Actor, connection_file: Path) -> str:
 
 
 def write_connection(file: Path, *, url: str, api_key: str) -> None:
+    connection = {"url": url, "api_key": api_key, "pid": os.getpid()}
+    write_private(file, json.dumps(connection))
+
+
+def write_private(file: Path, text: str) -> None:
     """Readable by its owner alone: it holds a key."""
     temporary = file.with_suffix(".tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as stream:
-        json.dump({"url": url, "api_key": api_key, "pid": os.getpid()}, stream)
+        stream.write(text)
     temporary.replace(file)
 
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_the_key_of_the_last_start_is_kept_while_it_opens_the_door(tmp_path: Pat
     second = preparation.prepare_key(owner, file)
     assert second != first
     assert find_actor_of_key(first) is None
-    assert find_actor_of_key(second) == find_actor_of_key(second)
+    assert find_actor_of_key(second) == replace(owner, is_key=True)
     assert ApiKey.objects.count() == 1
 
 
@@ -96,6 +97,17 @@ def test_only_its_owner_reads_the_connection_file(tmp_path: Path) -> None:
     preparation.write_connection(file, url="http://127.0.0.1:1", api_key="tml-x")
     assert file.stat().st_mode & 0o777 == 0o600
     assert set(json.loads(file.read_text())) == {"url", "api_key", "pid"}
+
+
+def test_a_new_state_folder_is_its_owners_alone(tmp_path: Path) -> None:
+    home = tmp_path / "state"
+    subprocess.run(
+        [sys.executable, "-c", "import webapp.settings"],
+        cwd=ROOT,
+        env=os.environ | {"HONE_HOME": str(home), "SECRET_KEY": "x" * 50},
+        check=True,
+    )
+    assert home.stat().st_mode & 0o777 == 0o700
 
 
 def test_settings_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:

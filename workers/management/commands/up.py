@@ -94,10 +94,19 @@ class Command(BaseCommand):
             return
         port, password = find_free_port(), secrets.token_urlsafe(16)
         environment["REDIS_URL"] = f"redis://:{password}@127.0.0.1:{port}/0"
-        options = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        options = {
+            "port": port,
+            "requirepass": password,  # here and not in its arguments, which every user can list
+            "bind": "127.0.0.1",
+            "save": '""',
+            "appendonly": "no",
+        }
+        config = home / "valkey.conf"
+        lines = [f"{name} {value}" for name, value in options.items()]
+        preparation.write_private(config, "\n".join(lines))
         valkey = Process(
             name="valkey",
-            argv=[str(get_binary_path()), "--port", str(port), "--requirepass", password, *options],
+            argv=[str(get_binary_path()), str(config)],
             environment=environment,
             log=home / "logs" / "valkey.log",
             ends_last=True,

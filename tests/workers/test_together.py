@@ -1,0 +1,106 @@
+"""Two programs and a dashboard's run on one device: in the same passes, as if each were alone."""
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.webapp.cast import make_actor
+from tests.workers.cast import Program, make_client_run, make_device, read_loss, take_turns
+from tests.workers.test_recipe import TurnWaiter, drive, make_sft_run, read_curve, version
+from training.engine.core import Engine
+from webapp.accounts.models import Actor
+from webapp.datasets.models import DatasetVersion
+from webapp.runs.models import Run
+
+pytestmark = pytest.mark.django_db
+
+__all__ = ["version"]  # a fixture: the rows of the dashboard's run
+
+STEPS = range(5)
+QUIET = {"sampling": {"prompts": [], "every": 0}, "checkpoint_every": 0, "evaluate_every": 0}
+
+
+@pytest.fixture(autouse=True)
+def _home(settings: Any, tmp_path: Path) -> None:
+    settings.HONE_HOME = tmp_path
+
+
+@pytest.fixture
+def actor() -> Actor:
+    return make_actor()
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """Which runs each pass of the engine held, from now on."""
+    seen: list[set[str]] = []
+    execute = Engine.forward_backward
+
+    def note_and_execute(engine: Engine, requests: Collection[str]) -> Any:
+        seen.append(set(requests))
+        return execute(engine, requests)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Engine, "forward_backward", note_and_execute)
+    return seen
+
+
+def make_programs(first: int) -> list[Program]:
+    """Different ranks and seeds; each asks for all of its steps before one is done."""
+    programs = [Program(run=make_client_run(first + index)) for index in range(2)]
+    for index, program in enumerate(programs):
+        program.create(rank=4 + 4 * index, seed=index)
+    return programs
+
+
+def ask(program: Program, number: int) -> Callable[[], list[float]]:
+    operations = program.train(range(100 * number, 100 * number + len(STEPS)))
+    operations.append(program.learn(7, forward_only=True))  # after the last step
+    return lambda: [read_loss(operation) for operation in operations]
+
+
+def run_apart(actor: Actor, version: DatasetVersion) -> tuple[list[list[float]], Run]:
+    """One after the other: the next asks when the last has everything."""
+    losses, device = [], make_device("alone")
+    for number, program in enumerate(make_programs(10)):
+        read = ask(program, number)
+        take_turns(device)
+        losses.append(read())
+    ended = drive(make_sft_run(actor, version, **QUIET), TurnWaiter(device=device))
+    return losses, ended
+
+
+def test_two_programs_and_a_dashboards_run_share_passes_and_get_what_each_gets_alone(
+    actor: Actor, version: DatasetVersion, passes: list[set[str]]
+) -> None:
+    alone, alone_on_the_page = run_apart(actor, version)
+    assert {len(runs) for runs in passes} == {1}
+    passes.clear()
+    programs = make_programs(20)
+    reads = [ask(program, number) for number, program in enumerate(programs)]
+    device = make_device("shared")
+    on_the_page = drive(make_sft_run(actor, version, **QUIET), TurnWaiter(device=device))
+    take_turns(device)
+    everybody = {*(program.run.pk for program in programs), on_the_page.pk}
+    assert passes.count(everybody) >= 2
+    for read, expected in zip(reads, alone, strict=True):
+        assert read() == pytest.approx(expected, rel=1e-5)
+    curve = read_curve(alone_on_the_page)
+    assert len(curve) == 6
+    assert read_curve(on_the_page) == pytest.approx(curve, rel=1e-5)
+
+
+def test_a_run_that_fails_in_a_shared_pass_takes_nobody_along(passes: list[set[str]]) -> None:
+    good, bad = make_programs(0)
+    read = ask(good, 0)
+    for _ in STEPS:
+        bad.learn(0, loss_fn="no_such_loss")
+        bad.step()
+    take_turns(make_device("shared"))
+    assert {good.run.pk, bad.run.pk} in passes
+    alone = make_programs(10)[0]
+    expected = ask(alone, 0)
+    take_turns(make_device("alone"))
+    assert read() == pytest.approx(expected(), rel=1e-5)
+    assert Run.objects.get(pk=bad.run.pk).step == 0

@@ -2,9 +2,11 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
@@ -72,6 +74,10 @@ def follow(page: Page, name: str | re.Pattern[str]) -> None:
     page.get_by_role("link", name=name).first.click()
 
 
+def open_tab(page: Page, name: str) -> None:
+    page.get_by_role("navigation", name="Run").get_by_role("link", name=name).click()
+
+
 def test_a_newcomer_goes_from_a_file_to_a_served_and_evaluated_model(
     page: Page, live: Live, tmp_path: Path
 ) -> None:
@@ -122,21 +128,28 @@ def watch_it_learn(page: Page) -> None:
     """Without one reload: what changes on the page arrives through its socket."""
     expect(page.locator(".js-plotly-plot").first).to_be_visible(timeout=60_000)
     expect(page.locator("#run-actions").get_by_text("done")).to_be_visible(timeout=TRAINING_MS)
-    for _ in range(100):
-        losses = page.evaluate(DRAWN_LOSSES)
-        if len(losses) == 80:
-            break
-        page.wait_for_timeout(300)
+    losses = wait_for_points(page, 80)
     assert len(losses) == 80
     assert sum(losses[-5:]) < sum(losses[:5]) / 3
-    follow(page, "Samples")
+    open_tab(page, "Samples")
     expect(page.get_by_text("What is 7 - 5?").first).to_be_visible()
-    follow(page, "Log")
+    open_tab(page, "Log")
     expect(page.get_by_text(re.compile("Done after 80 steps"))).to_be_visible()
 
 
+def wait_for_points(page: Page, number: int) -> list[float]:
+    """Polled from here: the pages' own policy forbids what wait_for_function would evaluate."""
+    losses: list[float] = []
+    for _ in range(100):
+        losses = page.evaluate(DRAWN_LOSSES)
+        if len(losses) >= number:
+            break
+        page.wait_for_timeout(300)
+    return losses
+
+
 def serve_its_checkpoint(page: Page) -> None:
-    follow(page, "Checkpoints")
+    open_tab(page, "Checkpoints")
     page.get_by_role("main").get_by_role("link", name="step-000080").first.click()
     follow(page, "Serve")
     page.get_by_label("Name").fill("subtraction")
@@ -174,6 +187,60 @@ def evaluate_and_compare(page: Page) -> None:
     page.goto(suite_url)
     expect(page.get_by_text("done", exact=True)).to_have_count(2, timeout=60_000)
     page.get_by_label("tiny-chatml-1m as A").check()
-    page.get_by_label(re.compile("step-000080.* as B")).check()
+    page.get_by_label(re.compile("subtract.* as B")).check()
     page.get_by_role("button", name="Compare A with B").click()
     expect(page.get_by_text(re.compile("is better on"))).to_be_visible()
+
+
+def test_a_run_is_paused_resumed_and_stopped_from_its_page(page: Page, live: Live) -> None:
+    launch_by_rest(live, page, steps=400)
+    expect(page.locator("#run-actions").get_by_text("running")).to_be_visible(timeout=60_000)
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator("#run-actions").get_by_text("paused")).to_be_visible(timeout=60_000)
+    page.get_by_role("button", name="Resume").click()
+    expect(page.locator("#run-actions").get_by_text("running")).to_be_visible(timeout=60_000)
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Stop").click()
+    confirm = page.get_by_role("dialog").get_by_role("button", name="Stop")
+    if confirm.count():
+        confirm.click()
+    expect(page.locator("#run-actions").get_by_text("cancelled")).to_be_visible(timeout=60_000)
+    open_tab(page, "Checkpoints")
+    expect(page.get_by_role("row").filter(has_text="optimizer")).to_have_count(1)
+
+
+def test_a_page_that_lost_its_connection_shows_the_whole_history_again(
+    page: Page, live: Live
+) -> None:
+    launch_by_rest(live, page, steps=60)
+    expect(page.locator(".js-plotly-plot").first).to_be_visible(timeout=60_000)
+    page.context.set_offline(True)
+    wait_until_done(live, page.url)
+    assert len(page.evaluate(DRAWN_LOSSES)) < 60
+    page.context.set_offline(False)
+    expect(page.locator("#run-actions").get_by_text("done")).to_be_visible(timeout=60_000)
+    assert len(wait_for_points(page, 60)) == 60
+
+
+def launch_by_rest(live: Live, page: Page, *, steps: int) -> None:
+    """On the dataset that the first test uploaded, or one like it; leaves its page open."""
+    with httpx.Client(base_url=live.url, headers={"X-API-Key": live.api_key}) as rest:
+        content = "\n".join(json.dumps(row) for row in ROWS)
+        files = {"file": ("rows.jsonl", content)}
+        version = rest.post("/rest/dataset-versions", data={"name": "more"}, files=files).json()
+        path = f"/rest/dataset-versions/{version['id']}"
+        while rest.get(path).json()["status"] == "validating":
+            page.wait_for_timeout(200)
+        config = {"steps": steps, "rank": 4, "batch_size": 16, "learning_rate": 1e-3}
+        body = {"base_model": "tiny-chatml-1m", "dataset_version": version["id"], "config": config}
+        run = rest.post("/rest/runs", json=body).json()
+    page.goto(f"/runs/{run['id']}/")
+
+
+def wait_until_done(live: Live, page_url: str) -> None:
+    run_id = page_url.rstrip("/").split("/")[-1]
+    with httpx.Client(base_url=live.url, headers={"X-API-Key": live.api_key}) as rest:
+        deadline = time.monotonic() + 120
+        while rest.get(f"/rest/runs/{run_id}").json()["status"] != "done":
+            assert time.monotonic() < deadline
+            time.sleep(0.3)

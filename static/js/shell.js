@@ -166,6 +166,9 @@ document.addEventListener("htmx:afterSettle", () => {
     kept.clear();
 });
 
+// What is newest stands at the right end, and is what one came to see.
+for (const wrap of document.querySelectorAll("[data-scroll-end]")) wrap.scrollLeft = wrap.scrollWidth;
+
 // Messages of success leave by themselves; errors stay until they are read.
 function expireMessages() {
     for (const message of document.querySelectorAll(".message:not(.error):not([data-timed])")) {

@@ -31,7 +31,7 @@ class Batch:
 
     data: tuple[Datum, ...]
     rows: tuple[int, ...]  # their numbers in the dataset version
-    epoch: int  # of the first one, from 0
+    epoch: float  # how often the rows have been seen after it: 0.5 is half of them
     num_tokens: int
     num_weighted: int
 
@@ -87,22 +87,22 @@ def make_batches(
         raise InvalidInput("no row is left to train on: hold out fewer, or allow longer rows")
     first_epoch, skipped = divmod(start * batch_size, len(examples))
     stream = (
-        (epoch, example)
+        example
         for epoch in count(first_epoch)
         for example in order_epoch(examples, seed=seed, epoch=epoch)
     )
     waiting = islice(stream, skipped, None)
-    for _ in range(start, num_steps):
-        yield make_batch(list(islice(waiting, batch_size)))
+    for step in range(start + 1, num_steps + 1):
+        chosen = list(islice(waiting, batch_size))
+        yield make_batch(chosen, epoch=step * batch_size / len(examples))
 
 
-def make_batch(chosen: Sequence[tuple[int, Example]]) -> Batch:
-    examples = [example for _, example in chosen]
+def make_batch(examples: Sequence[Example], *, epoch: float) -> Batch:
     num_weighted = sum(example.num_weighted for example in examples)
     return Batch(
         data=tuple(scale_weights(to_datum(example), 1 / num_weighted) for example in examples),
         rows=tuple(example.number for example in examples),
-        epoch=chosen[0][0],
+        epoch=epoch,
         num_tokens=sum(len(example.tokens) - 1 for example in examples),
         num_weighted=num_weighted,
     )

@@ -11,11 +11,11 @@ from django.shortcuts import render
 from django.views.decorators.http import require_GET
 
 from webapp.accounts.middleware import ActorRequest
+from webapp.core.diffs import Piece, diff_texts, spare_unlike
 from webapp.core.errors import NotFound, UserError
 from webapp.core.templatetags.hone import percent
 from webapp.evals.changes import list_changes
 from webapp.evals.comparison import ComparedSample, Comparison, compare
-from webapp.evals.diffs import Piece, diff_texts
 from webapp.evals.models import Evaluation
 from webapp.evals.naming import name_subject
 from webapp.evals.views import ROWS_A_PAGE, find_evaluation, make_line, read_evaluations, show_item
@@ -129,6 +129,6 @@ def make_row(sample: ComparedSample) -> Row:
         number=sample.index + 1,
         sample=sample,
         item=show_item(sample.item),
-        first=first,
-        second=second,
+        first=spare_unlike(first),
+        second=spare_unlike(second),
     )

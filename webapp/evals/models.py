@@ -97,6 +97,12 @@ class Evaluation(models.Model):
     def __str__(self) -> str:
         return self.id
 
+    @property
+    def first_score(self) -> float | None:
+        """By the suite's first grader. None: nothing is graded yet."""
+        score: float | None = self.scores.get(self.suite.graders[0]["name"])
+        return score
+
 
 class EvalResult(models.Model):
     """One answer of one evaluation, graded."""

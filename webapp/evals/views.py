@@ -49,11 +49,8 @@ class Line:
 
 
 def make_line(evaluation: Evaluation) -> Line:
-    grader = evaluation.suite.graders[0]["name"]
     return Line(
-        evaluation=evaluation,
-        subject=name_subject(evaluation),
-        score=evaluation.scores.get(grader),
+        evaluation=evaluation, subject=name_subject(evaluation), score=evaluation.first_score
     )
 
 

@@ -7,6 +7,12 @@ from django.utils.timezone import now
 
 from webapp.fleet.models import Worker
 
+COUNTED = {
+    "base_models": "base models",
+    "runs": "runs",
+    "adapters": "checkpoints",
+    "calls": "calls",
+}
 SILENCE = timedelta(seconds=60)  # a worker says every few seconds that it lives
 
 
@@ -34,18 +40,18 @@ def list_workers() -> list[WorkerState]:
 
 
 def describe_holds(holds: dict[str, object]) -> str:
-    """`base model: X; adapters: a, b`: whatever the worker says it holds, in words."""
+    """`1 base model, 2 runs, 0 calls`: how much of each the worker says it holds."""
     parts = [
-        f"{key.replace('_', ' ')}: {_describe_value(value)}"
+        f"{_count(value):,} {_name_key(key, _count(value))}"
         for key, value in holds.items()
-        if value not in (None, "", [], {})
+        if key in COUNTED
     ]
-    return "; ".join(parts) or "nothing yet"
+    return ", ".join(parts) or "nothing yet"
 
 
-def _describe_value(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_describe_value(inner)}" for key, inner in value.items())
-    if isinstance(value, list):
-        return ", ".join(_describe_value(inner) for inner in value)
-    return str(value)
+def _count(value: object) -> int:
+    return value if isinstance(value, int) else len(value) if isinstance(value, list) else 0
+
+
+def _name_key(key: str, count: int) -> str:
+    return COUNTED[key].removesuffix("s") if count == 1 else COUNTED[key]

@@ -4,9 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from webapp.core.diffs import Piece, diff_texts, spare_unlike
 from webapp.runs.models import Run, Sample
 
 STEPS_SHOWN = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A sample in pieces: those that the answer before it had not got are marked."""
+
+    sample: Sample
+    pieces: Sequence[Piece]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +25,7 @@ class Strip:
     index: int
     context: Sequence[dict[str, Any]]  # the messages before the last one
     question: str
-    answers: Sequence[Sample | None]
+    answers: Sequence[Answer | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,5 +62,18 @@ def make_strip(index: int, answers: dict[int, Sample], steps: Sequence[int]) -> 
         index=index,
         context=messages[:-1],
         question=messages[-1]["content"] if messages else "",
-        answers=[answers.get(step) for step in steps],
+        answers=mark_news([answers.get(step) for step in steps]),
     )
+
+
+def mark_news(samples: Sequence[Sample | None]) -> list[Answer | None]:
+    answers: list[Answer | None] = []
+    before: str | None = None
+    for sample in samples:
+        if sample is None:
+            answers.append(None)
+            continue
+        _, pieces = diff_texts(sample.completion if before is None else before, sample.completion)
+        answers.append(Answer(sample=sample, pieces=spare_unlike(pieces)))
+        before = sample.completion
+    return answers

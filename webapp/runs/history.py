@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from django.db import transaction
-from django.db.models import F
+from django.db.models import F, FloatField, Value
+from django.db.models.expressions import Combinable
+from django.db.models.functions import Coalesce
 
 from webapp.core.events import project_group, publish, run_group
 from webapp.runs.models import Metric, Run
 
+SPEED_WEIGHT = 0.2  # of the newest step in a run's tokens a second
 MAX_POINTS = 1000  # of one curve: about the pixels it is drawn on
 
 
@@ -47,12 +50,18 @@ def record_optimizer_step(run: Run, metrics: Mapping[str, float], *, num_tokens:
     if "loss" in metrics:
         changes["last_loss"] = metrics["loss"]
     if "tokens_per_second" in metrics:
-        changes["tokens_per_second"] = metrics["tokens_per_second"]
+        changes["tokens_per_second"] = smooth_speed(metrics["tokens_per_second"])
     Run.objects.filter(pk=run.pk).update(**changes)
     step: int = Run.objects.values_list("step", flat=True).get(pk=run.pk)
     record_metrics(run, step, metrics)
     publish(project_group(run.project_id), "runs")
     return step
+
+
+def smooth_speed(newest: float) -> Combinable:
+    """An exponential mean: one slow step, such as the one beside a held-out pass, says little."""
+    before = Coalesce(F("tokens_per_second"), Value(newest), output_field=FloatField())
+    return before * (1 - SPEED_WEIGHT) + Value(newest * SPEED_WEIGHT)
 
 
 def list_keys(run: Run) -> list[str]:

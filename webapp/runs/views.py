@@ -89,10 +89,19 @@ def show_run(request: ActorRequest, run_id: str) -> HttpResponse:
         "tab": tab,
         "stats": read_stats(run),
         "wait": explain_wait(run),
+        "newest": find_newest(run),
         "rate_form": LearningRateForm(initial={"learning_rate": _read_peak(run)}),
         **_read_tab(request, run, tab),
     }
     return render(request, "runs/detail.html", context)
+
+
+def find_newest(run: Run) -> Any | None:
+    """The checkpoint that an ended run is for: what to serve, ask and evaluate next."""
+    if not run.is_over:
+        return None
+    kept = run.checkpoints.filter(deleted_at=None, is_ephemeral=False)
+    return kept.order_by("-step", "-created_at").first()
 
 
 def _read_peak(run: Run) -> float | None:
@@ -108,7 +117,8 @@ def _read_tab(request: HttpRequest, run: Run, tab: str) -> dict[str, Any]:
     if tab == "evals":
         return {"evaluations": run.evaluations.select_related("suite", "checkpoint")}
     if tab == "config":
-        return {"export": make_export(request, run)}
+        adapter = {key: value for key, value in run.lora.items() if key not in run.config}
+        return {"export": make_export(request, run), "adapter": adapter}
     return {"keys": list_keys(run), "lines": run.log_lines.order_by("-pk")[:LOG_LINES]}
 
 
@@ -133,7 +143,7 @@ def make_export(request: HttpRequest, run: Run) -> Export | None:
 def show_part(request: ActorRequest, run_id: str, part: str) -> HttpResponse:
     """A piece of the page that asks for itself again when the server says that it changed."""
     run = find_run(request.actor, run_id)
-    context: dict[str, Any] = {"run": run}
+    context: dict[str, Any] = {"run": run, "newest": find_newest(run)}
     if part == "stats":
         context |= {"stats": read_stats(run), "wait": explain_wait(run)}
     return render(request, f"runs/_{part}.html", context)

@@ -72,10 +72,10 @@ def test_an_epoch_shows_every_row_once_in_another_order() -> None:
     assert [row.number for row in first] != [row.number for row in EXAMPLES]
 
 
-def test_batches_go_on_over_the_end_of_an_epoch() -> None:
+def test_batches_go_on_over_the_end_of_an_epoch_and_say_how_far_they_are() -> None:
     batches = list(make_batches(EXAMPLES[:10], batch_size=4, num_steps=5, seed=1))
     assert [len(batch.data) for batch in batches] == [4] * 5
-    assert [batch.epoch for batch in batches] == [0, 0, 0, 1, 1]
+    assert [batch.epoch for batch in batches] == [0.4, 0.8, 1.2, 1.6, 2.0]
     assert set(Counter(numbers(batches)).values()) == {2}
 
 

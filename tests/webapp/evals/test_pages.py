@@ -9,8 +9,8 @@ from tests.webapp.cast import count_queries, make_actor, make_viewer, sign_in
 from tests.webapp.deployments.conftest import make_checkpoint
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
+from webapp.core.diffs import MAX_PIECES, diff_texts
 from webapp.datasets.models import Dataset, DatasetVersion
-from webapp.evals.diffs import MAX_PIECES, diff_texts
 from webapp.evals.models import EvalResult, EvalSuite, Evaluation
 from webapp.fleet.models import BaseModel, BaseModelName
 from webapp.runs.models import Origin, Run

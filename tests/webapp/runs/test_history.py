@@ -42,6 +42,14 @@ def test_optimizer_steps_are_counted_from_one(run: Run) -> None:
     assert (run.step, run.num_tokens, run.last_loss, run.tokens_per_second) == (2, 14, 0.5, 9.0)
 
 
+def test_one_slow_step_hardly_changes_the_speed_of_a_run(run: Run) -> None:
+    for speed in (100.0, 100.0, 10.0):
+        record_optimizer_step(run, {"tokens_per_second": speed}, num_tokens=1)
+    run.refresh_from_db()
+    assert run.tokens_per_second == pytest.approx(82.0)
+    assert [point.value for point in read_metrics(run).series["tokens_per_second"]][-1] == 10.0
+
+
 def test_a_page_that_was_away_reads_what_it_lacks(run: Run) -> None:
     for step in range(1, 4):
         record_metrics(run, step, {"loss": float(step), "epoch": 0})

@@ -1,5 +1,6 @@
 """Runs in the browser: who sees them, the list, the curves, what may be pressed."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
@@ -10,9 +11,10 @@ from pytest_django import DjangoAssertNumQueries
 from tests.webapp.cast import make_actor, make_base_model, make_run, make_viewer, sign_in
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
-from webapp.fleet.models import BaseModel
+from webapp.fleet.models import BaseModel, Worker
 from webapp.runs.history import record_metrics
-from webapp.runs.models import LogLine, Origin, Run, Sample
+from webapp.runs.models import LogLine, Metric, Origin, Run, Sample
+from webapp.runs.progress import estimate_rests, read_stats
 
 pytestmark = pytest.mark.django_db
 
@@ -111,13 +113,56 @@ def test_every_tab_of_a_clients_run_and_of_a_recipes_run_opens(
     assert browser.get(f"/runs/{run.pk}/?tab=nothing").status_code == 404
 
 
+def record_paced_steps(run: Run, gaps: Sequence[float]) -> None:
+    """One loss more than there are gaps between the steps, in seconds."""
+    at = now() - timedelta(days=1)
+    for step, gap in enumerate([0.0, *gaps], 1):
+        at += timedelta(seconds=gap)
+        Metric.objects.create(run=run, step=step, key="loss", value=1.0, at=at)
+
+
+def test_what_is_left_of_a_run_is_counted_without_its_pauses(alice: Actor) -> None:
+    run = make_recipe_run(alice, step=20)
+    assert estimate_rests([run]) == {}
+    record_paced_steps(run, [2.0, 2.0, 3600.0, 2.0])
+    assert estimate_rests([run])[run.pk] == pytest.approx(40.0)
+    run.status = Run.Status.PAUSED
+    assert estimate_rests([run]) == {}
+
+
+def test_an_ended_run_says_its_mean_speed_and_not_its_last(alice: Actor) -> None:
+    run = make_recipe_run(alice, status=Run.Status.DONE, tokens_per_second=10.0)
+    assert read_stats(run).tokens_per_second == 10.0
+    for step, speed in enumerate((100.0, 300.0), 1):
+        record_metrics(run, step, {"tokens_per_second": speed})
+    assert read_stats(run).tokens_per_second == pytest.approx(150.0)
+
+
+def test_an_ended_run_offers_what_to_do_with_its_last_checkpoint(
+    alice: Actor, browser: Client
+) -> None:
+    run = make_recipe_run(alice)
+    for step, is_ephemeral in ((20, False), (40, False), (50, True)):
+        newest = Checkpoint.objects.create(
+            project=alice.project, run=run, base_model=run.base_model, name=f"step-{step}",
+            kind=Checkpoint.Kind.TRAINING, step=step, seq=step, size_bytes=1, rank=8,
+            is_ephemeral=is_ephemeral,
+        )  # fmt: skip
+    newest = run.checkpoints.get(step=40)
+    path = f"/runs/{run.pk}/parts/actions/"
+    assert newest.pk not in browser.get(path).content.decode()
+    Run.objects.update(status=Run.Status.DONE)
+    page = browser.get(path).content.decode()
+    for url in ("/playground/?left=", "/deployments/new/?checkpoint=", "/evals/new/?checkpoint="):
+        assert f'href="{url}{newest.pk}"' in page
+
+
 def test_the_head_of_a_run_says_loss_progress_and_what_is_left(
     alice: Actor, browser: Client
 ) -> None:
-    run = make_recipe_run(
-        alice, step=10, last_loss=0.693147, started_at=now() - timedelta(seconds=64.6)
-    )
+    run = make_recipe_run(alice, step=10, last_loss=0.693147, started_at=now())
     record_metrics(run, 10, {"held_out_loss": 0.75})
+    record_paced_steps(run, [6.4] * 8 + [7200.0])
     page = browser.get(f"/runs/{run.pk}/parts/stats/").content.decode()
     assert "0.6931" in page
     assert "at step 10" in page
@@ -179,12 +224,12 @@ def test_samples_are_a_strip_a_prompt_and_tokens_come_on_demand(
             step=step,
             prompt_index=0,
             prompt=prompt,
-            completion=f"answer at {step}",
+            completion=f"The answer at {step}",
             tokens=[{"text": "answer", "id": 5, "logprob": -4.0}],
         )
     page = browser.get(f"/runs/{run.pk}/?tab=samples")
     assert page.context["film"].steps == [0, 10]
-    assert b"answer at 10" in page.content
+    assert b"The answer at <mark>10</mark>" in page.content
     tokens = browser.get(f"/runs/{run.pk}/samples/{sample.pk}/").content.decode()
     assert "doubt-4" in tokens
     other = make_run(alice, run.base_model)
@@ -264,16 +309,49 @@ def test_the_overview_shows_first_steps_and_then_what_runs(alice: Actor, browser
     assert "First steps" not in page
 
 
+def test_a_worker_says_what_it_trains_by_name_and_only_counts_what_is_not_ours(
+    alice: Actor, browser: Client
+) -> None:
+    base_model = make_base_model("lab/small")
+    ours = make_recipe_run(alice, base_model, name="our run")
+    theirs = make_recipe_run(make_actor("carol"), base_model, name="their run")
+    holds = {"base_models": [base_model.pk], "runs": [ours.pk, theirs.pk]}
+    Worker.objects.create(name="w1", kind=Worker.Kind.GPU, holds=holds)
+    Worker.objects.create(
+        name="s1", kind=Worker.Kind.SAMPLER, holds={"server": "s1/abc", "calls": 2}
+    )
+    page = " ".join(browser.get("/").content.decode().split())
+    assert f'trains <a href="/runs/{ours.pk}/">our run</a> and 1 run of other projects' in page
+    assert "2 calls in flight" in page
+    assert "their run" not in page
+    assert "s1/abc" not in page
+    Run.objects.update(status=Run.Status.DONE)
+    assert "idle, holds small" in " ".join(browser.get("/").content.decode().split())
+
+
+def test_when_nothing_runs_the_overview_shows_what_was_last(alice: Actor, browser: Client) -> None:
+    base_model = make_base_model()
+    for number in range(7):
+        make_recipe_run(
+            alice, base_model, name=f"run {number}", status="done", last_loss=0.5 + number,
+            ended_at=now() - timedelta(hours=number),
+        )  # fmt: skip
+    page = browser.get("/").content.decode()
+    assert "run 4" in page
+    assert "4.500" in page
+    assert "run 5" not in page
+
+
 def test_the_overview_takes_the_same_queries_for_one_run_and_for_ten(
     alice: Actor, browser: Client, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
     base_model = make_base_model()
     make_recipe_run(alice, base_model)
-    with django_assert_num_queries(13):
+    with django_assert_num_queries(18):
         browser.get("/")
     for number in range(9):
         record_metrics(make_recipe_run(alice, base_model, name=f"run {number}"), 1, {"loss": 1.0})
-    with django_assert_num_queries(13):
+    with django_assert_num_queries(18):
         browser.get("/")
 
 

@@ -8,6 +8,9 @@ from difflib import SequenceMatcher
 PIECE = re.compile(r"\s+|\w+|[^\w\s]")
 MAX_PIECES = 3000  # the comparison takes time with the square of this
 
+SHORT = 40  # letters
+LIKE = 0.4  # of a text: what the other has to share with it
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
@@ -30,6 +33,14 @@ def diff_texts(first: str, second: str) -> tuple[list[Piece], list[Piece]]:
         _join(_mark(before, [(block.a, block.size) for block in blocks])),
         _join(_mark(after, [(block.b, block.size) for block in blocks])),
     )
+
+
+def spare_unlike(pieces: Sequence[Piece]) -> Sequence[Piece]:
+    """Texts with little in common are easier to read without marks all over."""
+    shared = sum(len(piece.text) for piece in pieces if not piece.is_changed)
+    text = "".join(piece.text for piece in pieces)
+    is_clear = len(text) <= SHORT or shared >= LIKE * len(text)
+    return pieces if is_clear else [Piece(text=text, is_changed=False)]
 
 
 def _mark(pieces: Sequence[str], same: Iterable[tuple[int, int]]) -> Iterable[Piece]:

@@ -53,6 +53,15 @@ def test_a_new_folder_gets_the_version_of_this_code(tmp_path: Path, settings: Se
     preparation.check_state_version(tmp_path)
 
 
+def test_a_demo_is_prepared_once(tmp_path: Path) -> None:
+    preparation.check_state_version(tmp_path)
+    assert not preparation.is_demo_prepared(tmp_path, "tiny")
+    preparation.note_demo(tmp_path, "tiny")
+    assert preparation.is_demo_prepared(tmp_path, "tiny")
+    assert not preparation.is_demo_prepared(tmp_path, "smollm2")
+    preparation.check_state_version(tmp_path)
+
+
 def test_a_full_disk_is_said_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

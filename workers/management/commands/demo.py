@@ -14,7 +14,7 @@ from webapp.datasets.services import create_version
 from webapp.fleet.models import BaseModel
 from webapp.fleet.services import add_base_model
 from workers import ingest
-from workers.preparation import prepare_owner, python
+from workers.preparation import DEFAULT_DEMO, prepare_owner, python
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TINY = "tiny-chatml-1m"
@@ -25,7 +25,7 @@ class Command(BaseCommand):
     help = "Prepare what HONE_DEMO names: smollm2 (the default), tiny, or 0 for nothing."
 
     def handle(self, **_: Any) -> None:
-        demo = os.environ.get("HONE_DEMO", "smollm2")
+        demo = os.environ.get("HONE_DEMO", DEFAULT_DEMO)
         if demo not in ("smollm2", "tiny", "0"):
             raise CommandError(f"HONE_DEMO is {demo!r}; say smollm2, tiny or 0.")
         if demo == "tiny":

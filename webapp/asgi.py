@@ -12,6 +12,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "webapp.settings")
 pages = get_asgi_application()
 
 # These import tables, so the apps come first.
+from webapp.core.bodies import BoundedBodies  # noqa: E402
 from webapp.core.subscription import listen_for_ever, on_finished  # noqa: E402
 from webapp.core.threads import PooledHandler, Receive, Scope, Send  # noqa: E402
 from webapp.routing import websocket_urlpatterns  # noqa: E402
@@ -47,7 +48,7 @@ async def live(_scope: Scope, receive: Receive, send: Send) -> None:
 
 application = ProtocolTypeRouter(
     {
-        "http": answer_http,
+        "http": BoundedBodies(answer_http),
         "lifespan": live,
         "websocket": AllowedHostsOriginValidator(
             AuthMiddlewareStack(URLRouter(websocket_urlpatterns))

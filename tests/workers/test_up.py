@@ -18,7 +18,9 @@ def test_the_password_of_valkey_is_in_a_private_file_and_in_no_list_of_processes
     tmp_path: Path,
 ) -> None:
     (tmp_path / "logs").mkdir()
-    crew, environment = Crew([], say=str), {k: v for k, v in os.environ.items() if k != "REDIS_URL"}
+    said: list[str] = []
+    crew = Crew([], say=said.append)
+    environment = {k: v for k, v in os.environ.items() if k != "REDIS_URL"}
     Command().start_valkey(crew, environment, tmp_path)
     try:
         url = environment["REDIS_URL"]

@@ -11,6 +11,7 @@ from django.core.handlers.asgi import ASGIHandler
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class PooledHandler(ASGIHandler):

@@ -24,6 +24,7 @@ from webapp.tinker import wire_pb2 as pb
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
 MAX_BODY_BYTES = 64 * 1024**2  # the SDK splits its requests at 5 MB; one datum may exceed that
+MAX_DIMENSIONS = 2  # of any field; an array has at most 64
 
 _DTYPES: Mapping[int, np.dtype[Any]] = {
     pb.DTYPE_FLOAT32: np.dtype("<f4"),
@@ -67,12 +68,24 @@ def parse_forward_backward(body: bytes) -> pb.ForwardBackwardRequest:
 
 
 def read_forward_backward(message: pb.ForwardBackwardRequest) -> ForwardBackward:
+    _check_unpacked(message)
     return ForwardBackward(
         data=[_read_datum(datum, index) for index, datum in enumerate(message.data)],
         loss_fn=message.loss_fn,
         config=_read_config(message),
         forward_only=message.forward_only,
     )
+
+
+def _check_unpacked(message: pb.ForwardBackwardRequest) -> None:
+    """A sparse tensor of a few bytes can have any shape, and a request many of them."""
+    tensors = [tensor for datum in message.data for tensor in datum.loss_fn_inputs.values()]
+    sparse = [tensor for tensor in tensors if tensor.WhichOneof("encoding") == "sparse_csr"]
+    if sum(8 * math.prod(map(abs, tensor.shape[:2])) for tensor in sparse) > MAX_BODY_BYTES:
+        raise UserError(
+            f"The sparse tensors unpack to more than {MAX_BODY_BYTES // 2**20} MiB: send fewer"
+            " datums in one request."
+        )
 
 
 def _read_config(message: pb.ForwardBackwardRequest) -> dict[str, float | str]:
@@ -130,7 +143,7 @@ def _read_buffer(data: bytes, dtype: np.dtype[Any], where: str) -> NDArray[Any]:
 def _shape(values: NDArray[Any], shape: Sequence[int], where: str) -> NDArray[Any]:
     if not shape:
         return values
-    if min(shape) < 0 or math.prod(shape) != values.size:
+    if len(shape) > MAX_DIMENSIONS or min(shape) < 0 or math.prod(shape) != values.size:
         raise UserError(f"{where}: the shape {list(shape)} does not hold {values.size} values.")
     return values.reshape(shape)
 
@@ -142,7 +155,7 @@ def _read_sparse(tensor: pb.Tensor, dtype: np.dtype[Any], where: str) -> NDArray
     row_starts = _read_buffer(csr.crow_indices, np.dtype("<i8"), where)
     columns = _read_buffer(csr.col_indices, np.dtype("<i8"), where)
     shape = list(tensor.shape)
-    if len(shape) != 2 or min(shape) < 0 or math.prod(shape) * 8 > MAX_BODY_BYTES:
+    if len(shape) != 2 or min(shape) < 0:
         raise UserError(f"{where}: a sparse tensor of the shape {shape} cannot be unpacked here.")
     num_rows, num_columns = shape
     fits = (

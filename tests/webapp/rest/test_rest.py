@@ -80,6 +80,13 @@ def error_of(answer: object) -> str:
     return str(answer.json()["error"]["message"])  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"name": "' + b"x" * 2**23 + b'"}', b"\xff"])
+def test_json_that_is_too_deep_too_large_or_broken_is_refused(client: Client, body: bytes) -> None:
+    answer = client.post("/rest/keys", body, content_type="application/json")
+    assert answer.status_code == 400
+    assert error_of(answer).startswith("The body ")
+
+
 def test_without_a_key_nothing_is_answered() -> None:
     answer = Client().get("/rest/runs")
     assert answer.status_code == 401

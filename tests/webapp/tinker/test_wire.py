@@ -100,8 +100,24 @@ def test_sparse_indices_that_do_not_fit_are_refused(changes: dict[str, Any]) -> 
 
 
 def test_a_sparse_tensor_cannot_unpack_to_any_size() -> None:
-    with pytest.raises(UserError, match="cannot be unpacked"):
+    with pytest.raises(UserError, match="unpack to more than"):
         wire.decode_forward_backward(make_sparse(num_columns=10**12))
+
+
+def test_many_small_sparse_tensors_cannot_unpack_to_any_size_together() -> None:
+    message = pb.ForwardBackwardRequest.FromString(make_sparse(num_columns=1_000_000))
+    assert wire.read_forward_backward(message).data[0].inputs["weights"].shape == (2, 1_000_000)
+    for _ in range(4):
+        message.data.add().CopyFrom(message.data[0])
+    with pytest.raises(UserError, match="sparse tensors unpack to more than 64 MiB"):
+        wire.read_forward_backward(message)
+
+
+@pytest.mark.parametrize("shape", [[1] * 100, [2, 1, 1], [-2]])
+def test_a_shape_that_no_field_has_is_refused(shape: list[int]) -> None:
+    dense = np.array([1.0, 2.0], "<f4").tobytes()
+    with pytest.raises(UserError, match="datum 0: weights: the shape"):
+        wire.decode_forward_backward(make_message(dense=dense, dtype=pb.DTYPE_FLOAT32, shape=shape))
 
 
 def test_bfloat16_is_widened_exactly() -> None:

@@ -165,6 +165,7 @@ def refusals(live: Live) -> Any:
         ("checkpoint", "There is no checkpoint tinker://x:train:0/weights/y"),
         ("context", "exceeds the model's context window: 2 + 100000"),
         ("prompt", "prompt: 999999 at position 0"),
+        ("part", "the forward_backward with seq_id 1 failed, so the gradients"),
     ],
 )
 def test_a_mistake_is_told_in_a_sentence(refusals: Any, mistake: str, sentence: str) -> None:

@@ -54,6 +54,7 @@ told = {
     ),
     "context": tell(sample(5, 6, max_tokens=100_000)),
     "prompt": tell(sample(999_999, max_tokens=4)),
+    "part": tell(lambda: step(model, make_datum(0))),  # what was refused above is missing in it
 }
 loss = step(model, make_datum(1))
 service.close("success").result()

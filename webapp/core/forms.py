@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from django.forms import BaseForm
+from django.forms import BaseForm, BoundField, FloatField, IntegerField
 
 from webapp.core.errors import NotFound, UserError
+from webapp.core.templatetags.hone import rate
 
 
 @contextmanager
@@ -17,3 +18,28 @@ def show_errors(form: BaseForm) -> Iterator[None]:
         raise
     except UserError as error:
         form.add_error(error.field if error.field in form.fields else None, error.message)
+
+
+def say_limits(form: BaseForm) -> None:
+    """Numbers out of range are answered with what was given and what may be given instead."""
+    for bound in form:
+        if not isinstance(bound.field, IntegerField):
+            continue
+        wanted = describe_limits(bound)
+        bound.field.error_messages["invalid"] = f"This is no number: give {wanted}."
+        for code, word in (("min_value", "small"), ("max_value", "large")):
+            bound.field.error_messages[code] = f"%(show_value)s is too {word}: give {wanted}."
+
+
+def describe_limits(bound: BoundField) -> str:
+    """`a whole number from 1 to 512`"""
+    field = bound.field
+    assert isinstance(field, IntegerField)  # floats are its children
+    kind = "a number" if isinstance(field, FloatField) else "a whole number"
+    if field.min_value is None or field.max_value is None:
+        return kind
+    return f"{kind} from {_write(field.min_value)} to {_write(field.max_value)}"
+
+
+def _write(limit: float) -> str:
+    return rate(limit) if 0 < limit < 1e-2 else f"{limit:,}"

@@ -8,6 +8,7 @@ from django.apps import apps
 
 from training.types import MAX_RANK
 from webapp.accounts.models import Actor
+from webapp.core.forms import say_limits
 from webapp.datasets.models import DatasetVersion
 from webapp.fleet.models import BaseModel
 
@@ -143,6 +144,7 @@ class LaunchForm(forms.Form):
                 field.error_messages["required"] = f"Left empty: the usual is {field.initial}."
         if parent is not None:
             self._follow(parent)
+        say_limits(self)
 
     def _field(self, name: str) -> forms.ModelChoiceField[Any]:
         field = self.fields[name]

@@ -36,9 +36,10 @@ def describe_limits(bound: BoundField) -> str:
     field = bound.field
     assert isinstance(field, IntegerField)  # floats are its children
     kind = "a number" if isinstance(field, FloatField) else "a whole number"
-    if field.min_value is None or field.max_value is None:
+    low, high = field.min_value, field.max_value
+    if not isinstance(low, int | float) or not isinstance(high, int | float):
         return kind
-    return f"{kind} from {_write(field.min_value)} to {_write(field.max_value)}"
+    return f"{kind} from {_write(low)} to {_write(high)}"
 
 
 def _write(limit: float) -> str:

@@ -16,6 +16,7 @@ urlpatterns = [
     path("schema", SpectacularAPIView.as_view(), name="rest-schema"),
     path("", SpectacularSwaggerView.as_view(url_name="rest-schema"), name="rest-docs"),
     path("me", accounts.Me.as_view()),
+    path("members", accounts.MemberList.as_view()),
     path("keys", accounts.KeyList.as_view()),
     path("keys/<str:key_id>", accounts.KeyDetail.as_view()),
     path("base-models", fleet.BaseModelList.as_view()),
@@ -28,6 +29,7 @@ urlpatterns = [
     path("dataset-versions/<str:version_id>/preview", datasets.VersionPreview.as_view()),
     # /rest/runs/<str:id>
     path("runs", runs.RunList.as_view()),
+    path("runs/forecast", runs.RunForecast.as_view()),
     path("runs/<str:run_id>", runs.RunDetail.as_view()),
     path("runs/<str:run_id>/metrics", runs.RunMetrics.as_view()),
     path("runs/<str:run_id>/samples", runs.RunSamples.as_view()),

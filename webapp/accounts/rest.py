@@ -10,8 +10,8 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from webapp.accounts.authentication import actor_of
-from webapp.accounts.models import ApiKey, ApiKeyQuerySet
-from webapp.accounts.services import create_key, revoke_key
+from webapp.accounts.models import ApiKey, ApiKeyQuerySet, Membership, Role
+from webapp.accounts.services import add_member, create_key, revoke_key
 
 
 class MeOutput(serializers.Serializer[Any]):
@@ -34,6 +34,36 @@ class Me(APIView):
             "role": actor.role,
         }
         return Response(answer)
+
+
+class MemberOutput(serializers.ModelSerializer[Membership]):
+    username = serializers.CharField(source="user.username", read_only=True)
+
+    class Meta:
+        model = Membership
+        fields = ("username", "role")
+
+
+class MemberInput(serializers.Serializer[Membership]):
+    username = serializers.CharField()
+    role = serializers.ChoiceField(Role.choices, default=Role.MEMBER)
+
+
+class MemberList(APIView):
+    """Who works in this project."""
+
+    @extend_schema(responses=MemberOutput(many=True))
+    def get(self, request: Request) -> Response:
+        members = actor_of(request).project.memberships.select_related("user").order_by("pk")
+        return Response(MemberOutput(members, many=True).data)
+
+    @extend_schema(request=MemberInput, responses={201: MemberOutput})
+    def post(self, request: Request) -> Response:
+        """Add a user of this installation. Owners only."""
+        data = MemberInput(data=request.data)
+        data.is_valid(raise_exception=True)
+        member = add_member(actor=actor_of(request), **data.validated_data)
+        return Response(MemberOutput(member).data, status=status.HTTP_201_CREATED)
 
 
 class KeyOutput(serializers.ModelSerializer[ApiKey]):

@@ -14,7 +14,12 @@ from webapp.accounts.authentication import actor_of
 from webapp.accounts.idempotency import answer_once
 from webapp.core.errors import NotFound
 from webapp.datasets.models import DatasetVersion, DatasetVersionQuerySet, Preview
-from webapp.datasets.services import create_version, decide, request_preview
+from webapp.datasets.services import (
+    create_version,
+    decide,
+    delete_version,
+    request_preview,
+)
 from webapp.fleet.services import find_base_model
 
 
@@ -106,6 +111,12 @@ class VersionDetail(APIView):
     @extend_schema(responses=VersionOutput)
     def get(self, request: Request, version_id: str) -> Response:
         return Response(VersionOutput(find_version(request, version_id)).data)
+
+    @extend_schema(responses={204: None})
+    def delete(self, request: Request, version_id: str) -> Response:
+        """Delete its rows and files; refused while runs or suites were made of it."""
+        delete_version(actor=actor_of(request), version=find_version(request, version_id))
+        return Response(status=status.HTTP_204_NO_CONTENT)
 
 
 class VersionDecision(APIView):

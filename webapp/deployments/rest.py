@@ -16,7 +16,14 @@ from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.rest import find_checkpoint
 from webapp.core.errors import NotFound
-from webapp.deployments.models import Deployment, DeploymentQuerySet, HotLoad, SamplingCall
+from webapp.deployments.calls import cancel_call
+from webapp.deployments.models import (
+    Deployment,
+    DeploymentQuerySet,
+    HotLoad,
+    SamplingCall,
+    SamplingCallQuerySet,
+)
 from webapp.deployments.services import ask, change_checkpoint, create_deployment, stop_deployment
 from webapp.fleet.models import BaseModel
 from webapp.fleet.services import find_base_model
@@ -206,8 +213,21 @@ class CallDetail(APIView):
     @extend_schema(responses=CallOutput)
     def get(self, request: Request, call_id: int) -> Response:
         calls = SamplingCall.objects.visible_to(actor_of(request))
-        # A Tinker client's result is protobuf, and read by its own protocol.
-        call = calls.exclude(purpose=SamplingCall.Purpose.TINKER).filter(pk=call_id).first()
-        if call is None:
-            raise NotFound(f"There is no call {call_id}.")
+        return Response(CallOutput(_find_call(calls, call_id)).data)
+
+    @extend_schema(responses=CallOutput)
+    def delete(self, request: Request, call_id: int) -> Response:
+        """Cancel it, where it has not ended."""
+        calls = SamplingCall.objects.visible_to(actor_of(request))
+        call = _find_call(calls, call_id)
+        cancel_call(call)
+        call.refresh_from_db()
         return Response(CallOutput(call).data)
+
+
+def _find_call(calls: SamplingCallQuerySet, call_id: int) -> SamplingCall:
+    # A Tinker client's result is protobuf, and read by its own protocol.
+    call = calls.exclude(purpose=SamplingCall.Purpose.TINKER).filter(pk=call_id).first()
+    if call is None:
+        raise NotFound(f"There is no call {call_id}.")
+    return call

@@ -1,6 +1,5 @@
 """The launch page: the form, what it would cost, and the same as a program."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from django.contrib.auth.decorators import login_required
@@ -11,10 +10,9 @@ from django.views.decorators.http import require_http_methods, require_POST
 from webapp.accounts.middleware import ActorRequest
 from webapp.accounts.permissions import check_can_write
 from webapp.core.forms import show_errors
-from webapp.datasets.models import DatasetVersion
 from webapp.fleet.models import BaseModel
-from webapp.runs.estimates import Estimate, estimate_seconds, estimate_tokens
 from webapp.runs.export import Export, export_run
+from webapp.runs.forecast import Forecast, forecast_run
 from webapp.runs.forms import LaunchForm, suggest_learning_rate
 from webapp.runs.models import Origin, Run
 from webapp.runs.parents import find_parent
@@ -63,14 +61,6 @@ def suggest(request: ActorRequest, parent: Any | None) -> dict[str, Any]:
     return initial
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Forecast:
-    num_rows: int  # trained on
-    num_steps: int
-    num_tokens: float
-    estimate: Estimate | None
-
-
 @login_required
 @require_POST
 def preview_run(request: ActorRequest) -> HttpResponse:
@@ -103,21 +93,8 @@ def _fill(request: ActorRequest, form: LaunchForm) -> LaunchForm:
 
 def make_forecast(form: LaunchForm) -> Forecast:
     data = form.cleaned_data
-    version: DatasetVersion = data["dataset_version"]
-    num_rows = max(1, round(version.num_rows * (1 - data["held_out_share"])))
-    num_steps = int(data["length"])
-    if data["length_unit"] == "epochs":
-        num_steps = max(1, round(num_rows * data["length"] / data["batch_size"]))
-    tokens_a_row = estimate_tokens(version, data["base_model"])
-    longest = data["max_length"] or data["base_model"].context_tokens
-    tokens_a_step = min(tokens_a_row, longest or tokens_a_row) * data["batch_size"]
-    return Forecast(
-        num_rows=num_rows,
-        num_steps=num_steps,
-        num_tokens=tokens_a_step * num_steps,
-        estimate=estimate_seconds(
-            base_model=data["base_model"], num_tokens_per_step=tokens_a_step, steps=num_steps
-        ),
+    return forecast_run(
+        version=data["dataset_version"], base_model=data["base_model"], config=form.make_config()
     )
 
 

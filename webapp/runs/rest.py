@@ -12,10 +12,13 @@ from rest_framework.views import APIView
 
 from webapp.accounts.authentication import actor_of
 from webapp.accounts.idempotency import answer_once
+from webapp.accounts.models import Actor
+from webapp.core.counts import read_count
 from webapp.core.errors import NotFound, UserError
 from webapp.datasets.models import DatasetVersion
 from webapp.fleet.services import find_base_model
 from webapp.runs import services
+from webapp.runs.forecast import forecast_run
 from webapp.runs.history import MAX_POINTS, read_metrics
 from webapp.runs.models import LogLine, Origin, Run, RunQuerySet, Sample
 from webapp.runs.parents import find_parent
@@ -104,22 +107,62 @@ class RunList(ListAPIView[Run]):
 
 def _launch(request: Request, data: dict[str, Any]) -> Run:
     actor = actor_of(request)
-    versions = DatasetVersion.objects.visible_to(actor).select_related("dataset")
-    version = versions.filter(pk=data["dataset_version"]).first()
-    if version is None:
-        message = f"There is no dataset version {data['dataset_version']}."
-        raise UserError(message, field="dataset_version")
     return services.create_run(
         actor=actor,
         origin=Origin.REST,
         name=data["name"],
         base_model=find_base_model(data["base_model"]),
-        dataset_version=version,
+        dataset_version=_find_version(actor, data["dataset_version"]),
         config=data["config"],
         parent=find_parent(actor, data.get("parent", "")),
         with_optimizer=data["with_optimizer"],
         recipe=data["recipe"],
     )
+
+
+def _find_version(actor: Actor, version_id: str) -> DatasetVersion:
+    versions = DatasetVersion.objects.visible_to(actor).select_related("dataset")
+    version = versions.filter(pk=version_id).first()
+    if version is None:
+        raise UserError(f"There is no dataset version {version_id}.", field="dataset_version")
+    return version
+
+
+class ForecastOutput(serializers.Serializer[Any]):
+    num_rows = serializers.IntegerField(help_text="Trained on; the others are held out.")
+    num_steps = serializers.IntegerField()
+    num_tokens = serializers.FloatField()
+    seconds = serializers.FloatField(allow_null=True, help_text="null: no speed is known yet.")
+    least_seconds = serializers.FloatField(allow_null=True)
+    most_seconds = serializers.FloatField(allow_null=True)
+    basis = serializers.CharField(help_text="Where the numbers come from.")
+
+
+class RunForecast(APIView):
+    """What a run would do, before it is launched."""
+
+    @extend_schema(request=RunInput, responses=ForecastOutput)
+    def post(self, request: Request) -> Response:
+        """Its steps, tokens and time. Nothing is created."""
+        data = RunInput(data=request.data)
+        data.is_valid(raise_exception=True)
+        found = forecast_run(
+            version=_find_version(actor_of(request), data.validated_data["dataset_version"]),
+            base_model=find_base_model(data.validated_data["base_model"]),
+            config=data.validated_data["config"],
+        )
+        estimate = found.estimate
+        return Response(
+            {
+                "num_rows": found.num_rows,
+                "num_steps": found.num_steps,
+                "num_tokens": found.num_tokens,
+                "seconds": estimate and estimate.seconds,
+                "least_seconds": estimate and estimate.least_seconds,
+                "most_seconds": estimate and estimate.most_seconds,
+                "basis": estimate.basis if estimate else "",
+            }
+        )
 
 
 class RunDetail(APIView):
@@ -149,10 +192,8 @@ class RunMetrics(APIView):
         """Thinned to at most 1,000 points a curve; the extremes stay."""
         run = find_run(request, run_id)
         keys = request.query_params.getlist("key") or None
-        after = request.query_params.get("after", "0")
-        if not after.isdigit():
-            raise UserError(f"after is {after!r}; it must be a whole number.", field="after")
-        history = read_metrics(run, keys, after_id=int(after), max_points=MAX_POINTS)
+        after = read_count(request.query_params.get("after", "0"), "after")
+        history = read_metrics(run, keys, after_id=after, max_points=MAX_POINTS)
         series = {
             key: [[point.step, point.value, point.at] for point in points]
             for key, points in history.series.items()

@@ -71,13 +71,19 @@ def create_run(  # noqa: PLR0913 - the row's columns, by name
 def check_config(config: dict[str, Any]) -> dict[str, Any]:
     """Every setting, defaults filled in; what is wrong is said now, not by a worker later."""
     kept = {key: config[key] for key in NOT_OF_THE_RECIPE if key in config}
+    return {**read_recipe(config).to_dict(), **kept}
+
+
+def read_recipe(config: dict[str, Any]) -> SftConfig:
+    """The recipe's part of a run's config."""
     try:
-        checked = SftConfig.from_dict({key: config[key] for key in config if key not in kept})
+        return SftConfig.from_dict(
+            {key: config[key] for key in config if key not in NOT_OF_THE_RECIPE}
+        )
     except InvalidInput as error:
         field = str(error).partition(" ")[0]
         known = field in checked_names() or "." in field
         raise UserError(f"{error}.", field=field if known else "config") from None
-    return {**checked.to_dict(), **kept}
 
 
 def checked_names() -> set[str]:

@@ -2,16 +2,20 @@
 
 import errno
 import json
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.test import Client
+from django.utils.timezone import now
 from pytest_django import Settings
 
-from webapp.accounts.models import Actor, Membership, Project, Role, User
+from webapp.accounts.idempotency import LONGEST_CREATE, RUNNING
+from webapp.accounts.models import Actor, IdempotentRequest, Membership, Project, Role, User
 from webapp.accounts.services import create_key, create_project, revoke_key
 from webapp.datasets.models import DatasetVersion
+from webapp.deployments.models import Deployment
 from webapp.fleet.services import add_base_model
 from webapp.runs.models import Run
 from workers import ingest
@@ -187,6 +191,30 @@ def test_a_repeated_create_returns_the_first_answer(client: Client) -> None:
     assert Run.objects.count() == 1
 
 
+def test_a_create_whose_process_was_killed_is_taken_over_in_time(
+    client: Client, alice: Actor
+) -> None:
+    """Its row says running for ever; nobody but a repeat can tell."""
+    add_base_model(path=str(TINY), names=["acme/tiny"])
+
+    def create() -> int:
+        return client.post(
+            "/rest/deployments",
+            {"name": "one", "base_model": "acme/tiny"},
+            content_type="application/json",
+            headers={"Idempotency-Key": "k1"},
+        ).status_code
+
+    assert create() == 201
+    Deployment.objects.all().delete()
+    IdempotentRequest.objects.update(status=RUNNING, response=None)
+    assert create() == 409
+    IdempotentRequest.objects.update(created_at=now() - 2 * LONGEST_CREATE)
+    assert create() == 201
+    assert create() == 201
+    assert Deployment.objects.count() == 1
+
+
 def test_an_idempotency_key_does_not_serve_two_requests(client: Client) -> None:
     for name, status in (("one", 201), ("two", 400)):
         answer = client.post(
@@ -258,6 +286,22 @@ def test_lists_are_paged_by_cursor(client: Client, alice: Actor) -> None:
     assert second["next"] is None
 
 
+@pytest.mark.parametrize("text", ["zzz", "p=x", "p=2020-13-01", "o=-5&p=a"])
+def test_a_damaged_cursor_is_refused(client: Client, text: str) -> None:
+    cursor = b64encode(text.encode()).decode()
+    assert client.get("/rest/runs", {"cursor": cursor}).status_code in (200, 404)
+    if text.startswith("p="):
+        assert client.get("/rest/runs", {"cursor": cursor}).status_code == 404
+
+
+@pytest.mark.parametrize("after", ["-1", "\u00b2", "x", "9" * 5000])
+def test_metrics_after_what_is_no_number_are_refused(client: Client, after: str) -> None:
+    run = launch(client, upload(client))
+    answer = client.get(f"/rest/runs/{run['id']}/metrics", {"after": after})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["field"] == "after"
+
+
 def test_a_list_takes_the_same_number_of_queries_however_long_it_is(
     client: Client, alice: Actor, django_assert_max_num_queries: object
 ) -> None:
@@ -313,3 +357,40 @@ def raise_disk_full(*_: object, **__: object) -> None:
 
 def raise_bug(*_: object, **__: object) -> None:
     raise ZeroDivisionError("of the house")
+
+
+def test_a_forecast_creates_nothing(client: Client) -> None:
+    version_id = upload(client)
+    add_base_model(path=str(TINY), names=["acme/tiny"])
+    body = {"base_model": "acme/tiny", "dataset_version": version_id, "config": CONFIG}
+    answer = client.post("/rest/runs/forecast", body, content_type="application/json").json()
+    assert (answer["num_rows"], answer["num_steps"]) == (1, 2)
+    assert answer["seconds"] is None
+    assert not Run.objects.exists()
+
+
+def test_a_version_of_which_runs_were_made_is_not_deleted(client: Client) -> None:
+    version_id = upload(client)
+    path = f"/rest/dataset-versions/{version_id}"
+    launch(client, version_id)
+    assert "runs" in error_of(client.delete(path))
+    Run.objects.all().delete()
+    assert client.delete(path).status_code == 204
+    assert client.get(path).status_code == 404
+
+
+def test_an_owner_adds_members_and_a_member_does_not(client: Client, alice: Actor) -> None:
+    User.objects.create_user(username="bob")
+    body = {"username": "bob", "role": "member"}
+    assert client.post("/rest/members", body, content_type="application/json").status_code == 201
+    assert {"username": "bob", "role": "member"} in client.get("/rest/members").json()
+    mia = make_client(make_actor("mia", Role.MEMBER, alice.project))
+    answer = mia.post("/rest/members", body, content_type="application/json")
+    assert "Only an owner" in error_of(answer)
+
+
+def test_a_question_is_cancelled(client: Client) -> None:
+    add_base_model(path=str(TINY), names=["acme/tiny"])
+    body = {"base_model": "acme/tiny", "messages": [{"role": "user", "content": "Hi"}]}
+    call = client.post("/rest/calls", body, content_type="application/json").json()
+    assert client.delete(f"/rest/calls/{call['id']}").json()["status"] == "cancelled"

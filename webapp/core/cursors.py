@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
+from django.core.exceptions import FieldError, ValidationError
 from django.db.models import Model, Q, QuerySet
 
 from webapp.core.errors import UserError
@@ -26,9 +27,7 @@ def read_page(rows: QuerySet[M], *, order: str, cursor: str, page_size: int = 50
     column, is_falling = order.removeprefix("-"), order.startswith("-")
     sign, compare = ("-", "lt") if is_falling else ("", "gt")
     if cursor:
-        value, pk = _decode(cursor)
-        beyond = Q(**{f"{column}__{compare}": value})
-        rows = rows.filter(beyond | Q(**{column: value, f"pk__{compare}": pk}))
+        rows = _filter_beyond(rows, column, compare, cursor)
     found = list(rows.order_by(f"{sign}{column}", f"{sign}pk")[: page_size + 1])
     page, has_more = found[:page_size], len(found) > page_size
     following = _encode(getattr(page[-1], column), page[-1].pk) if has_more else ""
@@ -41,11 +40,18 @@ def _encode(value: Any, pk: Any) -> str:
     return urlsafe_b64encode(json.dumps([value, pk]).encode()).decode()
 
 
-def _decode(cursor: str) -> tuple[Any, Any]:
+def _filter_beyond(rows: QuerySet[M], column: str, compare: str, cursor: str) -> QuerySet[M]:
+    """A cursor is a part of an address: people may send anything as one."""
     try:
-        value, pk = json.loads(urlsafe_b64decode(cursor))
-        if isinstance(value, Mapping):
-            value = datetime.fromisoformat(value["at"])
-    except (ValueError, TypeError, KeyError):
+        value, pk = _decode(cursor)
+        beyond = Q(**{f"{column}__{compare}": value})
+        return rows.filter(beyond | Q(**{column: value, f"pk__{compare}": pk}))
+    except (ValueError, TypeError, KeyError, FieldError, ValidationError, RecursionError):
         raise UserError("This page's address is damaged: open the list again.") from None
+
+
+def _decode(cursor: str) -> tuple[Any, Any]:
+    value, pk = json.loads(urlsafe_b64decode(cursor))
+    if isinstance(value, Mapping):
+        value = datetime.fromisoformat(value["at"])
     return value, pk

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from webapp.core.counts import read_count
 from webapp.core.diffs import Piece, diff_texts, spare_unlike
 from webapp.runs.models import Run, Sample
 
@@ -39,8 +40,8 @@ class Film:
 def arrange_samples(run: Run, *, until: str) -> Film:
     """The newest steps, or those up to `until`."""
     steps = run.samples.order_by("-step").values_list("step", flat=True).distinct()
-    if until.isdigit():
-        steps = steps.filter(step__lte=int(until))
+    if until:
+        steps = steps.filter(step__lte=read_count(until, "until"))
     newest = list(steps[: STEPS_SHOWN + 1])
     shown = sorted(newest[:STEPS_SHOWN])
     samples = run.samples.filter(step__in=shown).defer("tokens").order_by("prompt_index", "step")

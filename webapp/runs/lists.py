@@ -18,6 +18,8 @@ LAST = 1e300  # where rows without a value are sorted: at the end, both ways
 SORTS = ("name", "status", "-step", "-loss", "-speed", "-created")
 COLUMNS = tuple(sort.removeprefix("-") for sort in SORTS)
 
+MOST_WORDS = 10  # of a search: each is a join more
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunQuery:
@@ -50,7 +52,7 @@ class RunQuery:
 def list_runs(actor: Actor, query: RunQuery) -> CursorPage[Run]:
     rows = Run.objects.in_project(actor).select_related("base_model", "dataset_version__dataset")
     rows = rows.prefetch_related("base_model__names").defer("config", "steering", "error")
-    for word in query.text.split():
+    for word in query.text.split()[:MOST_WORDS]:
         rows = rows.filter(
             Q(name__icontains=word)
             | Q(pk__icontains=word)

@@ -14,6 +14,7 @@ from django.views.decorators.http import require_GET, require_POST
 from webapp.accounts.middleware import ActorRequest
 from webapp.accounts.models import Actor
 from webapp.accounts.permissions import check_can_write
+from webapp.core.counts import read_count
 from webapp.core.errors import NotFound, UserError
 from webapp.runs import services
 from webapp.runs.export import Export, export_run
@@ -154,10 +155,8 @@ def show_part(request: ActorRequest, run_id: str, part: str) -> HttpResponse:
 def read_points(request: ActorRequest, run_id: str) -> JsonResponse:
     """Everything after metric `after`, so a page that was away fetches what it lacks."""
     run = find_run(request.actor, run_id)
-    after = request.GET.get("after", "0")
-    if not after.isdigit():
-        raise UserError("after must be a whole number.")
-    history = read_metrics(run, after_id=int(after), max_points=MAX_POINTS)
+    after = read_count(request.GET.get("after", "0"), "after")
+    history = read_metrics(run, after_id=after, max_points=MAX_POINTS)
     series = {
         key: {
             "steps": [point.step for point in points],

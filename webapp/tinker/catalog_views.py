@@ -14,7 +14,8 @@ from webapp.checkpoints.services import (
     set_lifetime,
     set_public,
 )
-from webapp.core.errors import NotFound, UserError
+from webapp.core.counts import read_count
+from webapp.core.errors import NotFound
 from webapp.fleet.models import BaseModelName
 from webapp.runs.models import Run, Session
 from webapp.tinker.endpoints import TinkerRequest, endpoint
@@ -51,17 +52,10 @@ def training_run(request: TinkerRequest, run_id: str) -> JsonResponse:
 
 
 def cut_page(request: TinkerRequest, rows: QuerySet[Any]) -> tuple[list[Any], dict[str, int]]:
-    offset = read_count(request, "offset", 0)
-    limit = min(read_count(request, "limit", 100), MOST_ROWS)
+    offset = read_count(request.GET.get("offset", "0"), "offset")
+    limit = min(read_count(request.GET.get("limit", "100"), "limit"), MOST_ROWS)
     cursor = {"offset": offset, "limit": limit, "total_count": rows.count()}
     return list(rows[offset : offset + limit]), cursor
-
-
-def read_count(request: TinkerRequest, name: str, default: int) -> int:
-    given = request.GET.get(name, str(default))
-    if not given.isdecimal() or len(given) > 9:
-        raise UserError(f"{name} is {given!r}; send a whole number.", field=name)
-    return int(given)
 
 
 def describe_run(run: Run) -> dict[str, Any]:

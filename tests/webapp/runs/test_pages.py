@@ -1,5 +1,6 @@
 """Runs in the browser: who sees them, the list, the curves, what may be pressed."""
 
+from base64 import urlsafe_b64encode
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -296,8 +297,13 @@ def test_pages_of_a_sorted_list_show_every_run_once(
     assert (len(first.rows), len(seen), len(set(seen)), second.next) == (50, 57, 57, "")
 
 
-def test_a_damaged_cursor_is_refused(browser: Client) -> None:
-    assert browser.get("/runs/?cursor=zzz").status_code == 400
+@pytest.mark.parametrize(
+    "content",
+    [b"zzz", b"[null, 1]", b'["x", []]', b'[{"at": 1}, 1]', b"[[1], 1]", b"[1]", b"[" * 9000],
+)
+def test_a_damaged_cursor_is_refused(browser: Client, content: bytes) -> None:
+    cursor = urlsafe_b64encode(content).decode()
+    assert browser.get("/runs/", {"cursor": cursor}).status_code == 400
 
 
 def test_the_overview_shows_first_steps_and_then_what_runs(alice: Actor, browser: Client) -> None:

@@ -90,10 +90,10 @@ async def park(polls: ParkedPolls, program: Program, request_id: str) -> asyncio
 
 
 async def is_parked(polls: ParkedPolls) -> bool:
-    """The first looks that were asked for before this one are over."""
-    await polls.look(lambda _: None, None)
-    await polls.look(lambda _: None, None)
-    return True
+    """Every look that was asked for before is over: each thread is here at the same time."""
+    all_here = threading.Barrier(waiting.NUM_THREADS)
+    looks = [polls.look(lambda _: all_here.wait(20), None) for _ in range(waiting.NUM_THREADS)]
+    return len(await asyncio.gather(*looks)) == waiting.NUM_THREADS
 
 
 async def test_a_finished_result_is_returned_byte_for_byte(
@@ -236,7 +236,7 @@ async def test_200_parked_polls_cost_no_threads(world: World, polls: ParkedPolls
     ]
     while len(polls.waiting) < 200:
         await asyncio.sleep(0.01)
-    await is_parked(polls)
+    assert await is_parked(polls)
     assert threading.active_count() - before <= 5
     operations = Operation.objects.filter(run=world.run)
     await sync_to_async(operations.update)(status="done", result=b"{}", content_type="x")

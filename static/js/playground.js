@@ -26,7 +26,17 @@ form?.addEventListener("click", (event) => {
     button.setAttribute("aria-pressed", String(isOn));
 });
 
-for (const turns of form?.querySelectorAll("[data-turns]") ?? []) {
-    turns.scrollTop = turns.scrollHeight;
+// The newest turn begins at the top of its pane, so that a long answer is read from its start.
+function showNewest(turns) {
+    const newest = turns.querySelector(".turn:last-child");
+    if (newest) turns.scrollTop = newest.offsetTop - turns.offsetTop - 16;
 }
-if (form?.querySelector(".turn")) prompt?.focus();
+
+for (const turns of form?.querySelectorAll("[data-turns]") ?? []) showNewest(turns);
+
+document.addEventListener("htmx:afterSettle", (event) => {
+    const turns = event.target.closest?.("[data-turns]");
+    if (turns && event.target.closest(".turn:last-child")) showNewest(turns);
+});
+
+if (form?.querySelector(".turn")) prompt?.focus({ preventScroll: true });

@@ -104,7 +104,9 @@ def show_playground(request: ActorRequest) -> HttpResponse:
 def make_panes(form: PlaygroundForm, turns: dict[str, list[SamplingCall]]) -> list[Pane]:
     hints = {
         "left": "Answers of the model chosen above appear here.",
-        "right": "Choose a second model to see both answers to the same prompt, drawn with the same"
+        "right": "Its answers to the same prompts, drawn with the same seed, appear here."
+        if form["right"].value()
+        else "Choose a second model to see both answers to the same prompt, drawn with the same"
         " seed.",
     }
     return [
@@ -251,8 +253,10 @@ def find_call(actor: Actor, call_id: int) -> SamplingCall:
 @login_required
 @require_GET
 def show_answer(request: ActorRequest, call_id: int) -> HttpResponse:
-    """Asked while a call is under way."""
+    """Asked while a call is under way; where nothing has changed the page stays as it is."""
     answer = read_answer(find_call(request.actor, call_id))
+    if answer.is_pending and answer.call.status == request.GET.get("shown"):
+        return HttpResponse(status=204)
     return render(request, "playground/_answer.html", {"answer": answer})
 
 

@@ -86,12 +86,14 @@ def test_an_answer_is_asked_for_until_it_is_there(
     url = browser.post("/playground/", question).headers["Location"]
     call = SamplingCall.objects.all()[0]
     assert "waits for a sampler" in read(browser, url)
-    assert f'hx-get="/playground/answers/{call.pk}/"' in read(browser, url)
+    assert f'hx-get="/playground/answers/{call.pk}/?shown=queued"' in read(browser, url)
+    assert browser.get(f"/playground/answers/{call.pk}/?shown=queued").status_code == 204
 
     answer(call, "2")
     part = read(browser, f"/playground/answers/{call.pk}/")
     assert "hx-get" not in part
-    assert "first / step-10" in part
+    assert f'href="/checkpoints/{call.checkpoint_id}/"' in part
+    assert ">step-10</a>" in part
     assert 'digest <span class="mono" title="' + "d1ge57" * 10 in part
     assert 'data-doubt="0"' in part
     assert 'data-doubt="4"' in part

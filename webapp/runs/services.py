@@ -5,6 +5,7 @@ from dataclasses import fields
 from datetime import timedelta
 from typing import Any
 
+from django.apps import apps
 from django.db import transaction
 from django.db.models import Q
 from django.utils.timezone import now
@@ -12,7 +13,7 @@ from django.utils.timezone import now
 from training.errors import InvalidInput
 from training.recipes.sft_config import SftConfig
 from training.types import LORA_ALPHA, MAX_RANK
-from webapp.accounts.models import Actor
+from webapp.accounts.models import Actor, Project
 from webapp.core.dispatch import TRAIN_RUN, send_task
 from webapp.core.errors import UserError
 from webapp.core.events import project_group, publish, run_group
@@ -23,6 +24,7 @@ from webapp.runs.queue import fail_waiting
 
 NOT_OF_THE_RECIPE = ("eval_suite",)  # of a run's config: the worker sees to it
 LONGEST_SILENCE = timedelta(minutes=10)  # the SDK beats every 10 s and itself gives up after 2 min
+LONGEST_NAME = 120  # of the column
 LORA_FLAGS = ("train_mlp", "train_attn", "train_unembed")
 
 Status = Run.Status
@@ -46,11 +48,13 @@ def create_run(  # noqa: PLR0913 - the row's columns, by name
         raise UserError(f"{dataset_version} is not ready yet.", field="dataset_version")
     check_parent(parent, base_model, with_optimizer)
     config = check_config(config if parent is None else take_shape(config, parent))
+    check_suite(actor.project, config.get("eval_suite"))
+    given = name.strip() or f"{dataset_version.dataset} on {base_model.short_name}"
     with transaction.atomic():
         run = Run.objects.create(
             project=actor.project,
             created_by=actor.user,
-            name=name.strip() or f"{dataset_version.dataset} on {base_model.short_name}",
+            name=given[:LONGEST_NAME],
             origin=origin,
             recipe=recipe,
             base_model=base_model,
@@ -66,6 +70,17 @@ def create_run(  # noqa: PLR0913 - the row's columns, by name
         send_task(TRAIN_RUN, run.pk)
         announce(run)
     return run
+
+
+def check_suite(project: Project, suite_id: Any) -> None:
+    """Its app lies above this one, so it is found by name."""
+    if suite_id is None:
+        return
+    suites = apps.get_model("evals", "EvalSuite").objects.filter(project=project)
+    if not isinstance(suite_id, str) or not suites.filter(pk=suite_id).exists():
+        raise UserError(
+            f"There is no suite {suite_id!r:.60} in the run's project.", field="eval_suite"
+        )
 
 
 def check_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -166,6 +166,11 @@ def test_bad_lines_wait_for_a_decision(client: Client) -> None:
         ({"config": {"learning_rate": -1, "steps": 2}}, "learning_rate"),
         ({"config": {"learning_rat": 1, "steps": 2}}, "learning_rat"),
         ({"config": {"steps": 2, "epochs": 1}}, "epochs"),
+        ({"config": {"steps": 2, "eval_suite": "suite-of-somebody"}}, "eval_suite"),
+        ({"config": {"steps": 2, "eval_suite": ["x"]}}, "eval_suite"),
+        ({"parent": "ckpt-of-somebody"}, "parent"),
+        ({"dataset_version": "dsv-of-somebody"}, "dataset_version"),
+        ({"base_model": "acme/unknown"}, "acme/unknown"),
     ],
 )
 def test_a_run_that_cannot_be_is_refused_at_once(

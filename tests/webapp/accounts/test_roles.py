@@ -6,9 +6,9 @@ from django.test import Client
 from tests.webapp.cast import make_actor, make_base_model, make_run, make_viewer, sign_in
 from tests.webapp.deployments.conftest import make_checkpoint
 from webapp.accounts.middleware import PROJECT_IN_SESSION
-from webapp.accounts.models import Actor
+from webapp.accounts.models import Actor, Membership, Role, User
 from webapp.accounts.permissions import check_can_write
-from webapp.accounts.services import create_key, create_project
+from webapp.accounts.services import create_key, create_project, find_actor_of_key
 from webapp.core.errors import NotFound
 from webapp.datasets.models import Dataset, DatasetVersion
 from webapp.deployments.models import Deployment, SamplingCall
@@ -109,3 +109,30 @@ def test_an_evaluation_asks_checkpoints_of_its_suites_project() -> None:
     theirs = make_checkpoint(make_run(Actor(user=alice.user, project=other, role=alice.role)))
     with pytest.raises(NotFound):
         request_evaluation(actor=alice, suite=make_suite(alice), checkpoint=theirs)
+
+
+@pytest.mark.parametrize("leaves", ["the project", "the installation"])
+def test_the_key_of_who_has_left_opens_nothing(leaves: str) -> None:
+    alice = make_actor()
+    _, secret = create_key(actor=alice, name="laptop")
+    assert find_actor_of_key(secret) is not None
+    if leaves == "the project":
+        Membership.objects.filter(user=alice.user).delete()
+    else:
+        User.objects.filter(pk=alice.user.pk).update(is_active=False)
+    assert find_actor_of_key(secret) is None
+    assert Client(headers={"X-API-Key": secret}).get("/rest/me").status_code == 401
+
+
+def test_a_key_that_was_made_by_a_member_who_became_a_viewer_only_reads() -> None:
+    alice = make_actor()
+    _, secret = create_key(actor=alice, name="laptop")
+    Membership.objects.update(role=Role.VIEWER)
+    program = Client(headers={"X-API-Key": secret})
+    assert program.get("/rest/me").json()["role"] == "viewer"
+    assert (
+        program.post("/rest/keys", {"name": "x"}, content_type="application/json").status_code
+        == 403
+    )
+    answer = program.post("/api/v1/create_session", {}, content_type="application/json")
+    assert answer.status_code == 403

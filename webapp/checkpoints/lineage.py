@@ -16,6 +16,7 @@ from webapp.runs.models import Run
 MAX_ANCESTORS = 30
 COLUMN, WIDTH = 232, 200  # pixels, of a column and of a node in it
 ROW, HEIGHT = 56, 44
+BEND = 8  # radius of an edge's corner
 
 
 ICONS = {
@@ -54,13 +55,16 @@ class Placed:
 
     @property
     def edge(self) -> str:
-        """The path from the parent's right side to this one's left, with one bend."""
+        """From the parent's right side to this one's left; those of many children share a trunk."""
         if self.parent is None:
             return ""
         start, end = self.parent.x + WIDTH, self.x
         middle, top = (start + end) // 2, self.parent.y + HEIGHT // 2
         bottom = self.y + HEIGHT // 2
-        return f"M{start} {top}C{middle} {top} {middle} {bottom} {end} {bottom}"
+        if top == bottom:
+            return f"M{start} {top}H{end}"
+        turn = f"Q{middle} {bottom} {middle + BEND} {bottom}"  # children stand below, never above
+        return f"M{start} {top}H{middle}V{bottom - BEND}{turn}H{end}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

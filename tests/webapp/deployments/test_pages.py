@@ -194,3 +194,9 @@ def test_a_viewer_changes_nothing(alice: Actor, deployment: Deployment) -> None:
         assert "viewer" in viewer.post(f"/deployments/{path}").content.decode()
     deployment.refresh_from_db()
     assert deployment.status == Status.READY
+
+
+def test_with_nothing_to_serve_the_form_says_what_is_missing(browser: Client) -> None:
+    page = browser.get("/deployments/new/").content.decode()
+    assert "Nothing to serve yet" in page
+    assert "manage.py model add" in page

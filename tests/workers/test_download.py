@@ -48,7 +48,8 @@ def score(model: PeftModel, seed: int) -> torch.Tensor:
     datum = make_datum(seed)
     logits = model(input_ids=torch.from_numpy(datum.tokens)[None]).logits[0]
     targets = torch.from_numpy(datum.inputs["target_tokens"])
-    return logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+    chosen: torch.Tensor = logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+    return chosen
 
 
 @pytest.mark.parametrize("name", ["final", '../../../etc/\u00fcber "weights"'])

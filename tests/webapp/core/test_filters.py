@@ -15,6 +15,7 @@ from webapp.core.templatetags.hone import (
     exact,
     percent,
     rate,
+    server,
     short,
     size,
     trail,
@@ -75,3 +76,7 @@ def test_a_sparkline_needs_two_points() -> None:
 
 def test_an_unlikely_token_is_shaded_darker() -> None:
     assert [doubt(None), doubt(-0.1), doubt(-1.0), doubt(-5.0)] == [0, 0, 2, 4]
+
+
+def test_a_server_is_called_by_its_name_and_its_start_stands_on_hover() -> None:
+    assert server("sampler-a/3f2c") == '<span title="sampler-a/3f2c">sampler-a</span>'

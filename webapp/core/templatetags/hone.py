@@ -153,6 +153,12 @@ def short(value: str, length: int = 12) -> SafeString | str:
 
 
 @register.filter
+def server(value: str) -> SafeString:
+    """A sampling server's name; which start of it answered stands on hover."""
+    return format_html('<span title="{}">{}</span>', value, value.partition("/")[0])
+
+
+@register.filter
 def or_dash(value: object) -> object:
     """For values that may be missing; zero is a value."""
     return NOTHING if value in (None, "") else value

@@ -23,10 +23,8 @@ from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import check_name, find_folder, find_saved, register_checkpoint
 from webapp.deployments.calls import open_sampling_session
 from webapp.runs.models import Operation, Run
-from webapp.tinker.wire import decode_forward_backward, encode_output
+from webapp.tinker.wire import JSON, PROTOBUF, decode_forward_backward, encode_output
 
-JSON = "application/json"
-PROTOBUF = "application/x-protobuf"
 EPHEMERAL_SECONDS = 86_400  # of a sampling client's weights, after its session has ended
 
 Kind = Operation.Kind

@@ -28,7 +28,7 @@ class KeyAuthentication(BaseAuthentication):
             raise AuthenticationFailed("This API key is unknown or was revoked.")
         return actor.user, actor
 
-    def authenticate_header(self, request: Request) -> str:  # noqa: ARG002
+    def authenticate_header(self, request: Request) -> str:  # noqa: ARG002 - DRF's signature
         return "Bearer"
 
 
@@ -42,7 +42,7 @@ class HasProject(BasePermission):
 
     message = "Your role in this project is viewer: it may read, not change."
 
-    def has_permission(self, request: Request, view: APIView) -> bool:  # noqa: ARG002
+    def has_permission(self, request: Request, view: APIView) -> bool:  # noqa: ARG002 - DRF's signature
         actor = request.auth
         return isinstance(actor, Actor) and (request.method in SAFE_METHODS or actor.can_write)
 

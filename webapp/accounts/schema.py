@@ -9,5 +9,5 @@ class KeyScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call
     target_class = "webapp.accounts.authentication.KeyAuthentication"
     name = "ApiKey"
 
-    def get_security_definition(self, auto_schema: object) -> dict[str, str]:  # noqa: ARG002
+    def get_security_definition(self, auto_schema: object) -> dict[str, str]:  # noqa: ARG002 - theirs
         return {"type": "apiKey", "in": "header", "name": "X-API-Key"}

@@ -23,7 +23,7 @@ class HintConsumer(AsyncJsonWebsocketConsumer):  # type: ignore[misc] # channels
         await self.channel_layer.group_add(self.group, self.channel_name)
         await self.accept()
 
-    async def disconnect(self, code: int) -> None:  # noqa: ARG002
+    async def disconnect(self, code: int) -> None:  # noqa: ARG002 - channels calls it
         if self.group:
             await self.channel_layer.group_discard(self.group, self.channel_name)
 

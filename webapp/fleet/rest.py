@@ -66,7 +66,7 @@ class BaseModelDetail(APIView):
     """One base model, by id."""
 
     @extend_schema(responses=BaseModelOutput)
-    def get(self, request: Request, name: str) -> Response:  # noqa: ARG002
+    def get(self, request: Request, name: str) -> Response:  # noqa: ARG002 - DRF's
         return Response(BaseModelOutput(find_base_model(name)).data)
 
     @extend_schema(responses={204: None})
@@ -96,5 +96,5 @@ class WorkerList(APIView):
     """The processes that train and sample here."""
 
     @extend_schema(responses=WorkerOutput(many=True))
-    def get(self, request: Request) -> Response:  # noqa: ARG002
+    def get(self, request: Request) -> Response:  # noqa: ARG002 - DRF's
         return Response(WorkerOutput(Worker.objects.all(), many=True).data)

@@ -22,6 +22,7 @@ from webapp.runs.outcomes import Outcome
 from webapp.tinker.authentication import NO_KEY, WRONG_KEY, find_actor, recall_actor
 from webapp.tinker.fields import read_fields
 from webapp.tinker.outcomes import find_ended, read_all
+from webapp.tinker.wire import JSON
 
 PATH = "/api/v1/retrieve_future"
 HOLD_SECONDS = 30.0  # the SDK gives up on one poll after 45 s
@@ -29,7 +30,6 @@ SWEEP_SECONDS = 2.0  # how late a result is whose wake-up was lost
 REST_SECONDS = 1.0  # of a client whose poll met a database that does not answer
 MAX_BODY_BYTES = 64 * 1024
 NUM_THREADS = 2  # for the database; queries take a millisecond
-JSON = "application/json"
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -108,5 +108,12 @@ function showAnswer(request) {
     setBusy(false);
     const page = new DOMParser().parseFromString(request.responseText, "text/html");
     const found = [...page.querySelectorAll(".form .error:not([hidden]) span, .form-errors span")];
-    complain(found.map((each) => each.textContent.trim()).join(" ") || `The server answered ${request.status}.`);
+    const said = found.map((each) => each.textContent.trim()).join(" ") || readDetail(request);
+    complain(said || `The server answered ${request.status}.`);
+}
+
+// A body that is too large is refused before any page is made.
+function readDetail(request) {
+    const isJson = request.getResponseHeader("content-type")?.startsWith("application/json");
+    return isJson ? JSON.parse(request.responseText).detail : "";
 }

@@ -45,12 +45,20 @@ CONFIG = {
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """Its launcher is killed too, which other tests' installation must be spared."""
     installation = Live(tmp_path_factory.mktemp("own"))
     installation.start()
     yield installation
     installation.stop()
+
+
+@pytest.fixture
+def own(installation: Live) -> Live:
+    """Running, also after a test that stopped it."""
+    if installation.process.poll() is not None:
+        installation.start()
+    return installation
 
 
 @pytest.fixture

@@ -221,14 +221,12 @@ def test_a_create_whose_process_was_killed_is_taken_over_in_time(
 
 
 def test_an_idempotency_key_does_not_serve_two_requests(client: Client) -> None:
+    add_base_model(path=str(TINY), names=["acme/tiny"])
+    headers = {"Idempotency-Key": "k1"}
     for name, status in (("one", 201), ("two", 400)):
+        body = {"name": name, "base_model": "acme/tiny"}
         answer = client.post(
-            "/rest/deployments",
-            {"name": name, "base_model": "acme/tiny"}
-            if add_base_model(path=str(TINY), names=["acme/tiny"])
-            else {},
-            content_type="application/json",
-            headers={"Idempotency-Key": "k1"},
+            "/rest/deployments", body, content_type="application/json", headers=headers
         )
         assert answer.status_code == status
 

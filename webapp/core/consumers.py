@@ -1,19 +1,20 @@
 """The socket of a page: says that something changed, and the page fetches what it lacks."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
 
 
-class HintConsumer(AsyncJsonWebsocketConsumer):  # type: ignore[misc] # channels has no types
+class HintConsumer(AsyncJsonWebsocketConsumer, ABC):  # type: ignore[misc] # untyped channels
     """Subclasses say which group a user may join; everything else is the same for every page."""
 
     group = ""
 
+    @abstractmethod
     def find_group(self) -> str:
         """The group this user may watch at this URL; empty: none, and the socket is refused."""
-        raise NotImplementedError
 
     async def connect(self) -> None:
         self.group = await database_sync_to_async(self.find_group)()

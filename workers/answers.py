@@ -19,7 +19,8 @@ from webapp.deployments.models import HotLoad, SamplingCall
 from webapp.evals.models import EvalSuite, Evaluation
 from webapp.evals.services import record_result, settle
 from webapp.runs.samples import record_sample
-from webapp.tinker.wire import JSON, PROTOBUF, encode_sample_output
+from webapp.tinker.wire import JSON, PROTOBUF
+from webapp.tinker.wire_samples import encode_sample_output
 
 Purpose = SamplingCall.Purpose
 

@@ -19,6 +19,7 @@ from tests.webapp.tinker.conftest import make_request
 from training.types import ForwardBackwardOutput, SampledSequence, SampleOutput
 from webapp.tinker import wire
 from webapp.tinker.authentication import REMEMBER_SECONDS
+from webapp.tinker.wire_samples import encode_sample_output
 
 pytestmark = pytest.mark.e2e
 
@@ -67,7 +68,7 @@ def test_our_codec_agrees_with_the_sdks_own(live: Live) -> None:
     )
     given = {
         "output": encode_text(wire.encode_output(output)),
-        "samples": encode_text(wire.encode_sample_output(samples)),
+        "samples": encode_text(encode_sample_output(samples)),
     }
     report = live.run("encode.py", given=json.dumps(given))
     model_id, seq, request = wire.decode_forward_backward(base64.b64decode(report["request"]))

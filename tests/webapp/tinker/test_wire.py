@@ -12,6 +12,7 @@ from training.types import ForwardBackwardOutput, SampledSequence, SampleOutput
 from webapp.core.errors import UserError
 from webapp.tinker import wire
 from webapp.tinker import wire_pb2 as pb
+from webapp.tinker.wire_samples import decode_sample_output, encode_sample_output
 
 
 def make_message(**tensor: Any) -> bytes:
@@ -183,10 +184,10 @@ def test_samples_come_back_as_they_were() -> None:
         ],
         prompt_logprobs=[None, -1.5],
     )
-    assert wire.decode_sample_output(wire.encode_sample_output(output)) == output
+    assert decode_sample_output(encode_sample_output(output)) == output
 
 
 def test_a_prompt_position_without_a_logprob_travels_as_nan() -> None:
     output = SampleOutput(sequences=[], prompt_logprobs=[None, -1.5])
-    message = pb.SampleResponse.FromString(wire.encode_sample_output(output))
+    message = pb.SampleResponse.FromString(encode_sample_output(output))
     assert math.isnan(np.frombuffer(message.prompt_logprobs, "<f4")[0])

@@ -16,7 +16,7 @@ from webapp.deployments import calls, services
 from webapp.deployments.models import Deployment, HotLoad, SamplingCall
 from webapp.fleet.models import BaseModel, Worker
 from webapp.runs.models import Run, Sample
-from webapp.tinker.wire import decode_sample_output
+from webapp.tinker.wire_samples import decode_sample_output
 from workers.hotload import in_database
 from workers.sampler import Sampler
 from workers.vllm import SamplingServer

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
+from django.template.loader import render_to_string
 
 from training.engine.core import Engine
 from training.errors import InvalidInput
@@ -18,6 +19,7 @@ from training.types import (
     ForwardBackward,
     ForwardBackwardOutput,
     LoraSpec,
+    SavedWeights,
 )
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import check_name, find_folder, find_saved, register_checkpoint
@@ -212,6 +214,12 @@ def save_weights_for_sampler(held: Held, operation: Operation, payload: Mapping[
     return answer({**answered, **kind})
 
 
+def save_weights_external(held: Held, operation: Operation, payload: Mapping[str, Any]) -> Done:
+    checkpoint = save_checkpoint(held, operation, payload, Checkpoint.Kind.EXTERNAL)
+    answered = {"path": checkpoint.tinker_path, "size_bytes": checkpoint.size_bytes}
+    return answer({**answered, "type": "save_weights_external"})
+
+
 def save_checkpoint(
     held: Held, operation: Operation, payload: Mapping[str, Any], kind: str
 ) -> Checkpoint:
@@ -224,11 +232,12 @@ def save_checkpoint(
     overwrite = bool(payload.get("overwrite"))
     check_name(held.run, kind, name, overwrite=overwrite)
     path = f"checkpoints/{held.run.pk}/{make_folder_name(name)}-{operation.seq}"
-    saved = held.engine.save_weights(
-        held.run.pk,
-        Path(settings.HONE_HOME) / path,
-        optimizer=kind == Checkpoint.Kind.TRAINING,
-    )
+    folder = Path(settings.HONE_HOME) / path
+    if kind == Checkpoint.Kind.EXTERNAL:
+        saved = export_weights(held, folder, payload)
+    else:
+        optimizer = kind == Checkpoint.Kind.TRAINING
+        saved = held.engine.save_weights(held.run.pk, folder, optimizer=optimizer)
     default_ttl = EPHEMERAL_SECONDS if is_ephemeral else None
     return register_checkpoint(
         run=held.run,
@@ -240,8 +249,22 @@ def save_checkpoint(
         saved=saved,
         ttl_seconds=payload.get("ttl_seconds") or default_ttl,
         is_ephemeral=is_ephemeral,
+        is_encrypted=bool(payload.get("recipients")),
         overwrite=overwrite,
         user_metadata=payload.get("user_metadata"),
+    )
+
+
+def export_weights(held: Held, folder: Path, payload: Mapping[str, Any]) -> SavedWeights:
+    run, engine = held.run, held.engine
+    shares_head = engine.shares_trained_head(run.pk)
+    card = {"run": run, "name": payload["name"], "shares_head": shares_head}
+    return engine.export_weights(
+        run.pk,
+        folder,
+        base_name=run.model_name,
+        card=render_to_string("checkpoints/external_card.md", card),
+        recipients=payload.get("recipients", ()),
     )
 
 
@@ -260,4 +283,5 @@ VERBS: Mapping[str, Callable[[Held, Operation, Mapping[str, Any]], Done]] = {
     Kind.OPTIM_STEP: optim_step,
     Kind.SAVE_WEIGHTS: save_weights,
     Kind.SAVE_WEIGHTS_FOR_SAMPLER: save_weights_for_sampler,
+    Kind.SAVE_WEIGHTS_EXTERNAL: save_weights_external,
 }

@@ -1,10 +1,12 @@
 """Checkpoint folders: a PEFT adapter, the optimizer's moments, and a manifest that comes last."""
 
+import glob
 import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -96,23 +98,33 @@ def write_folder(
         probe=probe,
         versions={"torch": torch.__version__, "transformers": transformers.__version__},
     )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    draft.mkdir()
-    try:
-        _write_files(draft, contents, _describe_adapter(contents.spec, modules, base))
+    with drafting(folder) as draft:
+        write_adapter(draft, contents.adapter, describe_adapter(contents.spec, modules, str(base)))
+        if contents.optimizer is not None:
+            _write_tensors(contents.optimizer, draft / OPTIMIZER_FILE)
         _write_json(draft / MANIFEST_FILE, asdict(manifest))
-        _replace_folder(folder, draft)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return manifest
 
 
-def _write_files(draft: Path, contents: Contents, config: Mapping[str, Any]) -> None:
-    _write_tensors(contents.adapter, draft / ADAPTER_FILE)
-    _write_json(draft / CONFIG_FILE, config)
-    if contents.optimizer is not None:
-        _write_tensors(contents.optimizer, draft / OPTIMIZER_FILE)
+@contextmanager
+def drafting(folder: Path) -> Iterator[Path]:
+    """A place to write in. What an earlier attempt left, when it was killed in the middle, goes."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    draft.mkdir()
+    try:
+        yield draft
+        _replace_folder(folder, draft)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_adapter(folder: Path, tensors: Tensors, config: Mapping[str, Any]) -> None:
+    """What any loader of PEFT's format reads."""
+    _write_tensors(tensors, folder / ADAPTER_FILE)
+    _write_json(folder / CONFIG_FILE, config)
 
 
 def _write_tensors(tensors: Tensors, file: Path) -> None:
@@ -133,12 +145,12 @@ def _replace_folder(folder: Path, draft: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _describe_adapter(spec: LoraSpec, modules: list[str], base: Path) -> dict[str, Any]:
-    """adapter_config.json as PEFT and vLLM read it."""
+def describe_adapter(spec: LoraSpec, modules: list[str], base: str) -> dict[str, Any]:
+    """adapter_config.json as PEFT and vLLM read it. `base`: a folder, or the name of a model."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": str(base),
+        "base_model_name_or_path": base,
         "r": spec.rank,
         "lora_alpha": spec.alpha,
         "target_modules": modules,

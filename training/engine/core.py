@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from training.encryption import encrypt_files, read_recipients
 from training.engine import checkpoint
 from training.engine.attention import ATTENTION
 from training.engine.lora import Adapter, Adapters
@@ -203,7 +204,7 @@ class Engine:
             base=self.path,
             base_digest=self.base_digest,
             probe=probe,
-            modules=sorted({name.rpartition(".")[2] for name in adapter.pairs}),
+            modules=name_modules(adapter),
         )
         return SavedWeights(
             digest=manifest.digest,
@@ -211,6 +212,40 @@ class Engine:
             has_optimizer=optimizer,
             probe=probe,
         )
+
+    def export_weights(
+        self,
+        run: str,
+        folder: Path,
+        *,
+        base_name: str,
+        card: str,
+        recipients: Sequence[str] = (),
+    ) -> SavedWeights:
+        """Weights to leave this server: PEFT's files and a README, encrypted where keys are given.
+
+        There is no manifest, and nothing here loads such a folder again.
+        """
+        adapter = self._adapter(run)
+        keys = read_recipients(recipients) if recipients else []
+        config = checkpoint.describe_adapter(adapter.spec, name_modules(adapter), base_name)
+        with checkpoint.drafting(folder) as draft:
+            checkpoint.write_adapter(draft, adapter.tensors, config)
+            (draft / "README.md").write_text(card)
+            if keys:
+                encrypt_files(draft, keys)
+        return SavedWeights(
+            digest=checkpoint.digest_tensors(adapter.tensors),
+            size_bytes=checkpoint.count_bytes(folder),
+            has_optimizer=False,
+            probe=self.probe(run),
+        )
+
+    def shares_trained_head(self, run: str) -> bool:
+        """Whether the run trains a head whose frozen weights are the input embedding's too."""
+        embedding = self.model.get_input_embeddings().weight
+        shares = embedding is self.adapters.head.weight
+        return shares and self._adapter(run).spec.train_unembed
 
     def load_weights(self, run: str, folder: Path, *, optimizer: bool) -> None:
         """The folder's weights, and its moments or fresh ones; gradients are dropped."""
@@ -263,6 +298,11 @@ def find_kind(config: Mapping[str, Any]) -> str:
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     is_narrow = window is not None and window < config["max_position_embeddings"]
     return "sliding_attention" if is_narrow else "full_attention"
+
+
+def name_modules(adapter: Adapter) -> list[str]:
+    """The kinds of layers that it has weights for, as PEFT's target_modules say it."""
+    return sorted({name.rpartition(".")[2] for name in adapter.pairs})
 
 
 def name_moments(adapter: Adapter, state: AdamState) -> dict[str, torch.Tensor]:

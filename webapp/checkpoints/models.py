@@ -18,13 +18,27 @@ class CheckpointQuerySet(OwnedQuerySet["Checkpoint"]):
     def alive(self) -> "CheckpointQuerySet":
         return self.filter(deleted_at=None)
 
+    def loadable(self) -> "CheckpointQuerySet":
+        """What can be served, sampled from and trained on: exports only leave this server."""
+        return self.alive().exclude(kind=Checkpoint.Kind.EXTERNAL)
+
 
 class Checkpoint(models.Model):
-    """An adapter on disk in PEFT format. `training` ones carry the optimizer's state too."""
+    """An adapter on disk in PEFT format. `training` ones carry the optimizer's state too.
+
+    `external` ones are files to download, which may be encrypted; nothing here loads them.
+    """
 
     class Kind(models.TextChoices):
         TRAINING = "training"
         SAMPLER = "sampler"
+        EXTERNAL = "external"
+
+    PATH_WORDS: ClassVar = {
+        Kind.TRAINING: "weights",
+        Kind.SAMPLER: "sampler_weights",
+        Kind.EXTERNAL: "external_weights",
+    }
 
     id = models.CharField(primary_key=True, max_length=40, default=ids.make_checkpoint_id)
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="checkpoints")
@@ -39,6 +53,7 @@ class Checkpoint(models.Model):
     size_bytes = models.BigIntegerField()
     rank = models.PositiveIntegerField()
     has_optimizer = models.BooleanField(default=False)
+    is_encrypted = models.BooleanField(default=False)  # by age, for keys that are not here
     probe = models.JSONField(default=dict)  # tokens, and the trainer's log-probabilities of them
     user_metadata = models.JSONField(default=dict)
     is_public = models.BooleanField(default=False)
@@ -64,5 +79,8 @@ class Checkpoint(models.Model):
 
     @property
     def tinker_path(self) -> str:
-        kind = "weights" if self.kind == self.Kind.TRAINING else "sampler_weights"
-        return f"tinker://{self.run.model_id}/{kind}/{self.name}"
+        return f"tinker://{self.run.model_id}/{self.PATH_WORDS[self.Kind(self.kind)]}/{self.name}"
+
+    @property
+    def is_external(self) -> bool:
+        return self.kind == self.Kind.EXTERNAL

@@ -18,7 +18,7 @@ from webapp.core.errors import NotFound, UserError
 from webapp.core.events import project_group, publish, run_group
 from webapp.runs.models import Metric, Run
 
-PATH_KINDS = {"weights": Checkpoint.Kind.TRAINING, "sampler_weights": Checkpoint.Kind.SAMPLER}
+PATH_KINDS = {word: kind for kind, word in Checkpoint.PATH_WORDS.items()}
 LIVE = ("queued", "running")
 
 
@@ -49,6 +49,7 @@ def register_checkpoint(  # noqa: PLR0913 - the row's columns, by name
     saved: SavedWeights,
     ttl_seconds: int | None = None,
     is_ephemeral: bool = False,
+    is_encrypted: bool = False,
     overwrite: bool = False,
     user_metadata: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
@@ -75,6 +76,7 @@ def register_checkpoint(  # noqa: PLR0913 - the row's columns, by name
             probe={"tokens": list(saved.probe.tokens), "logprobs": list(saved.probe.logprobs)},
             user_metadata=dict(user_metadata or {}),
             is_ephemeral=is_ephemeral,
+            is_encrypted=is_encrypted,
             expires_at=now() + timedelta(seconds=ttl_seconds) if ttl_seconds else None,
         )
         _announce(checkpoint)
@@ -96,13 +98,30 @@ def _replace(same: CheckpointQuerySet) -> list[Checkpoint]:
     return unused
 
 
+def find_loadable(actor: Actor, path: str) -> Checkpoint:
+    """By its path, to train on or to sample from."""
+    checkpoint = find_by_tinker_path(actor, path)
+    check_loadable(checkpoint)
+    return checkpoint
+
+
+def check_loadable(checkpoint: Checkpoint) -> None:
+    if checkpoint.is_external:
+        raise UserError(
+            f"The checkpoint {checkpoint.name} was exported to be downloaded: it cannot be trained,"
+            " sampled or served here. Take one that was saved with save_state or"
+            " save_weights_for_sampler.",
+            field="path",
+        )
+
+
 def find_by_tinker_path(actor: Actor, path: str) -> Checkpoint:
-    """`tinker://<model id>/<weights|sampler_weights>/<name>` of a run that the actor may see."""
+    """`tinker://<model id>/<kind>/<name>` of a run that the actor may see, or a public one."""
     parts = path.removeprefix("tinker://").split("/")
     if not path.startswith("tinker://") or len(parts) != 3 or parts[1] not in PATH_KINDS:
         raise UserError(
-            f"{path!r} is no checkpoint's path: it reads tinker://<run>/weights/<name> or "
-            "tinker://<run>/sampler_weights/<name>.",
+            f"{path[:300]!r} is no checkpoint's path: it reads tinker://<run>/<kind>/<name>, and"
+            f" the kind is one of {', '.join(PATH_KINDS)}.",
             field="path",
         )
     model_id, kind, name = parts

@@ -1,8 +1,8 @@
-"""Pages of checkpoints."""
+"""Pages of checkpoints, and their files."""
 
 from django.urls import path
 
-from webapp.checkpoints import views
+from webapp.checkpoints import file_views, views
 
 urlpatterns = [
     path("checkpoints/", views.list_checkpoints, name="checkpoints"),
@@ -12,4 +12,6 @@ urlpatterns = [
     path("checkpoints/<str:checkpoint_id>/download/", views.download, name="checkpoint-download"),
     path("checkpoints/<str:checkpoint_id>/keep/", views.keep, name="checkpoint-keep"),
     path("checkpoints/<str:checkpoint_id>/delete/", views.delete, name="checkpoint-delete"),
+    # What a program fetches by a link that it was given, without a key.
+    path("files/<str:checkpoint_id>/<str:file>", file_views.fetch_file, name="checkpoint-file"),
 ]

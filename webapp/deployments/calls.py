@@ -14,6 +14,7 @@ from redis import RedisError
 
 from webapp.accounts.models import Actor, Project
 from webapp.checkpoints.models import Checkpoint
+from webapp.checkpoints.services import check_loadable
 from webapp.core.errors import NotFound, UserError
 from webapp.core.events import connection, project_group, publish, wake
 from webapp.deployments.models import HotLoad, SamplingCall, SamplingSession
@@ -229,6 +230,7 @@ def _check_may_sample(checkpoint: Checkpoint, actor: Actor | None) -> None:
         raise NotFound("There is no such checkpoint.")
     if checkpoint.deleted_at is not None:
         raise UserError(f"The checkpoint {checkpoint.name} was deleted: sample from another one.")
+    check_loadable(checkpoint)
 
 
 def _held_by(worker: str, call: SamplingCall) -> QuerySet[SamplingCall]:

@@ -17,7 +17,7 @@ Choices = list[tuple[str, str | list[tuple[str, str]]]]
 
 def offer_checkpoints(actor: Actor, *, base_model: str = "") -> Iterable[tuple[str, str]]:
     """The newest of the project, as a person tells them apart."""
-    rows = Checkpoint.objects.in_project(actor).alive().filter(is_ephemeral=False)
+    rows = Checkpoint.objects.in_project(actor).loadable().filter(is_ephemeral=False)
     if base_model:
         rows = rows.filter(base_model=base_model)
     newest = rows.select_related("run").defer("probe")[:CHECKPOINTS_OFFERED]

@@ -9,6 +9,7 @@ from django.utils.timezone import now
 
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
+from webapp.checkpoints.services import check_loadable
 from webapp.core.errors import UserError
 from webapp.core.events import project_group, publish
 from webapp.deployments.calls import kick_samplers, submit_call
@@ -206,6 +207,7 @@ def _choose_base_model(base_model: BaseModel | None, checkpoint: Checkpoint | No
 def _check_alive(checkpoint: Checkpoint) -> None:
     if checkpoint.deleted_at is not None:
         raise UserError(f"The checkpoint {checkpoint.name} was deleted.", field="checkpoint")
+    check_loadable(checkpoint)
 
 
 def _check_serves(deployment: Deployment) -> None:

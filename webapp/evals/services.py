@@ -13,6 +13,7 @@ from django.utils.timezone import now
 from webapp.accounts.models import Actor
 from webapp.accounts.permissions import check_can_write
 from webapp.checkpoints.models import Checkpoint
+from webapp.checkpoints.services import check_loadable
 from webapp.core.dispatch import BUILD_SUITE, EVALUATE, send_task
 from webapp.core.errors import NotFound, UserError
 from webapp.core.events import project_group, publish, run_group
@@ -129,6 +130,7 @@ def request_evaluation(
         base_model = checkpoint.base_model
         if checkpoint.deleted_at is not None:
             raise UserError(f"The checkpoint {checkpoint.name} was deleted.", field="checkpoint")
+        check_loadable(checkpoint)
         if checkpoint.project_id != suite.project_id:  # whose members would see its scores
             raise NotFound(f"There is no checkpoint {checkpoint.pk} in the project of {suite}.")
     if base_model is None:

@@ -173,6 +173,7 @@ class Operation(models.Model):
         OPTIM_STEP = "optim_step"
         SAVE_WEIGHTS = "save_weights"
         SAVE_WEIGHTS_FOR_SAMPLER = "save_weights_for_sampler"
+        SAVE_WEIGHTS_EXTERNAL = "save_weights_external"
         LOAD_WEIGHTS = "load_weights"
 
     class Status(models.TextChoices):

@@ -136,6 +136,12 @@ def check_parent(parent: Any | None, base_model: BaseModel, with_optimizer: bool
         return
     if parent.deleted_at is not None:
         raise UserError(f"The checkpoint {parent.name} was deleted.", field="parent")
+    if parent.is_external:
+        raise UserError(
+            f"The checkpoint {parent.name} was exported to be downloaded: begin from one that was"
+            " saved for training or sampling.",
+            field="parent",
+        )
     if parent.base_model_id != base_model.pk:
         raise UserError(
             f"The checkpoint {parent.name} belongs to {parent.base_model}, not to {base_model}.",

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from webapp.accounts.models import Actor
-from webapp.checkpoints.services import find_by_tinker_path
+from webapp.checkpoints.services import find_loadable
 from webapp.core.errors import NotFound, UserError
 from webapp.deployments.calls import open_sampling_session, submit_call
 from webapp.deployments.models import SamplingCall, SamplingSession
@@ -30,7 +30,7 @@ def create_session(*, actor: Actor, fields: Fields) -> SamplingSession:
         raise UserError("This session has ended: open another one.", field="session_id")
     seq_id = fields.whole("sampling_session_seq_id")
     if fields.has("model_path"):
-        checkpoint = find_by_tinker_path(actor, fields.text("model_path"))
+        checkpoint = find_loadable(actor, fields.text("model_path"))
         return open_sampling_session(
             actor=actor, session=session, seq_id=seq_id, checkpoint=checkpoint
         )

@@ -1,4 +1,4 @@
-"""Every write of the Tinker dialect: sessions, and operations of the runs behind model ids."""
+"""Writes of the Tinker dialect: sessions, and operations of the runs behind model ids."""
 
 import json
 import math
@@ -15,18 +15,15 @@ from training.errors import InvalidInput
 from training.requests import check_request
 from training.types import AdamParams
 from webapp.accounts.models import Actor
-from webapp.checkpoints.models import Checkpoint
-from webapp.checkpoints.services import find_by_tinker_path
 from webapp.core.errors import NotFound, UserError
 from webapp.fleet.models import BaseModel
 from webapp.fleet.services import find_base_model
-from webapp.runs.models import Operation, Run, Session
+from webapp.runs.models import Operation, Run, RunQuerySet, Session
 from webapp.runs.queue import MAX_SEQ, refuse_operation, submit_operation
 from webapp.runs.services import LORA_FLAGS, open_client_run
 from webapp.tinker import wire
 from webapp.tinker.fields import LARGEST, Fields
 
-TTL_SECONDS = range(3600, 10 * 365 * 86_400 + 1)
 CLIENT_RANK = 32  # what the SDK sends where its user says nothing
 
 Kind = Operation.Kind
@@ -65,8 +62,12 @@ def find_session(actor: Actor, session_id: str) -> Session:
 
 
 def find_run(actor: Actor, model_id: str) -> Run:
+    return find_run_among(Run.objects.visible_to(actor), model_id)
+
+
+def find_run_among(runs: RunQuerySet, model_id: str) -> Run:
     """By `<session>:train:<number>`; runs without a session go by their own id."""
-    runs = Run.objects.visible_to(actor).select_related("base_model")
+    runs = runs.select_related("base_model")
     session_id, separator, number = model_id.rpartition(":train:")
     if not separator:
         run = runs.filter(pk=model_id, session=None).first()
@@ -117,54 +118,6 @@ def check_optimizer(fields: Fields) -> None:
         raise UserError(f"optimizer_config.type {kind} is not offered here: use adamw.")
 
 
-def create_model_from_checkpoint(*, actor: Actor, fields: Fields) -> Operation:
-    session = find_session(actor, fields.text("session_id"))
-    check_optimizer(fields)
-    checkpoint = find_by_tinker_path(actor, fields.text("path"))
-    optimizer = fields.flag("optimizer", False)
-    name = fields.text("base_model", checkpoint.run.asked_model)
-    if fields.has("base_model"):
-        check_same_model(checkpoint, find_offered(name))
-    run = open_client_run(
-        actor=actor,
-        session=session,
-        model_seq_id=fields.whole("model_seq_id"),
-        base_model=checkpoint.base_model,
-        asked_model=name,
-        parent=checkpoint,
-        with_optimizer=optimizer,
-        user_metadata=fields.inner("user_metadata").values,
-    )
-    payload = {"checkpoint": checkpoint.pk, "optimizer": optimizer}
-    return submit_json(run, 0, Kind.LOAD_WEIGHTS, payload)
-
-
-def check_same_model(checkpoint: Checkpoint, base_model: BaseModel) -> None:
-    if checkpoint.base_model_id != base_model.pk:
-        raise UserError(
-            f"{checkpoint.tinker_path} belongs to {checkpoint.base_model}, not to {base_model}."
-        )
-
-
-def load_weights(*, actor: Actor, fields: Fields) -> Operation:
-    """Into a model that exists: its weights become the checkpoint's."""
-    run = find_run(actor, fields.text("model_id"))
-    seq = fields.whole("seq_id", least=1, most=MAX_SEQ)
-    with refusing(run, seq, Kind.LOAD_WEIGHTS):
-        checkpoint = find_by_tinker_path(actor, fields.text("path"))
-        check_same_model(checkpoint, run.base_model)
-        if checkpoint.rank != run.rank:
-            raise UserError(
-                f"{checkpoint.tinker_path} has rank {checkpoint.rank}, this model {run.rank}:"
-                " create a training client from the checkpoint instead."
-            )
-        optimizer = fields.flag("optimizer", False)
-        if optimizer and not checkpoint.has_optimizer:
-            raise UserError(f"{checkpoint.tinker_path} was saved without its optimizer.")
-        payload = {"checkpoint": checkpoint.pk, "optimizer": optimizer}
-        return submit_json(run, seq, Kind.LOAD_WEIGHTS, payload)
-
-
 def forward_backward(*, actor: Actor, body: bytes) -> Operation:
     message = wire.parse_forward_backward(body)
     run = find_run(actor, message.model_id)
@@ -206,37 +159,6 @@ def read_adam(given: Fields) -> AdamParams:
             bounds = "from 0 to below 1" if name.startswith("beta") else "of 0 or more"
             raise UserError(f"adam_params.{name} is {value}: send a number {bounds}.")
     return AdamParams(**numbers)
-
-
-def save_weights(*, actor: Actor, fields: Fields, kind: str) -> Operation:
-    run = find_run(actor, fields.text("model_id"))
-    seq = fields.whole("seq_id", least=1, most=MAX_SEQ)
-    with refusing(run, seq, kind):
-        return submit_json(run, seq, kind, read_save(fields, kind))
-
-
-def read_save(fields: Fields, kind: str) -> dict[str, Any]:
-    if kind == Kind.SAVE_WEIGHTS_FOR_SAMPLER and not fields.has("path"):
-        seq_id = fields.whole("sampling_session_seq_id")
-        return {"sampling_session_seq_id": seq_id, "is_ephemeral": True}
-    name = fields.text("path")
-    if not re.fullmatch(r"[^/\s][^/\n]{0,198}", name):
-        raise UserError(
-            "path is the checkpoint's name: 1 to 199 characters without a slash.", field="path"
-        )
-    payload: dict[str, Any] = {
-        "name": name,
-        "ttl_seconds": None,
-        "overwrite": fields.flag("overwrite", False),
-        "user_metadata": fields.inner("user_metadata").values,
-    }
-    if fields.has("ttl_seconds"):
-        payload["ttl_seconds"] = read_ttl(fields)
-    return payload
-
-
-def read_ttl(fields: Fields) -> int:
-    return fields.whole("ttl_seconds", least=TTL_SECONDS[0], most=TTL_SECONDS[-1])
 
 
 def submit_json(run: Run, seq: int, kind: str, payload: Mapping[str, Any]) -> Operation:

@@ -2,7 +2,7 @@
 
 from django.urls import path, re_path
 
-from webapp.tinker import catalog_views, sampling_views, views
+from webapp.tinker import catalog_views, checkpoint_views, sampling_views, views
 
 RUN = "training_runs/<run_id>"
 CHECKPOINT = f"{RUN}/checkpoints/<kind>/<name>"
@@ -24,6 +24,7 @@ urlpatterns = [
     path("optim_step", views.optim_step),
     path("save_weights", views.save_weights),
     path("save_weights_for_sampler", views.save_weights_for_sampler),
+    path("save_weights_external", views.save_weights_external),
     path("load_weights", views.load_weights),
     # Sampling
     path("create_sampling_session", sampling_views.create_sampling_session),
@@ -32,13 +33,15 @@ urlpatterns = [
     path("cancel_future", sampling_views.cancel_future),
     # What there is
     path("get_server_capabilities", catalog_views.capabilities),
-    path("weights_info", catalog_views.weights_info),
-    path("checkpoints", catalog_views.checkpoints),
+    path("weights_info", checkpoint_views.weights_info),
+    path("checkpoints", checkpoint_views.checkpoints),
     path("training_runs", catalog_views.training_runs),
     path(RUN, catalog_views.training_run),
-    path(f"{RUN}/checkpoints", catalog_views.run_checkpoints),
-    path(CHECKPOINT, catalog_views.checkpoint),
-    path(f"{CHECKPOINT}/publish", catalog_views.publish),
-    path(f"{CHECKPOINT}/ttl", catalog_views.ttl),
+    path(f"{RUN}/checkpoints", checkpoint_views.run_checkpoints),
+    path(CHECKPOINT, checkpoint_views.checkpoint),
+    path(f"{CHECKPOINT}/publish", checkpoint_views.publish),
+    path(f"{CHECKPOINT}/ttl", checkpoint_views.ttl),
+    path(f"{CHECKPOINT}/archive", checkpoint_views.archive),
+    path(f"{CHECKPOINT}/external_weights_urls", checkpoint_views.external_weights_urls),
     re_path("", views.answer_unknown),
 ]

@@ -6,7 +6,7 @@ from django.views.decorators.csrf import csrf_exempt
 from webapp.core.errors import NotFound
 from webapp.runs.models import Operation, Run
 from webapp.runs.services import finish_session
-from webapp.tinker import services, wire
+from webapp.tinker import services, weights, wire
 from webapp.tinker.endpoints import TinkerRequest, endpoint, is_on_this_machine
 from webapp.tinker.fields import read_fields
 from webapp.tinker.middleware import refuse
@@ -112,23 +112,30 @@ def optim_step(request: TinkerRequest) -> JsonResponse:
 def save_weights(request: TinkerRequest) -> JsonResponse:
     fields = read_fields(request.body)
     kind = Kind.SAVE_WEIGHTS
-    return promise(services.save_weights(actor=request.actor, fields=fields, kind=kind))
+    return promise(weights.save_weights(actor=request.actor, fields=fields, kind=kind))
 
 
 @endpoint("POST")
 def save_weights_for_sampler(request: TinkerRequest) -> JsonResponse:
     fields = read_fields(request.body)
     kind = Kind.SAVE_WEIGHTS_FOR_SAMPLER
-    return promise(services.save_weights(actor=request.actor, fields=fields, kind=kind))
+    return promise(weights.save_weights(actor=request.actor, fields=fields, kind=kind))
+
+
+@endpoint("POST")
+def save_weights_external(request: TinkerRequest) -> JsonResponse:
+    fields = read_fields(request.body)
+    kind = Kind.SAVE_WEIGHTS_EXTERNAL
+    return promise(weights.save_weights(actor=request.actor, fields=fields, kind=kind))
 
 
 @endpoint("POST")
 def load_weights(request: TinkerRequest) -> JsonResponse:
     """With a model_seq_id it makes a model from a checkpoint, with a model_id it changes one."""
     fields = read_fields(request.body)
-    load = services.create_model_from_checkpoint
+    load = weights.create_model_from_checkpoint
     if fields.has("model_id"):
-        load = services.load_weights
+        load = weights.load_weights
     return promise(load(actor=request.actor, fields=fields))
 
 

@@ -1,0 +1,137 @@
+"""Writes of the Tinker dialect to weights: saved, exported, and models that begin with them."""
+
+import re
+from typing import Any
+
+from training.encryption import read_recipients
+from webapp.accounts.models import Actor
+from webapp.checkpoints.models import Checkpoint
+from webapp.checkpoints.services import find_loadable
+from webapp.core.errors import UserError
+from webapp.fleet.models import BaseModel
+from webapp.runs.models import Operation, Run
+from webapp.runs.queue import MAX_SEQ
+from webapp.runs.services import LORA_FLAGS, open_client_run
+from webapp.tinker.authentication import find_actor
+from webapp.tinker.fields import Fields
+from webapp.tinker.services import (
+    check_optimizer,
+    find_offered,
+    find_run,
+    find_session,
+    refusing,
+    submit_json,
+)
+
+TTL_SECONDS = range(3600, 10 * 365 * 86_400 + 1)
+
+Kind = Operation.Kind
+
+
+def create_model_from_checkpoint(*, actor: Actor, fields: Fields) -> Operation:
+    session = find_session(actor, fields.text("session_id"))
+    check_optimizer(fields)
+    checkpoint = find_source(actor, fields)
+    optimizer = fields.flag("optimizer", False)
+    name = fields.text("base_model", checkpoint.run.asked_model)
+    if fields.has("base_model"):
+        check_same_model(checkpoint, find_offered(name))
+    run = open_client_run(
+        actor=actor,
+        session=session,
+        model_seq_id=fields.whole("model_seq_id"),
+        base_model=checkpoint.base_model,
+        asked_model=name,
+        parent=checkpoint,
+        with_optimizer=optimizer,
+        user_metadata=fields.inner("user_metadata").values,
+    )
+    payload = {"checkpoint": checkpoint.pk, "optimizer": optimizer}
+    return submit_json(run, 0, Kind.LOAD_WEIGHTS, payload)
+
+
+def find_source(actor: Actor, fields: Fields) -> Checkpoint:
+    """With an access token, which is another account's key: what that account may read."""
+    if fields.has("weights_access_token"):
+        actor = read_access_token(fields.text("weights_access_token"))
+    return find_loadable(actor, fields.text("path"))
+
+
+def read_access_token(token: str) -> Actor:
+    reader = find_actor(token)
+    if reader is None:
+        raise UserError(
+            "weights_access_token is unknown or was revoked: send an API key of the project that"
+            " has the weights.",
+            field="weights_access_token",
+        )
+    return reader
+
+
+def check_same_model(checkpoint: Checkpoint, base_model: BaseModel) -> None:
+    if checkpoint.base_model_id != base_model.pk:
+        raise UserError(
+            f"{checkpoint.tinker_path} belongs to {checkpoint.base_model}, not to {base_model}."
+        )
+
+
+def check_same_shape(checkpoint: Checkpoint, run: Run) -> None:
+    theirs, ours = ({"rank": each.rank} | each.lora for each in (checkpoint.run, run))
+    for name in ("rank", *LORA_FLAGS):
+        if theirs.get(name) != ours.get(name):
+            raise UserError(
+                f"{checkpoint.tinker_path} has {name} {theirs.get(name)}, this model"
+                f" {ours.get(name)}: create a training client from the checkpoint instead."
+            )
+
+
+def load_weights(*, actor: Actor, fields: Fields) -> Operation:
+    """Into a model that exists: its weights become the checkpoint's."""
+    run = find_run(actor, fields.text("model_id"))
+    seq = fields.whole("seq_id", least=1, most=MAX_SEQ)
+    with refusing(run, seq, Kind.LOAD_WEIGHTS):
+        checkpoint = find_source(actor, fields)
+        check_same_model(checkpoint, run.base_model)
+        check_same_shape(checkpoint, run)
+        optimizer = fields.flag("optimizer", False)
+        if optimizer and not checkpoint.has_optimizer:
+            raise UserError(f"{checkpoint.tinker_path} was saved without its optimizer.")
+        payload = {"checkpoint": checkpoint.pk, "optimizer": optimizer}
+        return submit_json(run, seq, Kind.LOAD_WEIGHTS, payload)
+
+
+def save_weights(*, actor: Actor, fields: Fields, kind: str) -> Operation:
+    run = find_run(actor, fields.text("model_id"))
+    seq = fields.whole("seq_id", least=1, most=MAX_SEQ)
+    with refusing(run, seq, kind):
+        return submit_json(run, seq, kind, read_save(fields, kind))
+
+
+def read_save(fields: Fields, kind: str) -> dict[str, Any]:
+    if kind == Kind.SAVE_WEIGHTS_FOR_SAMPLER and not fields.has("path"):
+        seq_id = fields.whole("sampling_session_seq_id")
+        return {"sampling_session_seq_id": seq_id, "is_ephemeral": True}
+    payload: dict[str, Any] = {
+        "name": read_name(fields),
+        "ttl_seconds": read_ttl(fields) if fields.has("ttl_seconds") else None,
+        # Only save_state lets its caller say; the others replace what has the name.
+        "overwrite": kind != Kind.SAVE_WEIGHTS or fields.flag("overwrite", False),
+        "user_metadata": fields.inner("user_metadata").values,
+    }
+    if fields.has("age_encryption_recipients"):
+        payload["recipients"] = fields.list_of("age_encryption_recipients", str)
+        read_recipients(payload["recipients"])
+    return payload
+
+
+def read_name(fields: Fields) -> str:
+    name = fields.text("path")
+    if not re.fullmatch(r"[^/\s][^/\n]{0,198}", name):
+        raise UserError(
+            "path is the checkpoint's name: 1 to 199 characters without a slash.", field="path"
+        )
+    return name
+
+
+def read_ttl(fields: Fields) -> int:
+    return fields.whole("ttl_seconds", least=TTL_SECONDS[0], most=TTL_SECONDS[-1])

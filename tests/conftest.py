@@ -3,9 +3,15 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings as generated
 from pytest_django.fixtures import Settings
 
 from workers.celery import app
+
+# The same examples in every run; `--hypothesis-profile search` looks for new ones.
+generated.register_profile("steady", derandomize=True, database=None, deadline=None)
+generated.register_profile("search", generated.get_profile("steady"), derandomize=False)
+generated.load_profile("steady")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -2,6 +2,8 @@
 
 import errno
 
+from training.errors import shorten
+
 DISK_FULL = "The server's disk is full. Nothing was stored; free some space and try again."
 
 
@@ -9,8 +11,8 @@ class UserError(Exception):
     """Shown to the caller as it is: names what and where, and what to change."""
 
     def __init__(self, message: str, *, field: str = "") -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = shorten(message)
+        super().__init__(self.message)
         self.field = field  # the form field or JSON key it belongs to; empty: the whole request
 
 

@@ -9,6 +9,7 @@ from webapp.core.bodies import parse_json
 from webapp.core.errors import UserError
 
 LARGEST = 2**63 - 1
+DEEPEST = 32  # objects and lists in one another, of what is kept and shown later
 
 
 class Fields:
@@ -57,6 +58,18 @@ class Fields:
             self._refuse(name, "an object")
         return Fields(value, f"{self.where}{name}.")
 
+    def document(self, name: str) -> dict[str, Any]:
+        """An object of the caller's own that is kept as it is: it has to come back as JSON."""
+        values = dict(self.inner(name).values)
+        level: list[Any] = [values]
+        for _ in range(DEEPEST):
+            level = [inner for item in level for inner in _open(item)]
+            if any(isinstance(item, float) and not math.isfinite(item) for item in level):
+                raise UserError(f"{self.where}{name} has a number that is not finite.", field=name)
+        if level:
+            raise UserError(f"{self.where}{name} is more than {DEEPEST} levels deep.", field=name)
+        return values
+
     def list_of(self, name: str, kind: type) -> list[Any]:
         value = self._read(name, [])
         if not isinstance(value, list) or not all(type(item) is kind for item in value):
@@ -74,6 +87,12 @@ class Fields:
     def _refuse(self, name: str, wanted: str) -> NoReturn:
         value = json.dumps(self.values.get(name))[:100]
         raise UserError(f"{self.where}{name} is {value}; send {wanted}.", field=self.where + name)
+
+
+def _open(item: Any) -> list[Any]:
+    if isinstance(item, dict):
+        return list(item.values())
+    return item if isinstance(item, list) else []
 
 
 def read_fields(body: bytes) -> Fields:

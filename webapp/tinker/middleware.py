@@ -8,7 +8,7 @@ from django.core.exceptions import RequestDataTooBig
 from django.db import OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 
-from training.errors import InvalidInput
+from training.errors import InvalidInput, shorten
 from webapp.core.errors import NotFound, UserError
 
 logger = logging.getLogger(__name__)
@@ -41,4 +41,4 @@ def answer_error(path: str, error: Exception) -> JsonResponse:
 
 
 def refuse(detail: str, status: int, headers: dict[str, str] | None = None) -> JsonResponse:
-    return JsonResponse({"detail": detail}, status=status, headers=headers)
+    return JsonResponse({"detail": shorten(detail)}, status=status, headers=headers)

@@ -36,7 +36,7 @@ def open_session(*, actor: Actor, fields: Fields, idempotency_key: str) -> Sessi
         user=actor.user,
         idempotency_key=idempotency_key[:200],
         tags=fields.list_of("tags", str),
-        user_metadata=fields.inner("user_metadata").values,
+        user_metadata=fields.document("user_metadata"),
         display_name=fields.text("display_name", "")[:200],
         sdk_version=fields.text("sdk_version", "")[:40],
     )
@@ -97,7 +97,7 @@ def create_model(*, actor: Actor, fields: Fields) -> Operation:
             "seed": lora.whole("seed", 0, least=-LARGEST),
             **{flag: lora.flag(flag, True) for flag in LORA_FLAGS},
         },
-        user_metadata=fields.inner("user_metadata").values,
+        user_metadata=fields.document("user_metadata"),
     )
     if run.base_model_id != base_model.pk:
         raise UserError(f"model_seq_id {run.model_seq_id} already names a model of {run}.")

@@ -44,7 +44,7 @@ def create_model_from_checkpoint(*, actor: Actor, fields: Fields) -> Operation:
         asked_model=name,
         parent=checkpoint,
         with_optimizer=optimizer,
-        user_metadata=fields.inner("user_metadata").values,
+        user_metadata=fields.document("user_metadata"),
     )
     payload = {"checkpoint": checkpoint.pk, "optimizer": optimizer}
     return submit_json(run, 0, Kind.LOAD_WEIGHTS, payload)
@@ -116,7 +116,7 @@ def read_save(fields: Fields, kind: str) -> dict[str, Any]:
         "ttl_seconds": read_ttl(fields) if fields.has("ttl_seconds") else None,
         # Only save_state lets its caller say; the others replace what has the name.
         "overwrite": kind != Kind.SAVE_WEIGHTS or fields.flag("overwrite", False),
-        "user_metadata": fields.inner("user_metadata").values,
+        "user_metadata": fields.document("user_metadata"),
     }
     if fields.has("age_encryption_recipients"):
         payload["recipients"] = fields.list_of("age_encryption_recipients", str)

@@ -221,6 +221,13 @@ TEMPLATES: Mapping[str, Mapping[str, Any]] = {
         "sampling_session_seq_id": 3,
         "ttl_seconds": 7200,
     },
+    "save_weights_external": {
+        "model_id": "$model",
+        "seq_id": "$number",
+        "path": "hf",
+        "ttl_seconds": 7200,
+        "age_encryption_recipients": [],
+    },
     "load_weights": {
         "session_id": "$session",
         "model_seq_id": "$number",

@@ -58,6 +58,7 @@ class Checkpoint(models.Model):
     user_metadata = models.JSONField(default=dict)
     is_public = models.BooleanField(default=False)
     is_ephemeral = models.BooleanField(default=False)  # made for samples or a sampling client
+    copy_key = models.CharField(max_length=200, blank=True)  # of the request that copied it here
     created_at = models.DateTimeField(default=now)
     expires_at = models.DateTimeField(null=True)
     deleted_at = models.DateTimeField(null=True)
@@ -71,7 +72,12 @@ class Checkpoint(models.Model):
                 fields=["run", "kind", "name"],
                 condition=Q(deleted_at=None),
                 name="one_checkpoint_a_name",
-            )
+            ),
+            models.UniqueConstraint(
+                fields=["project", "copy_key"],
+                condition=~Q(copy_key=""),
+                name="one_copy_a_request",
+            ),
         ]
 
     def __str__(self) -> str:

@@ -79,7 +79,7 @@ def register_checkpoint(  # noqa: PLR0913 - the row's columns, by name
             is_encrypted=is_encrypted,
             expires_at=now() + timedelta(seconds=ttl_seconds) if ttl_seconds else None,
         )
-        _announce(checkpoint)
+        announce(checkpoint)
     for old in replaced:
         remove_folder(old)
     return checkpoint
@@ -171,7 +171,7 @@ def _change(actor: Actor, checkpoint: Checkpoint, **columns: Any) -> None:
     if live.update(**columns) != 1:
         raise NotFound(f"The checkpoint {checkpoint.name} was deleted.")
     checkpoint.refresh_from_db()
-    _announce(checkpoint)
+    announce(checkpoint)
 
 
 def delete_checkpoint(*, actor: Actor, checkpoint: Checkpoint) -> None:
@@ -223,7 +223,7 @@ def _delete(checkpoint: Checkpoint) -> None:
     alive = without_users(Checkpoint.objects.alive().filter(pk=checkpoint.pk))
     if alive.update(deleted_at=now()) == 1:  # nobody has begun to use it at the last moment
         remove_folder(checkpoint)
-        _announce(checkpoint)
+        announce(checkpoint)
 
 
 def remove_folder(checkpoint: Checkpoint) -> None:
@@ -234,6 +234,6 @@ def find_folder(checkpoint: Checkpoint) -> Path:
     return Path(settings.HONE_HOME) / checkpoint.path
 
 
-def _announce(checkpoint: Checkpoint) -> None:
+def announce(checkpoint: Checkpoint) -> None:
     publish(run_group(checkpoint.run_id), "checkpoints")
     publish(project_group(checkpoint.project_id), "checkpoints")

@@ -18,12 +18,12 @@ from webapp.checkpoints.services import (
     set_public,
 )
 from webapp.core.errors import NotFound, UserError
+from webapp.tinker import weights
 from webapp.tinker.catalog_views import cut_page, list_readable
 from webapp.tinker.describing import describe_checkpoint
 from webapp.tinker.endpoints import TinkerRequest, endpoint
 from webapp.tinker.fields import read_fields
 from webapp.tinker.services import find_run_among
-from webapp.tinker.weights import read_ttl
 
 
 def list_checkpoints(actor: Actor) -> CheckpointQuerySet:
@@ -80,7 +80,7 @@ def publish(request: TinkerRequest, run_id: str, kind: str, name: str) -> HttpRe
 @endpoint("PUT")
 def ttl(request: TinkerRequest, run_id: str, kind: str, name: str) -> HttpResponse:
     fields = read_fields(request.body)
-    seconds = read_ttl(fields) if fields.has("ttl_seconds") else None
+    seconds = weights.read_ttl(fields) if fields.has("ttl_seconds") else None
     found = find_checkpoint(request.actor, run_id, kind, name)
     set_lifetime(actor=request.actor, checkpoint=found, ttl_seconds=seconds)
     return HttpResponse(status=204)
@@ -110,6 +110,17 @@ def archive(request: TinkerRequest, run_id: str, kind: str, name: str) -> HttpRe
     response = HttpResponseRedirect(links.write_url(request, found, links.ARCHIVE))
     response.headers["Expires"] = http_date((datetime.now(UTC) + links.LIFETIME).timestamp())
     return response
+
+
+@endpoint("POST")
+def copy_weights(request: TinkerRequest) -> JsonResponse:
+    copy = weights.copy_weights(
+        actor=request.actor,
+        fields=read_fields(request.body),
+        access_token=request.headers.get("X-Tinker-Weights-Access-Token", ""),
+        idempotency_key=request.headers.get("X-Idempotency-Key", ""),
+    )
+    return JsonResponse({"tinker_path": copy.tinker_path})
 
 
 @endpoint("POST")

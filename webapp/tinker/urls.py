@@ -34,6 +34,7 @@ urlpatterns = [
     # What there is
     path("get_server_capabilities", catalog_views.capabilities),
     path("weights_info", checkpoint_views.weights_info),
+    path("copy_weights", checkpoint_views.copy_weights),
     path("checkpoints", checkpoint_views.checkpoints),
     path("training_runs", catalog_views.training_runs),
     path(RUN, catalog_views.training_run),

@@ -5,8 +5,9 @@ from typing import Any
 
 from training.encryption import read_recipients
 from webapp.accounts.models import Actor
+from webapp.checkpoints.copies import copy_checkpoint, find_destination
 from webapp.checkpoints.models import Checkpoint
-from webapp.checkpoints.services import find_loadable
+from webapp.checkpoints.services import find_by_tinker_path, find_loadable
 from webapp.core.errors import UserError
 from webapp.fleet.models import BaseModel
 from webapp.runs.models import Operation, Run
@@ -51,14 +52,14 @@ def create_model_from_checkpoint(*, actor: Actor, fields: Fields) -> Operation:
 
 
 def find_source(actor: Actor, fields: Fields) -> Checkpoint:
-    """With an access token, which is another account's key: what that account may read."""
-    if fields.has("weights_access_token"):
-        actor = read_access_token(fields.text("weights_access_token"))
-    return find_loadable(actor, fields.text("path"))
+    return find_loadable(choose_reader(actor, fields), fields.text("path"))
 
 
-def read_access_token(token: str) -> Actor:
-    reader = find_actor(token)
+def choose_reader(actor: Actor, fields: Fields) -> Actor:
+    """With an access token, which is another account's key: that account."""
+    if not fields.has("weights_access_token"):
+        return actor
+    reader = find_actor(fields.text("weights_access_token"))
     if reader is None:
         raise UserError(
             "weights_access_token is unknown or was revoked: send an API key of the project that"
@@ -66,6 +67,33 @@ def read_access_token(token: str) -> Actor:
             field="weights_access_token",
         )
     return reader
+
+
+def copy_weights(
+    *, actor: Actor, fields: Fields, access_token: str, idempotency_key: str
+) -> Checkpoint:
+    """To a project, or to a free place of a session; any kind, and the copy keeps it."""
+    if access_token:
+        fields = Fields({**fields.values, "weights_access_token": access_token})
+    source = find_by_tinker_path(choose_reader(actor, fields), fields.text("source_path"))
+    ttl_seconds = read_ttl(fields) if fields.has("ttl_seconds") else None
+    if fields.has("session_id"):
+        session = find_session(actor, fields.text("session_id"))
+        if session.finished_at is not None:
+            raise UserError("This session has ended: open another one.", field="session_id")
+        return copy_checkpoint(
+            actor=actor,
+            source=source,
+            project=session.project,
+            session=session,
+            model_seq_id=fields.whole("model_seq_id"),
+            ttl_seconds=ttl_seconds,
+        )
+    project = find_destination(actor, fields.text("destination_project_id"))
+    key = idempotency_key[:200]
+    return copy_checkpoint(
+        actor=actor, source=source, project=project, key=key, ttl_seconds=ttl_seconds
+    )
 
 
 def check_same_model(checkpoint: Checkpoint, base_model: BaseModel) -> None:

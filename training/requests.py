@@ -9,8 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.errors import InvalidInput
+from training.graphs import MAX_CALLS, CustomLoss
 from training.types import Datum, ForwardBackward
 
+CUSTOM = "custom"
+LOSS_ID = "loss_id"  # config of a custom loss: which one
 LOGPROBS = "logprobs"  # config: "all" (default), or "weighted" where zeros elsewhere are fine
 RATIO_BOUNDS = ("clip_low_threshold", "clip_high_threshold")
 
@@ -44,6 +47,7 @@ LOSS_INPUTS: Mapping[str, LossInputs] = {
     ),
     # The documentation names no default for beta; 0.05 is the value of its example.
     "dro": LossInputs(required=_POLICY, config={"beta": 0.05}),
+    CUSTOM: LossInputs(),  # reads what the loss was created with
 }
 
 
@@ -56,10 +60,14 @@ def check_request(request: ForwardBackward, vocab_size: int, context: int) -> No
     _check_config(request, loss)
     if not request.data:
         raise InvalidInput("data is empty: send at least one datum")
+    if request.loss_fn == CUSTOM:
+        _check_calls(_find_custom(request), len(request.data))
     for index, datum in enumerate(request.data):
         _check_tokens(datum, f"datum {index}", vocab_size, context)
         _check_targets(datum, f"datum {index}", vocab_size)
         _check_numbers(datum, f"datum {index}", request.loss_fn, loss)
+        if request.custom is not None:
+            _check_custom(datum, f"datum {index}", request.custom)
 
 
 def _check_config(request: ForwardBackward, loss: LossInputs) -> None:
@@ -67,11 +75,46 @@ def _check_config(request: ForwardBackward, loss: LossInputs) -> None:
         if key == LOGPROBS:
             if value not in ("all", "weighted"):
                 raise InvalidInput(f"config {key!r} is {value!r}: say 'all' or 'weighted'")
+        elif key == LOSS_ID and request.loss_fn == CUSTOM:
+            continue
         elif key not in loss.config:
             known = ", ".join(sorted(loss.config)) or "no keys"
             raise InvalidInput(f"config {key!r}: {request.loss_fn} knows {known}")
         elif isinstance(value, str) or not math.isfinite(value):
             raise InvalidInput(f"config {key!r} is {value!r}: send a finite number")
+
+
+def _find_custom(request: ForwardBackward) -> CustomLoss:
+    if request.custom is None:
+        raise InvalidInput(
+            f"config {LOSS_ID!r} is missing: the loss_fn custom is what create_custom_loss made"
+        )
+    return request.custom
+
+
+def _check_calls(loss: CustomLoss, num_datums: int) -> None:
+    most = MAX_CALLS // max(1, len(loss.nodes))
+    if num_datums > most:
+        raise InvalidInput(
+            f"data has {num_datums} datums: the custom loss {loss.name} has {len(loss.nodes)}"
+            f" operations, so send at most {most} datums in one request"
+        )
+
+
+def _check_custom(datum: Datum, where: str, loss: CustomLoss) -> None:
+    """Every input is there and has the number of dimensions that the loss was created with."""
+    for needed in loss.inputs:
+        name = "target_tokens" if needed.name == "logprobs" else needed.name
+        if name not in datum.inputs:
+            raise InvalidInput(f"{where}: {name} is missing: the custom loss {loss.name} reads it")
+        values = datum.inputs[name]
+        # A number comes as one value without a shape.
+        is_number = needed.rank == 0 and values.shape == (1,)
+        if values.ndim != needed.rank and not is_number:
+            raise InvalidInput(
+                f"{where}: {name} has the shape {values.shape}, but the custom loss {loss.name}"
+                f" declared {needed.name} with rank {needed.rank}"
+            )
 
 
 def _check_tokens(datum: Datum, where: str, vocab_size: int, context: int) -> None:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from training.graphs import CustomLoss
+
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
 
@@ -59,6 +61,7 @@ class ForwardBackward:
     loss_fn: str = "cross_entropy"
     config: Mapping[str, float | str] = field(default_factory=dict)
     forward_only: bool = False
+    custom: CustomLoss | None = None  # what config's loss_id names
 
     @property
     def num_tokens(self) -> int:

@@ -138,7 +138,8 @@ class Engine:
             if (error := self._find_error(run, request)) is not None
         }
         good = {run: request for run, request in requests.items() if run not in refused}
-        return {**refused, **self._execute(good)}
+        tallies = self._execute(good)
+        return {**refused, **{run: tally.error or tally.finish() for run, tally in tallies.items()}}
 
     def _find_error(self, run: str, request: ForwardBackward) -> InvalidInput | None:
         try:
@@ -148,7 +149,12 @@ class Engine:
             return error
         return None
 
-    def _execute(self, requests: Mapping[str, ForwardBackward]) -> dict[str, ForwardBackwardOutput]:
+    def _execute(self, requests: Mapping[str, ForwardBackward]) -> dict[str, Tally]:
+        before = {
+            run: self._adapter(run).gradients.clone()
+            for run, request in requests.items()
+            if request.custom is not None and not request.forward_only
+        }
         tallies = {run: Tally.empty(request) for run, request in requests.items()}
         for forward_only in (False, True):
             items = [
@@ -159,9 +165,12 @@ class Engine:
             ]
             for pack in pack_items(items, self.token_budget):
                 self._run_pack(pack, tallies, forward_only=forward_only)
-        for run, request in requests.items():
-            self._adapter(run).has_gradients |= not request.forward_only
-        return {run: tally.finish() for run, tally in tallies.items()}
+        for run, tally in tallies.items():
+            if tally.error is None:
+                self._adapter(run).has_gradients |= not tally.request.forward_only
+            elif run in before:  # passes before the one that found the error have added theirs
+                self._adapter(run).gradients.copy_(before[run])
+        return tallies
 
     def _run_pack(
         self, pack: Sequence[Item], tallies: Mapping[str, Tally], *, forward_only: bool
@@ -263,7 +272,7 @@ class Engine:
     def probe(self, run: str) -> Probe:
         """What the trainer makes of fixed tokens: a server of the same weights must agree."""
         tokens = choose_probe_tokens(self.vocab_size, min(PROBE_TOKENS, self.context))
-        output = self._execute({run: make_probe(tokens)})[run]
+        output = self._execute({run: make_probe(tokens)})[run].finish()
         return Probe(tokens=tokens, logprobs=tuple(float(value) for value in output.logprobs[0]))
 
 

@@ -5,7 +5,7 @@ token is told by every item that has it), P of those projected on the vocabulary
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from training.engine.logprobs import compute_logprobs
 from training.engine.lora import Adapters, Slice
 from training.engine.losses import compute_loss
 from training.engine.packing import Item, Layout, Part, lay_out
+from training.engine.traced import Meter, judge
+from training.errors import InvalidInput
 from training.requests import LOGPROBS, LOSS_INPUTS, find_scored
 from training.types import Datum, FloatArray, ForwardBackward, ForwardBackwardOutput, IntArray
 
@@ -27,11 +29,31 @@ class Tally:
     logprobs: list[FloatArray]
     loss: float = 0.0
     num_scored: int = 0
+    custom: dict[str, float] = field(default_factory=dict)  # metrics of a custom loss, summed
+    meter: Meter = field(default_factory=Meter)
+    error: InvalidInput | None = None  # why a custom loss has no numbers
 
     @classmethod
     def empty(cls, request: ForwardBackward) -> "Tally":
         zeros = [np.zeros(len(datum.tokens), np.float32) for datum in request.data]
         return cls(request=request, logprobs=zeros)
+
+    def judge(self, item: Item) -> FloatArray:
+        """One datum's custom loss; returns its slopes. After an error nothing counts any more."""
+        logprobs, loss = self.logprobs[item.index], self.request.custom
+        if self.error is not None or loss is None:
+            return np.zeros_like(logprobs)
+        try:
+            judged = judge(
+                loss, item.datum, logprobs, self.meter, with_slopes=not self.request.forward_only
+            )
+        except InvalidInput as error:
+            self.error = InvalidInput(f"datum {item.index}: custom loss {loss.name}: {error}")
+            return np.zeros_like(logprobs)
+        self.loss += judged.loss
+        for key, value in judged.metrics.items():
+            self.custom[key] = self.custom.get(key, 0.0) + value
+        return judged.slopes
 
     def finish(self) -> ForwardBackwardOutput:
         metrics = {
@@ -43,6 +65,9 @@ class Tally:
         if self.request.loss_fn == "cross_entropy":
             weights = [read_input(datum, "weights") for datum in self.request.data]
             metrics["weights:sum"] = float(sum(weight.sum() for weight in weights))
+        num_datums = len(self.request.data)
+        for key, value in self.custom.items():
+            metrics[key] = value / num_datums if key.endswith(":mean") else value
         return ForwardBackwardOutput(logprobs=self.logprobs, metrics=metrics)
 
 
@@ -146,16 +171,26 @@ def sum_losses(
     for part in layout.parts:
         tally, where = tallies[part.told.run], find_range(part, scored_P)
         own = slice(where.start, where.stop)
-        loss = compute_loss(
-            tally.request.loss_fn,
-            logprobs_P[own],
-            gather_inputs(part, tally.request, scored_P[own], logprobs_P),
-            tally.request.config,
-        )
-        tally.loss += loss.item()
+        if tally.request.custom is not None:
+            loss = pull_slopes(part, tally, logprobs_P[own])
+        else:
+            loss = compute_loss(
+                tally.request.loss_fn,
+                logprobs_P[own],
+                gather_inputs(part, tally.request, scored_P[own], logprobs_P),
+                tally.request.config,
+            )
+            tally.loss += loss.item()
         tally.num_scored += where.stop - where.start
         total = total + loss
     return total
+
+
+def pull_slopes(part: Part, tally: Tally, logprobs_P: torch.Tensor) -> torch.Tensor:
+    """Not a custom loss's value, but what has its gradient: every position of it is scored."""
+    slopes_P = np.concatenate([tally.judge(item).reshape(item.length, -1) for item in part.items])
+    slopes = torch.from_numpy(slopes_P).to(logprobs_P.device)
+    return (logprobs_P * slopes.reshape(logprobs_P.shape)).sum()
 
 
 def gather_inputs(

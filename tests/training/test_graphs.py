@@ -9,6 +9,7 @@ from tests.training.tracing import (
     LOGPROBS,
     WEIGHTS,
     call,
+    call_method,
     make_graph,
     read_graph,
     trace,
@@ -136,7 +137,7 @@ def test_a_function_outside_the_list_is_refused_by_its_name(target: str) -> None
     ],
 )
 def test_a_method_outside_the_list_is_refused_by_its_name(method: str) -> None:
-    said = refuse(call(method, LOGPROBS, op="call_method"))
+    said = refuse(call_method(method, LOGPROBS))
     assert f"{method!r} is not allowed in a custom loss" in said
 
 
@@ -152,7 +153,7 @@ def test_a_method_outside_the_list_is_refused_by_its_name(method: str) -> None:
     ],
 )
 def test_a_refusal_says_why_where_there_is_more_to_say(target: str, op: str, why: str) -> None:
-    assert why in refuse(call(target, LOGPROBS, op=op))
+    assert why in refuse({**call(target, LOGPROBS), "op": op})
 
 
 @pytest.mark.parametrize(
@@ -250,12 +251,12 @@ def test_a_name_is_used_once() -> None:
 
 @pytest.mark.parametrize("op", ["get_attr", "call_module", "root", "", None, 7, ["call_function"]])
 def test_another_op_is_refused(op: Any) -> None:
-    assert refuse(call("torch.exp", LOGPROBS, op=op)).startswith("node x: ")
+    assert refuse({**call("torch.exp", LOGPROBS), "op": op}).startswith("node x: ")
 
 
 def test_a_method_is_called_on_a_value_of_the_graph() -> None:
-    assert "not called on a value" in refuse(call("exp", op="call_method"))
-    assert "not called on a value" in refuse(call("exp", 3, op="call_method"))
+    assert "not called on a value" in refuse(call_method("exp"))
+    assert "not called on a value" in refuse(call_method("exp", 3))
 
 
 def test_a_graph_is_bounded() -> None:

@@ -13,20 +13,6 @@ from torch.fx.node import Node, _get_qualified_name
 from training.graphs import CustomLoss, read_custom_loss
 
 Loss = Callable[..., tuple[torch.Tensor, Mapping[str, torch.Tensor]]]
-WRITERS: Mapping[type, Callable[[Any], Any]] = {
-    Node: lambda value: {"ref": value.name},
-    float: lambda value: value if math.isfinite(value) else {"float": str(value)},
-    slice: lambda value: {"slice": write_all((value.start, value.stop, value.step))},
-    EllipsisType: lambda _: {"ellipsis": True},
-    list: lambda value: write_all(value),
-    torch.dtype: lambda value: {"dtype": str(value).removeprefix("torch.")},
-    torch.device: lambda value: {"device": str(value)},
-    torch.memory_format: lambda value: {"memory_format": str(value).removeprefix("torch.")},
-    immutable_list: lambda value: write_all(value),
-    immutable_dict: lambda value: {
-        "dict": {key: write_argument(each) for key, each in value.items()}
-    },
-}
 
 
 def write_argument(value: Any) -> Any:
@@ -37,6 +23,22 @@ def write_argument(value: Any) -> Any:
 
 def write_all(values: Iterable[Any]) -> list[Any]:
     return [write_argument(value) for value in values]
+
+
+WRITERS: Mapping[type, Callable[[Any], Any]] = {
+    Node: lambda value: {"ref": value.name},
+    float: lambda value: value if math.isfinite(value) else {"float": str(value)},
+    slice: lambda value: {"slice": write_all((value.start, value.stop, value.step))},
+    EllipsisType: lambda _: {"ellipsis": True},
+    list: write_all,
+    torch.dtype: lambda value: {"dtype": str(value).removeprefix("torch.")},
+    torch.device: lambda value: {"device": str(value)},
+    torch.memory_format: lambda value: {"memory_format": str(value).removeprefix("torch.")},
+    immutable_list: write_all,
+    immutable_dict: lambda value: {
+        "dict": {key: write_argument(each) for key, each in value.items()}
+    },
+}
 
 
 def write_graph(loss: Loss) -> dict[str, Any]:
@@ -67,13 +69,24 @@ def trace(loss: Loss, **ranks: int) -> CustomLoss:
     return read_custom_loss(name="traced", inputs=write_inputs(**ranks), graph=write_graph(loss))
 
 
-def call(target: str, *args: Any, op: str = "call_function", **kwargs: Any) -> dict[str, Any]:
-    return {"op": op, "name": "x", "target": target, "args": list(args), "kwargs": kwargs}
+def call(target: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Of a function, by a node whose name is x."""
+    return {
+        "op": "call_function",
+        "name": "x",
+        "target": target,
+        "args": list(args),
+        "kwargs": kwargs,
+    }
+
+
+def call_method(target: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    return {**call(target, *args, **kwargs), "op": "call_method"}
 
 
 def make_graph(*calls: dict[str, Any], loss: str = "x") -> dict[str, Any]:
     """A graph of two parameters, `logprobs` and `weights`, as a client that is no SDK sends it."""
-    parameters = [
+    parameters: list[dict[str, Any]] = [
         {"op": "placeholder", "name": name, "target": name, "args": [], "kwargs": {}}
         for name in ("logprobs", "weights")
     ]

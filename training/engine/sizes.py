@@ -124,8 +124,9 @@ def matmul(args: Args, kwargs: Kwargs) -> Cost:
     right = right if len(right) > 1 else [*right, 1]
     batch = math.prod(broadcast_shapes(left[:-2], right[:-2]))
     rows, inner, columns = left[-2], left[-1], right[-1]
-    # Operands are repeated where only the other one has a batch.
-    elements = batch * (rows * columns + rows * inner + right[-2] * columns)
+    elements = batch * rows * columns
+    if batch > 1:  # an operand is repeated where only the other one has a batch
+        elements += batch * (rows * inner + right[-2] * columns)
     return Cost(elements, batch * rows * inner * columns // MATMUL_SPEED)
 
 

@@ -58,7 +58,7 @@ class Meter:
 
     def spend(self, elements: int, work: int) -> None:
         self.elements += elements
-        self.work += work + CALL_WORK
+        self.work += work
         if self.elements > DATUM_ELEMENTS:
             raise InvalidInput(
                 f"the loss of one datum makes more than {DATUM_ELEMENTS} numbers: shorten the"
@@ -102,7 +102,7 @@ class Frame:
             raise InvalidInput(
                 f"its result would have {cost.elements} numbers, the most is {NODE_ELEMENTS}"
             )
-        self.meter.spend(0, cost.work)
+        self.meter.spend(0, cost.work + CALL_WORK)
         value = CALLS[node.op][node.target](*args, **kwargs)
         made = check_value(value)
         self.meter.spend(made, made + sum(map(torch.numel, find_tensors(args, kwargs))))
@@ -211,6 +211,10 @@ def read_attribute(value: Any, name: str) -> Any:
     return getattr(value, name)
 
 
+def count(value: torch.Tensor | torch.Size) -> int:
+    return value.numel()
+
+
 def stay(value: torch.Tensor, *_: Any) -> torch.Tensor:
     """Values of a loss are on the CPU, wherever it wants them."""
     return value
@@ -262,6 +266,7 @@ CALLS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
         **{name: getattr(torch.Tensor, name) for name in METHODS},
         "cpu": stay,
         "cuda": stay,
+        "numel": count,
         "to": convert,
     },
 }

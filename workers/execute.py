@@ -23,7 +23,7 @@ from training.types import (
 )
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import check_name, find_folder, find_saved, register_checkpoint
-from webapp.deployments.calls import open_sampling_session
+from webapp.deployments.calls import follow_inflight, open_sampling_session
 from webapp.runs.models import Operation, Run
 from webapp.tinker.wire import JSON, PROTOBUF, decode_forward_backward, encode_output
 
@@ -210,6 +210,8 @@ def save_weights_for_sampler(held: Held, operation: Operation, payload: Mapping[
             session=held.run.session, seq_id=seq_id, checkpoint=checkpoint
         )
         answered = {"path": None, "sampling_session_id": opened.pk}
+    if checkpoint.is_inflight:
+        follow_inflight(checkpoint)
     kind = {"checkpoint": checkpoint.pk, "type": "save_weights_for_sampler"}
     return answer({**answered, **kind})
 
@@ -249,6 +251,7 @@ def save_checkpoint(
         saved=saved,
         ttl_seconds=payload.get("ttl_seconds") or default_ttl,
         is_ephemeral=is_ephemeral,
+        is_inflight=bool(payload.get("is_inflight")),
         is_encrypted=bool(payload.get("recipients")),
         overwrite=overwrite,
         user_metadata=payload.get("user_metadata"),

@@ -8,6 +8,7 @@ from django.conf import settings
 from django.db.models import Q
 from django.utils.timezone import now
 
+from webapp.checkpoints.retention import retire_samplers
 from webapp.checkpoints.services import expire_checkpoints
 from webapp.datasets.services import announce_validating
 from webapp.deployments.calls import requeue_expired
@@ -55,6 +56,7 @@ def clean() -> None:
     """What has outlived its use."""
     reap_sessions()
     expire_checkpoints()
+    retire_samplers()
     discard_autosaves()
     forget_logs()
     forget_calls()

@@ -58,6 +58,7 @@ class Checkpoint(models.Model):
     user_metadata = models.JSONField(default=dict)
     is_public = models.BooleanField(default=False)
     is_ephemeral = models.BooleanField(default=False)  # made for samples or a sampling client
+    is_inflight = models.BooleanField(default=False)  # its clients go on to the next one like it
     copy_key = models.CharField(max_length=200, blank=True)  # of the request that copied it here
     created_at = models.DateTimeField(default=now)
     expires_at = models.DateTimeField(null=True)

@@ -20,6 +20,7 @@ from webapp.runs.models import Metric, Run
 
 PATH_KINDS = {word: kind for kind, word in Checkpoint.PATH_WORDS.items()}
 LIVE = ("queued", "running")
+OPENING = timedelta(minutes=5)  # a sampling client is opened moments after its weights are saved
 
 
 def find_saved(run: Run, seq: int) -> Checkpoint | None:
@@ -49,6 +50,7 @@ def register_checkpoint(  # noqa: PLR0913 - the row's columns, by name
     saved: SavedWeights,
     ttl_seconds: int | None = None,
     is_ephemeral: bool = False,
+    is_inflight: bool = False,
     is_encrypted: bool = False,
     overwrite: bool = False,
     user_metadata: Mapping[str, Any] | None = None,
@@ -76,6 +78,7 @@ def register_checkpoint(  # noqa: PLR0913 - the row's columns, by name
             probe={"tokens": list(saved.probe.tokens), "logprobs": list(saved.probe.logprobs)},
             user_metadata=dict(user_metadata or {}),
             is_ephemeral=is_ephemeral,
+            is_inflight=is_inflight,
             is_encrypted=is_encrypted,
             expires_at=now() + timedelta(seconds=ttl_seconds) if ttl_seconds else None,
         )
@@ -188,14 +191,17 @@ def delete_checkpoint(*, actor: Actor, checkpoint: Checkpoint) -> None:
 
 
 def without_users(checkpoints: CheckpointQuerySet) -> CheckpointQuerySet:
-    """Those that nothing needs now: not served, not sampled from, no live run's parent."""
+    """Those that nothing needs now, and that no open sampling client could ask for."""
+    asked = checkpoints.filter(
+        sampling_sessions__isnull=False, sampling_sessions__session__finished_at=None
+    )
+    return without_work(checkpoints).exclude(pk__in=asked)
+
+
+def without_work(checkpoints: CheckpointQuerySet) -> CheckpointQuerySet:
+    """Not served, not being sampled from, no live run's parent."""
     return (
         checkpoints.exclude(deployments__status__in=("loading", "ready", "failed"))
-        .exclude(
-            pk__in=checkpoints.filter(
-                sampling_sessions__isnull=False, sampling_sessions__session__finished_at=None
-            )
-        )
         .exclude(sampling_calls__status__in=LIVE)
         .exclude(evaluations__status__in=LIVE)
         .exclude(branches__status__in=(*LIVE, "paused"))
@@ -204,11 +210,19 @@ def without_users(checkpoints: CheckpointQuerySet) -> CheckpointQuerySet:
 
 def expire_checkpoints() -> int:
     """Delete what has outlived its time, but for what is in use or a run's best."""
-    expired = Checkpoint.objects.alive().filter(expires_at__lt=now())
+    expired = Checkpoint.objects.alive().filter(Q(expires_at__lt=now()) | _is_left_behind())
     gone = [each for each in without_users(expired) if each.is_ephemeral or not is_best(each)]
     for checkpoint in gone:
         _delete(checkpoint)
     return len(gone)
+
+
+def _is_left_behind() -> Q:
+    """Made for sampling clients that have closed, or that follow newer weights by now."""
+    is_old = Q(created_at__lt=now() - OPENING)
+    unfollowed = Checkpoint.objects.filter(is_old, is_inflight=True, sampling_sessions=None)
+    is_closed = Q(run__session__finished_at__isnull=False)
+    return Q(is_ephemeral=True) & (is_closed | Q(pk__in=unfollowed.values("pk")))
 
 
 def is_best(checkpoint: Checkpoint) -> bool:
@@ -219,11 +233,19 @@ def is_best(checkpoint: Checkpoint) -> bool:
 
 
 def _delete(checkpoint: Checkpoint) -> None:
-    """The row first: a folder that is left over is waste, a row without one is a lie."""
-    alive = without_users(Checkpoint.objects.alive().filter(pk=checkpoint.pk))
-    if alive.update(deleted_at=now()) == 1:  # nobody has begun to use it at the last moment
-        remove_folder(checkpoint)
-        announce(checkpoint)
+    discard(without_users(Checkpoint.objects.alive().filter(pk=checkpoint.pk)), checkpoint)
+
+
+def discard(guarded: CheckpointQuerySet, checkpoint: Checkpoint) -> bool:
+    """The row first: a folder that is left over is waste, a row without one is a lie.
+
+    False: somebody has begun to use it at the last moment, and it stays.
+    """
+    if guarded.update(deleted_at=now()) != 1:
+        return False
+    remove_folder(checkpoint)
+    announce(checkpoint)
+    return True
 
 
 def remove_folder(checkpoint: Checkpoint) -> None:

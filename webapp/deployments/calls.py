@@ -196,6 +196,14 @@ def open_sampling_session(
     return opened
 
 
+def follow_inflight(checkpoint: Checkpoint) -> int:
+    """Sampling clients of the run's earlier inflight saves ask for these weights from now on."""
+    followers = SamplingSession.objects.filter(
+        checkpoint__run=checkpoint.run_id, checkpoint__is_inflight=True
+    )
+    return followers.update(checkpoint=checkpoint)
+
+
 def cancel_unwanted() -> int:
     """Nobody looks for the samples of a run that was stopped, or of a client that has closed."""
     stopped = Q(run__status=Run.Status.CANCELLED)

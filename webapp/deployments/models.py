@@ -87,7 +87,7 @@ class SamplingSessionQuerySet(OwnedQuerySet["SamplingSession"]):
 
 
 class SamplingSession(models.Model):
-    """What a sampling client was opened on. Its weights never change."""
+    """What a sampling client was opened on. Its weights never change, unless they are inflight."""
 
     id = models.CharField(primary_key=True, max_length=80, default=ids.make_sampling_session_id)
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="+")

@@ -25,6 +25,9 @@ from webapp.tinker.services import (
 )
 
 TTL_SECONDS = range(3600, 10 * 365 * 86_400 + 1)
+# The SDK puts names into addresses as they are: "a?b" would be deleted as "a".
+NAME = re.compile(r"(?!\s)[^/\\?#%\x00-\x1f\x7f\u2028\u2029]{1,199}(?<!\s)")
+KINDS = ("snapshot", "inflight")
 
 Kind = Operation.Kind
 
@@ -137,8 +140,7 @@ def save_weights(*, actor: Actor, fields: Fields, kind: str) -> Operation:
 
 def read_save(fields: Fields, kind: str) -> dict[str, Any]:
     if kind == Kind.SAVE_WEIGHTS_FOR_SAMPLER and not fields.has("path"):
-        seq_id = fields.whole("sampling_session_seq_id")
-        return {"sampling_session_seq_id": seq_id, "is_ephemeral": True}
+        return read_ephemeral_save(fields)
     payload: dict[str, Any] = {
         "name": read_name(fields),
         "ttl_seconds": read_ttl(fields) if fields.has("ttl_seconds") else None,
@@ -152,11 +154,24 @@ def read_save(fields: Fields, kind: str) -> dict[str, Any]:
     return payload
 
 
+def read_ephemeral_save(fields: Fields) -> dict[str, Any]:
+    """For a sampling client; those of kind inflight all follow the run's newest inflight save."""
+    kind = fields.text("kind", "snapshot")
+    if kind not in KINDS:
+        raise UserError(f"kind is {kind!r:.60}: send {' or '.join(KINDS)}.", field="kind")
+    seq_id = fields.whole("sampling_session_seq_id")
+    payload: dict[str, Any] = {"sampling_session_seq_id": seq_id, "is_ephemeral": True}
+    return payload | ({"is_inflight": True} if kind == "inflight" else {})
+
+
 def read_name(fields: Fields) -> str:
     name = fields.text("path")
-    if not re.fullmatch(r"[^/\s][^/\n]{0,198}", name):
+    if not NAME.fullmatch(name) or name in (".", ".."):
         raise UserError(
-            "path is the checkpoint's name: 1 to 199 characters without a slash.", field="path"
+            f"path is the checkpoint's name, {name[:60]!r}: send 1 to 199 characters without"
+            " control characters and / \\ ? # %, which cannot stand in its address, and without"
+            " blanks at its ends.",
+            field="path",
         )
     return name
 

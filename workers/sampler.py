@@ -147,9 +147,10 @@ class Sampler:
 
     async def beat(self) -> None:
         """Say that we live, keep our claims, drop what was cancelled, take over from the dead."""
-        held = await in_database(calls.renew_claims, worker=self.worker, pks=list(self.tasks))
-        for pk in self.tasks.keys() - held:
-            self.tasks[pk].cancel()
+        known = dict(self.tasks)  # others may begin while we ask
+        held = await in_database(calls.renew_claims, worker=self.worker, pks=list(known))
+        for pk in known.keys() - held:
+            known[pk].cancel()
         await in_database(calls.requeue_expired)
         await in_database(settle_abandoned)
         holds: dict[str, object] = {

@@ -1,5 +1,6 @@
 """Calls are answered by the server, each in its caller's form, and none is lost."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
@@ -233,6 +234,34 @@ def test_a_call_that_is_cancelled_while_it_runs_leaves_the_server(
     async_to_sync(cancel)()
     call.refresh_from_db()
     assert (call.status, call.result) == (Status.CANCELLED, None)
+
+
+def test_a_call_that_begins_while_the_sampler_beats_is_not_taken_for_a_cancelled_one(
+    submit: Any, transport: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = submit(payload=TOKENS)
+    renew_claims = calls.renew_claims
+
+    async def begin_meanwhile() -> None:
+        async with open_sampler(transport) as sampler:
+            (taken,) = await in_database(calls.claim_calls, worker=WORKER, limit=1)
+            loop = asyncio.get_running_loop()
+
+            def begin() -> None:
+                sampler.tasks[taken.pk] = asyncio.create_task(sampler.answer(taken))
+
+            def renew(**asked: Any) -> set[int]:
+                held = renew_claims(**asked)
+                loop.call_soon_threadsafe(begin)
+                return held
+
+            monkeypatch.setattr(calls, "renew_claims", renew)
+            await sampler.beat()
+            await sampler.wait()
+            assert not sampler.tasks
+
+    async_to_sync(begin_meanwhile)()
+    assert read(call)["sequences"]
 
 
 def test_a_deployment_becomes_ready_with_its_proof(

@@ -16,6 +16,7 @@ LOSSES = ("cross_entropy", "importance_sampling", "ppo", "cispo", "dro")
 # The Tinker wire carries no alpha; one constant for all ranks keeps learning rates comparable.
 LORA_ALPHA = 32.0
 MAX_RANK = 512
+NO_TOKEN = -99999.0  # the log-probability of a cell that holds none
 
 CheckpointKind = Literal["training", "sampler"]
 StopReason = Literal["stop", "length"]
@@ -103,7 +104,10 @@ class SavedWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """`max_tokens` None: up to the context. `stop` None: the end token; (): nothing stops."""
+    """`max_tokens` None: up to the context. `stop` (): nothing stops, else the end token does too.
+
+    `seed` makes a request repeatable: each of its samples has a stream of its own, so they differ.
+    """
 
     max_tokens: int | None = None
     temperature: float = 1.0
@@ -114,27 +118,85 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TargetTokens:
+    """Tokens to score at places of a prompt: row i of `shape` speaks of the prompt's token i + 1.
+
+    -1 asks for nothing. With `row_starts` and `columns` only the listed cells do (CSR); without
+    them `ids` are all cells of the shape, row by row.
+    """
+
+    ids: IntArray
+    shape: tuple[int, int]
+    row_starts: IntArray | None = None
+    columns: IntArray | None = None
+
+    def find_rows(self) -> IntArray:
+        """The row of each of `ids`."""
+        num_rows, num_columns = self.shape
+        if self.row_starts is None:
+            return np.repeat(np.arange(num_rows), num_columns)
+        return np.repeat(np.arange(num_rows), np.diff(self.row_starts))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRequest:
-    """`num_samples` continuations of one prompt of token ids."""
+    """`num_samples` continuations of one prompt of token ids, and what is asked of the prompt.
+
+    `prompt_logprobs_last_n` bounds both kinds of the prompt's log-probabilities, the others not.
+    """
 
     prompt: Sequence[int]
     params: SamplingParams
     num_samples: int = 1
     prompt_logprobs: bool = False
+    prompt_logprobs_last_n: int | None = None
+    topk_prompt_logprobs: int = 0
+    topk_sample_logprobs: int = 0
+    target_prompt_logprobs: TargetTokens | None = None
+    prompt_alt_tokens_k: int = 0  # drawn at the request's temperature, without top-k and top-p
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprobs:
+    """(N, k) tokens with their log-probabilities; a cell without a token is (0, NO_TOKEN)."""
+
+    token_ids: IntArray
+    logprobs: FloatArray
+
+    @classmethod
+    def make_empty(cls, num_rows: int, k: int) -> "TokenLogprobs":
+        return cls(
+            token_ids=np.zeros((num_rows, k), np.int64),
+            logprobs=np.full((num_rows, k), NO_TOKEN, np.float32),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledSequence:
-    """`tokens` include the stop token; `logprobs` are from before temperature and top-k/p."""
+    """`tokens` include the stop token.
+
+    `logprobs` are of the distribution that was drawn from: scaled by the request's temperature,
+    from before top-k and top-p. Temperature 0 draws nothing: there they are the model's own.
+    """
 
     tokens: Sequence[int]
     logprobs: Sequence[float]
     stop_reason: StopReason
+    topk_logprobs: TokenLogprobs | None = None  # at each place the likeliest, likeliest first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleOutput:
-    """`prompt_logprobs`, where asked for, has the prompt's length; index 0 is None."""
+    """What was asked for; the rest is None. Log-probabilities of a prompt are the model's own.
+
+    `prompt_logprobs` has the prompt's length, None where nothing was computed: at index 0 always.
+    `topk_prompt_logprobs` has no tokens there. `target_prompt_logprobs` are of the request's
+    `ids`, 0 for -1. Row i of `prompt_alt_tokens` are alternatives to the prompt's token i + 1.
+    """
 
     sequences: Sequence[SampledSequence]
     prompt_logprobs: Sequence[float | None] | None = None
+    topk_prompt_logprobs: TokenLogprobs | None = None
+    target_prompt_logprobs: FloatArray | None = None
+    prompt_alt_tokens: TokenLogprobs | None = None
+    prompt_cache_hit_tokens: int = 0  # whose keys and values were there: they were not read again

@@ -13,12 +13,13 @@ from tokenizers.decoders import DecodeStream
 from training.data.tokenizer import ChatTokenizer
 from training.errors import InvalidInput
 from training.recipes.grading import grade
-from training.types import SampledSequence, SampleOutput, SampleRequest, SamplingParams
+from training.types import SampledSequence, SampleOutput, SampleRequest
 from webapp.deployments import calls
 from webapp.deployments.models import HotLoad, SamplingCall
 from webapp.evals.models import EvalSuite, Evaluation
 from webapp.evals.services import record_result, settle
 from webapp.runs.samples import record_sample
+from webapp.tinker.sample_payloads import read_payload
 from webapp.tinker.wire import JSON, PROTOBUF
 from webapp.tinker.wire_samples import encode_sample_output
 
@@ -29,19 +30,20 @@ Purpose = SamplingCall.Purpose
 class Answer:
     """One call's output with its texts. `load` None: the base model answered."""
 
+    request: SampleRequest
     output: SampleOutput
     sequences: Sequence[Mapping[str, Any]]
-    num_prompt_tokens: int
     load: HotLoad | None
     template: str  # digest of the chat template that made the prompt; empty: it came as tokens
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.request.prompt)
 
 
 def make_request(call: SamplingCall, tokenizer: ChatTokenizer) -> SampleRequest:
     payload = call.payload
-    params = dict(payload.get("params") or {})
-    if params.get("stop") is not None:
-        params["stop"] = tuple(params["stop"])
-    prompt = payload.get("prompt")
+    prompt, params = payload.get("prompt"), dict(payload.get("params") or {})
     if prompt is None:
         text = tokenizer.apply_template(
             payload["messages"], add_generation_prompt=True, tools=payload.get("tools")
@@ -50,12 +52,7 @@ def make_request(call: SamplingCall, tokenizer: ChatTokenizer) -> SampleRequest:
         # Who sends messages cannot count tokens: the limit is theirs up to the model's own.
         room = max(1, call.base_model.context_tokens - len(prompt))
         params["max_tokens"] = min(params.get("max_tokens") or room, room)
-    return SampleRequest(
-        prompt=prompt,
-        params=SamplingParams(**params),
-        num_samples=payload.get("num_samples", 1),
-        prompt_logprobs=bool(payload.get("prompt_logprobs")),
-    )
+    return read_payload(payload, prompt, params)
 
 
 def make_answer(
@@ -66,9 +63,9 @@ def make_answer(
     load: HotLoad | None = None,
 ) -> Answer:
     return Answer(
+        request=request,
         output=output,
         sequences=[describe_sequence(sequence, tokenizer) for sequence in output.sequences],
-        num_prompt_tokens=len(request.prompt),
         load=load,
         template="" if "prompt" in call.payload else digest_template(tokenizer),
     )
@@ -97,7 +94,7 @@ def digest_template(tokenizer: ChatTokenizer) -> str:
 def encode_answer(call: SamplingCall, answer: Answer) -> tuple[bytes, str]:
     """As the caller reads it: protobuf for SDK clients, JSON for everybody else."""
     if call.purpose == Purpose.TINKER:
-        return encode_sample_output(answer.output), PROTOBUF
+        return encode_sample_output(answer.output, answer.request), PROTOBUF
     load = answer.load
     described = {
         "sequences": answer.sequences,

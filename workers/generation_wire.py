@@ -6,9 +6,19 @@ from typing import Any, TypeVar
 
 from training.engine.calls import NewToken
 from training.errors import InvalidInput
-from training.types import SampledSequence, SampleOutput, SampleRequest, SamplingParams
+from training.sample_requests import read_targets
+from training.types import (
+    NO_TOKEN,
+    SampledSequence,
+    SampleOutput,
+    SampleRequest,
+    SamplingParams,
+    TargetTokens,
+    TokenLogprobs,
+)
 
 T = TypeVar("T")
+SPARSE = ("sparse_crow_indices", "sparse_col_indices")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,21 +42,43 @@ def read_generate(body: Mapping[str, Any]) -> GenerateBody:
         top_k=read_number(fields, "top_k", int, -1),
         top_p=read_number(fields, "top_p", float, 1.0),
         seed=read_number(fields, "seed", int, None),
-        stop=strings,
-    )
-    request = SampleRequest(
-        prompt=read_list(body, "token_ids", int),
-        params=params,
-        num_samples=read_number(fields, "n", int, 1),
-        prompt_logprobs=fields.get("prompt_logprobs") is not None,
+        stop=strings or None,
     )
     return GenerateBody(
         model=read_text(body, "model"),
-        request=request,
+        request=read_request(body, fields, params),
         stop_ids=frozenset(read_list(fields, "stop_token_ids", int)),
         ignore_eos=bool(fields.get("ignore_eos")),
         is_streamed=bool(body.get("stream")),
     )
+
+
+def read_request(
+    body: Mapping[str, Any], fields: Mapping[str, Any], params: SamplingParams
+) -> SampleRequest:
+    """vLLM counts the likeliest tokens beside the one that is there: 0 asks for that one alone."""
+    return SampleRequest(
+        prompt=read_list(body, "token_ids", int),
+        params=params,
+        num_samples=read_number(fields, "n", int, 1),
+        prompt_logprobs=fields.get("prompt_logprobs") is not None,
+        prompt_logprobs_last_n=read_number(body, "prompt_logprobs_last_n", int, None),
+        topk_prompt_logprobs=read_number(fields, "prompt_logprobs", int, 0),
+        topk_sample_logprobs=read_number(fields, "logprobs", int, 0),
+        target_prompt_logprobs=read_target_tokens(body),
+        prompt_alt_tokens_k=read_number(body, "prompt_alt_tokens_k", int, 0),
+    )
+
+
+def read_target_tokens(body: Mapping[str, Any]) -> TargetTokens | None:
+    given = body.get("target_prompt_logprobs")
+    if given is None:
+        return None
+    if not isinstance(given, dict) or len(read_list(given, "shape", int)) != 2:
+        raise InvalidInput("target_prompt_logprobs must be an object with a shape of two numbers")
+    names = ["data", *(name for name in SPARSE if given.get(name) is not None)]
+    lists = {name: read_list(given, name, int) for name in names}
+    return read_targets({"shape": given["shape"], **lists})
 
 
 def read_text(body: Mapping[str, Any], name: str) -> str:
@@ -82,23 +114,69 @@ def describe_output(body: GenerateBody, output: SampleOutput) -> Mapping[str, An
     answer: dict[str, Any] = {
         "model": body.model,
         "choices": [describe_choice(*each) for each in enumerate(output.sequences)],
+        "usage": {"prompt_tokens_details": {"cached_tokens": output.prompt_cache_hit_tokens}},
     }
     if output.prompt_logprobs is not None:
-        pairs = zip(body.request.prompt, output.prompt_logprobs, strict=True)
-        answer["prompt_logprobs"] = [
-            None if logprob is None else {str(token): {"logprob": logprob}}
-            for token, logprob in pairs
-        ]
+        answer["prompt_logprobs"] = describe_prompt(body.request, output)
+    if output.target_prompt_logprobs is not None:
+        answer["target_prompt_logprobs"] = output.target_prompt_logprobs.tolist()
+    if output.prompt_alt_tokens is not None:
+        drawn = output.prompt_alt_tokens
+        answer["prompt_alt_tokens"] = {
+            "token_ids": drawn.token_ids.tolist(),
+            "logprobs": drawn.logprobs.tolist(),
+        }
     return answer
+
+
+def describe_prompt(
+    request: SampleRequest, output: SampleOutput
+) -> list[Mapping[str, Mapping[str, float]] | None]:
+    """For each token of the prompt the likeliest in its place, and itself."""
+    length, scored = len(request.prompt), output.prompt_logprobs or ()
+    ranked = describe_rows(output.topk_prompt_logprobs) or [[] for _ in range(length)]
+    rows = zip(request.prompt, scored, ranked, strict=True)
+    return [
+        None
+        if logprob is None
+        else {
+            **{str(each["token_id"]): {"logprob": each["logprob"]} for each in best},
+            str(token): {"logprob": logprob},
+        }
+        for token, logprob, best in rows
+    ]
+
+
+def describe_rows(table: TokenLogprobs | None) -> list[list[Mapping[str, Any]]]:
+    """Cells that hold no token are left out."""
+    if table is None:
+        return []
+    rows = zip(table.token_ids.tolist(), table.logprobs.tolist(), strict=True)
+    return [
+        [
+            {"token_id": token, "logprob": logprob}
+            for token, logprob in zip(ids, logprobs, strict=True)
+            if logprob != NO_TOKEN
+        ]
+        for ids, logprobs in rows
+    ]
 
 
 def describe_choice(index: int, sequence: SampledSequence) -> Mapping[str, Any]:
     pairs = zip(sequence.tokens, sequence.logprobs, strict=True)
+    content: list[dict[str, Any]] = [
+        {"token_id": token, "logprob": value} for token, value in pairs
+    ]
+    ranked = describe_rows(sequence.topk_logprobs)
+    if ranked:
+        content = [
+            {**each, "top_logprobs": best} for each, best in zip(content, ranked, strict=True)
+        ]
     return {
         "index": index,
         "token_ids": list(sequence.tokens),
         "finish_reason": sequence.stop_reason,
-        "logprobs": {"content": [{"token_id": token, "logprob": value} for token, value in pairs]},
+        "logprobs": {"content": content},
     }
 
 

@@ -152,8 +152,8 @@ class Residents:
         ticket = resident.generator.submit(
             job.request,
             adapter=job.model if place else None,
-            also_stop=job.stop_ids
-            | (frozenset() if job.ignore_eos else resident.generator.end_ids),
+            also_stop=job.stop_ids,
+            ignore_end=job.ignore_eos,
             listener=job.listener,
         )
         resident.jobs[ticket] = job

@@ -1,7 +1,6 @@
 """Speaks to sampling servers over HTTP, vLLM or our own, and keeps one of our own running."""
 
 import asyncio
-import json
 import logging
 import os
 import signal
@@ -18,7 +17,8 @@ from uuid import uuid4
 import httpx
 
 from training.errors import InvalidInput
-from training.types import SampledSequence, SampleOutput, SampleRequest, StopReason
+from training.types import SampleOutput, SampleRequest
+from workers.vllm_wire import StreamedToken, build_body, read_event, read_output
 
 logger = logging.getLogger(__name__)
 
@@ -36,16 +36,6 @@ class ModelMissing(Exception):  # noqa: N818 - an answer to act on: load the ada
 
 class ServerLost(Exception):  # noqa: N818 - the request may be repeated when it is back
     """The server could not be reached, or broke while it answered."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamedToken:
-    """One token of sample `index`; `stop_reason` comes with the last one."""
-
-    index: int
-    token: int
-    logprob: float
-    stop_reason: StopReason | None
 
 
 class SamplingServer:
@@ -142,71 +132,6 @@ def read_message(answer: httpx.Response) -> str:
         return answer.text
     error = said.get("error", said) if isinstance(said, dict) else said
     return str(error.get("message", error) if isinstance(error, dict) else error)
-
-
-def build_body(model: str, request: SampleRequest) -> dict[str, Any]:
-    params, stop = request.params, request.params.stop
-    strings = [each for each in stop or () if isinstance(each, str)]
-    chosen: dict[str, Any] = {
-        "n": request.num_samples,
-        "temperature": params.temperature,
-        "top_k": params.top_k,
-        "top_p": params.top_p,
-        "logprobs": 0,
-        "stop": strings,
-        "stop_token_ids": [each for each in stop or () if isinstance(each, int)],
-        "ignore_eos": stop is not None,
-    }
-    if params.max_tokens is not None:
-        chosen["max_tokens"] = params.max_tokens
-    if params.seed is not None:
-        chosen["seed"] = params.seed
-    if request.prompt_logprobs:
-        chosen["prompt_logprobs"] = 0
-    body = {"model": model, "token_ids": list(request.prompt), "sampling_params": chosen}
-    # vLLM watches for stop strings only where it makes text.
-    return body | ({"output_mode": "text", "return_token_ids": True} if strings else {})
-
-
-def read_output(answer: Mapping[str, Any], request: SampleRequest) -> SampleOutput:
-    choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
-    scored = answer.get("prompt_logprobs") if request.prompt_logprobs else None
-    pairs = zip(request.prompt, scored or (), strict=False)
-    return SampleOutput(
-        sequences=[read_choice(choice) for choice in choices],
-        prompt_logprobs=None
-        if scored is None
-        else [None if row is None else row[str(token)]["logprob"] for token, row in pairs],
-    )
-
-
-def read_choice(choice: Mapping[str, Any]) -> SampledSequence:
-    return SampledSequence(
-        tokens=choice["token_ids"],
-        logprobs=[each["logprob"] for each in choice["logprobs"]["content"]],
-        stop_reason="length" if choice["finish_reason"] == "length" else "stop",
-    )
-
-
-def read_event(line: str) -> list[StreamedToken]:
-    kind, _, data = line.partition(": ")
-    if kind != "data" or data == "[DONE]":
-        return []
-    event = json.loads(data)
-    if "error" in event:
-        raise InvalidInput(event["error"]["message"])
-    return [token for choice in event["choices"] for token in read_piece(choice)]
-
-
-def read_piece(choice: Mapping[str, Any]) -> list[StreamedToken]:
-    pairs = list(zip(choice["token_ids"], choice["logprobs"]["content"], strict=True))
-    reasons: list[StopReason | None] = [None] * len(pairs)
-    if choice["finish_reason"] and pairs:
-        reasons[-1] = "length" if choice["finish_reason"] == "length" else "stop"
-    return [
-        StreamedToken(index=choice["index"], token=token, logprob=said["logprob"], stop_reason=why)
-        for (token, said), why in zip(pairs, reasons, strict=True)
-    ]
 
 
 @dataclass(slots=True, kw_only=True)

@@ -16,7 +16,13 @@ import pytest
 
 from tests.e2e.live import Live, read_report
 from tests.webapp.tinker.conftest import make_request
-from training.types import ForwardBackwardOutput, SampledSequence, SampleOutput
+from training.types import (
+    ForwardBackwardOutput,
+    SampledSequence,
+    SampleOutput,
+    SampleRequest,
+    SamplingParams,
+)
 from webapp.tinker import wire
 from webapp.tinker.authentication import REMEMBER_SECONDS
 from webapp.tinker.wire_samples import encode_sample_output
@@ -66,9 +72,10 @@ def test_our_codec_agrees_with_the_sdks_own(live: Live) -> None:
         sequences=[SampledSequence(tokens=[7, 8], logprobs=[-0.5, -1.0], stop_reason="length")],
         prompt_logprobs=[None, -1.5],
     )
+    asked = SampleRequest(prompt=[1, 2], params=SamplingParams())
     given = {
         "output": encode_text(wire.encode_output(output)),
-        "samples": encode_text(encode_sample_output(samples)),
+        "samples": encode_text(encode_sample_output(samples, asked)),
     }
     report = live.run("encode.py", given=json.dumps(given))
     model_id, seq, request = wire.decode_forward_backward(base64.b64decode(report["request"]))

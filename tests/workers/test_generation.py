@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from training.engine.generate import Generator
 from training.errors import InvalidInput
-from training.types import SampleRequest, SamplingParams
+from training.types import SampleOutput, SampleRequest, SamplingParams, TargetTokens
 from workers.generation import App, read_arguments, read_setup
 from workers.residents import Residents, Setup, TurnThread
 from workers.vllm import ModelMissing, SamplingServer
@@ -60,6 +61,10 @@ async def server(turns: TurnThread) -> AsyncIterator[SamplingServer]:
 
 
 def sample_here(request: SampleRequest, adapter: Path | None = None) -> Sequence[int]:
+    return answer_here(request, adapter).sequences[0].tokens
+
+
+def answer_here(request: SampleRequest, adapter: Path | None = None) -> SampleOutput:
     generator = Generator.load(TINY)
     if adapter:
         generator.load_adapter("it", adapter)
@@ -67,7 +72,7 @@ def sample_here(request: SampleRequest, adapter: Path | None = None) -> Sequence
     while not (finished := generator.step()):
         pass
     assert not isinstance(finished[0].result, InvalidInput)
-    return finished[0].result.sequences[0].tokens
+    return finished[0].result
 
 
 async def test_a_sample_over_http_is_the_one_that_the_generator_makes(
@@ -88,6 +93,37 @@ async def test_samples_and_prompt_logprobs_come_in_order(server: SamplingServer)
     assert output.prompt_logprobs is not None
     assert output.prompt_logprobs[0] is None
     assert [type(value) for value in output.prompt_logprobs[1:]] == [float, float]
+
+
+async def test_tables_over_http_are_those_that_the_generator_makes(server: SamplingServer) -> None:
+    targets = TargetTokens(
+        ids=np.array([5, 7]),
+        shape=(2, 9),
+        row_starts=np.array([0, 0, 2]),
+        columns=np.array([1, 8]),
+    )
+    request = SampleRequest(
+        prompt=[1, 5, 9],
+        params=PARAMS,
+        topk_prompt_logprobs=3,
+        topk_sample_logprobs=2,
+        target_prompt_logprobs=targets,
+        prompt_alt_tokens_k=4,
+    )
+    over, here = await server.generate("tiny", request), answer_here(request)
+    assert over.prompt_logprobs is None
+    tables = [
+        (each.topk_prompt_logprobs, each.sequences[0].topk_logprobs, each.prompt_alt_tokens)
+        for each in (over, here)
+    ]
+    for found, expected in zip(*tables, strict=True):
+        assert found is not None
+        assert expected is not None
+        assert found.token_ids.tolist() == expected.token_ids.tolist()
+        assert np.allclose(found.logprobs, expected.logprobs, atol=1e-5)
+    assert over.target_prompt_logprobs is not None
+    assert here.target_prompt_logprobs is not None
+    assert np.allclose(over.target_prompt_logprobs, here.target_prompt_logprobs, atol=1e-5)
 
 
 async def test_streamed_tokens_are_the_same_ones(server: SamplingServer) -> None:
@@ -161,7 +197,7 @@ async def test_adapters_beyond_the_limit_leave_memory_and_still_answer(tmp_path:
     ("body", "message"),
     [
         ({}, "token_ids|model is missing"),
-        ({"model": "tiny", "token_ids": []}, "the prompt is empty"),
+        ({"model": "tiny", "token_ids": []}, "The prompt is empty"),
         ({"model": "tiny", "token_ids": [1.5]}, "token_ids must be a list of int"),
         ({"model": "tiny", "token_ids": [1, 2048]}, "Token id 2048"),
         (

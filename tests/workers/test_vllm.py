@@ -7,24 +7,26 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from training.errors import InvalidInput
-from training.types import SampleRequest, SamplingParams
+from training.types import NO_TOKEN, SampleRequest, SamplingParams, TargetTokens
 from workers.vllm import (
     ModelMissing,
     SamplingServer,
     ServerLost,
     Supervised,
-    build_body,
     build_command,
     build_environment,
     supervise,
 )
+from workers.vllm_wire import build_body
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny-chatml-1m"
 REQUEST = SampleRequest(
@@ -51,6 +53,43 @@ VLLM_ANSWER: dict[str, Any] = {
     "prompt_logprobs": [None, {"8": {"logprob": -3.0, "rank": 9}, "1": {"logprob": -0.1}}],
 }
 
+EVERYTHING = SampleRequest(
+    prompt=[7, 8, 3],
+    params=SamplingParams(max_tokens=1),
+    prompt_logprobs=True,
+    topk_prompt_logprobs=2,
+    topk_sample_logprobs=1,
+    target_prompt_logprobs=TargetTokens(ids=np.array([5, -1]), shape=(2, 1)),
+    prompt_alt_tokens_k=4,
+)
+VLLM_TABLES: dict[str, Any] = {
+    "choices": [
+        {
+            "index": 0,
+            "token_ids": [3],
+            "finish_reason": "length",
+            "logprobs": {
+                "content": [
+                    {
+                        "token_id": 3,
+                        "logprob": -1.0,
+                        "top_logprobs": [
+                            {"token_id": 3, "logprob": -1.0, "rank": 2},
+                            {"token_id": 9, "logprob": -0.25, "rank": 1},
+                        ],
+                    }
+                ]
+            },
+        }
+    ],
+    "prompt_logprobs": [
+        None,
+        {"8": {"logprob": -3.0}, "1": {"logprob": -0.1}, "2": {"logprob": -0.2}},
+        {"3": {"logprob": -4.0}, "2": {"logprob": -1.0}, "1": {"logprob": -0.5}},
+    ],
+    "usage": {"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}},
+}
+
 
 def answer_with(answer: Callable[[httpx.Request], httpx.Response]) -> SamplingServer:
     return SamplingServer("http://sampler", transport=httpx.MockTransport(answer))
@@ -74,13 +113,54 @@ def test_stop_is_said_in_three_ways() -> None:
 
     assert said(None) == ([], [], False, False)
     assert said(()) == ([], [], True, False)
-    assert said((2, 3)) == ([], [2, 3], True, False)
-    assert said(("\n\n",)) == (["\n\n"], [], True, True)
+    assert said((2, 3)) == ([], [2, 3], False, False)
+    assert said(("\n\n",)) == (["\n\n"], [], False, True)
 
 
 def test_what_was_not_chosen_is_not_sent() -> None:
     body = build_body("m", SampleRequest(prompt=[1], params=SamplingParams()))
     assert not {"seed", "max_tokens", "prompt_logprobs"} & set(body["sampling_params"])
+
+
+def test_what_was_chosen_is_said_in_vllms_words_and_what_only_ours_answers_beside_them() -> None:
+    body = build_body("m", replace(EVERYTHING, prompt_logprobs=False, prompt_logprobs_last_n=None))
+    assert body["sampling_params"]["prompt_logprobs"] == 2
+    assert body["sampling_params"]["logprobs"] == 1
+    assert (body["prompt_alt_tokens_k"], "prompt_logprobs_last_n" in body) == (4, False)
+    assert body["target_prompt_logprobs"] == {"data": [5, -1], "shape": [2, 1]}
+
+
+async def test_the_likeliest_are_taken_from_what_vllm_says() -> None:
+    """It says the token that is there too, and scores the whole prompt."""
+    request = replace(
+        EVERYTHING, prompt_logprobs_last_n=1, target_prompt_logprobs=None, prompt_alt_tokens_k=0
+    )
+    async with answer_with(lambda _: httpx.Response(200, json=VLLM_TABLES)) as server:
+        output = await server.generate("base", request)
+    assert output.prompt_logprobs == [None, None, -4.0]
+    table, sampled = output.topk_prompt_logprobs, output.sequences[0].topk_logprobs
+    assert table is not None
+    assert sampled is not None
+    assert table.token_ids.tolist() == [[0, 0], [0, 0], [1, 2]]
+    assert table.logprobs.tolist() == [[NO_TOKEN] * 2, [NO_TOKEN] * 2, [-0.5, -1.0]]
+    assert (sampled.token_ids.tolist(), sampled.logprobs.tolist()) == ([[9]], [[-0.25]])
+    assert output.prompt_cache_hit_tokens == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"prompt_alt_tokens_k": 0}, "target_prompt_logprobs"),
+        ({}, "target_prompt_logprobs"),
+        ({"target_prompt_logprobs": None}, "prompt_alt_tokens_k"),
+    ],
+)
+async def test_what_vllm_does_not_compute_is_refused_by_name(
+    changes: dict[str, Any], name: str
+) -> None:
+    async with answer_with(lambda _: httpx.Response(200, json=VLLM_TABLES)) as server:
+        with pytest.raises(InvalidInput, match=f"^{name} is computed by Hone's own"):
+            await server.generate("base", replace(EVERYTHING, **changes))
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from training.engine.kvcache import Row
+from training.engine.prompt_scores import PromptScores
 from training.engine.sampling import StopRule, TextWatch
 from training.errors import InvalidInput
-from training.types import SampledSequence, SampleOutput, SampleRequest, StopReason
+from training.types import (
+    SampledSequence,
+    SampleOutput,
+    SampleRequest,
+    StopReason,
+    TokenLogprobs,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +58,8 @@ class Call:
     max_tokens: int
     listener: Listener | None
     waiting: list[int]  # indices of samples that have not begun
+    scores: PromptScores
     row: Row | None = None  # while the prompt is being read
-    prompt_logprobs: list[float | None] = field(default_factory=list)
     samples: dict[int, SampledSequence] = field(default_factory=dict)
 
     @property
@@ -62,9 +69,13 @@ class Call:
 
     @property
     def output(self) -> SampleOutput:
+        request, scores = self.request, self.scores
         return SampleOutput(
             sequences=[self.samples[index] for index in sorted(self.samples)],
-            prompt_logprobs=self.prompt_logprobs if self.request.prompt_logprobs else None,
+            prompt_logprobs=scores.logprobs if request.prompt_logprobs else None,
+            topk_prompt_logprobs=scores.topk if request.topk_prompt_logprobs else None,
+            target_prompt_logprobs=scores.targets.logprobs if scores.targets else None,
+            prompt_alt_tokens=scores.alt if request.prompt_alt_tokens_k else None,
         )
 
 
@@ -79,6 +90,22 @@ class Sample:
     watch: TextWatch | None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    topk: list[tuple[list[int], list[float]]] = field(default_factory=list)
+
+    def make_sequence(self, reason: StopReason) -> SampledSequence:
+        return SampledSequence(
+            tokens=self.tokens,
+            logprobs=self.logprobs,
+            stop_reason=reason,
+            topk_logprobs=self._make_table() if self.topk else None,
+        )
+
+    def _make_table(self) -> TokenLogprobs:
+        table = TokenLogprobs.make_empty(len(self.topk), self.call.request.topk_sample_logprobs)
+        for row, (ids, logprobs) in enumerate(self.topk):
+            table.token_ids[row, : len(ids)] = ids
+            table.logprobs[row, : len(ids)] = logprobs
+        return table
 
     def find_stop_reason(self) -> StopReason | None:
         """Why the sample ends with its last token, None where it goes on."""

@@ -5,10 +5,10 @@ piece of the prompts that wait. Shapes: T tokens of the row, D hidden size, R ro
 """
 
 import itertools
-import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,19 +21,21 @@ from training.engine.kvcache import KvCache, Row, bytes_per_token
 from training.engine.lora import Adapters, Slice
 from training.engine.packed_linear import can_pack, pack_linears
 from training.engine.peft_folder import read_pairs
+from training.engine.prompt_scores import PromptScores
 from training.engine.sampling import (
     StopRule,
     TextWatch,
-    check_params,
     choose_tokens,
     find_end_ids,
     logprobs_of,
+    rank_tokens,
+    seed_draws,
+    temper,
 )
 from training.engine.step_attention import ATTENTION, Chunk, StepAttention
 from training.errors import InvalidInput
-from training.types import SampledSequence, SampleOutput, SampleRequest
-
-PROJECTED_ROWS = 64  # of a prompt that is scored: [64, 150,000] float32 is 38 MB
+from training.sample_requests import check_sample, count_allowed
+from training.types import SampleOutput, SampleRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,13 +116,15 @@ class Generator:
         *,
         adapter: str | None = None,
         also_stop: frozenset[int] = frozenset(),
+        ignore_end: bool = False,
         listener: Listener | None = None,
     ) -> int:
         """Queue a request and return its ticket. Raises InvalidInput where it can never run."""
-        check_params(request.params)
+        check_sample(request, self.vocabulary, self.context)
         if adapter is not None and adapter not in self.loaded:
             raise InvalidInput(f"adapter {adapter} is not loaded: load it first")
-        stop = StopRule.of(request.params, self.end_ids, also_stop)
+        end_ids = frozenset() if ignore_end else self.end_ids
+        stop = StopRule.of(request.params, end_ids, also_stop)
         if stop.strings and self.tokenizer is None:
             raise InvalidInput("stop strings need a tokenizer.json beside the model: use token ids")
         call = Call(
@@ -128,9 +132,10 @@ class Generator:
             request=request,
             adapter=self.loaded[adapter] if adapter is not None else None,
             stop=stop,
-            max_tokens=self._count_allowed(request),
+            max_tokens=count_allowed(request, self.context),
             listener=listener,
             waiting=list(range(request.num_samples)),
+            scores=PromptScores(request),
         )
         if call.adapter:
             call.adapter.users += 1
@@ -156,25 +161,6 @@ class Generator:
             self._extend(spans, hidden_TD)
         finished, self.finished = self.finished, []
         return finished
-
-    def _count_allowed(self, request: SampleRequest) -> int:
-        prompt, wanted = request.prompt, request.params.max_tokens
-        if not prompt:
-            raise InvalidInput("the prompt is empty: send at least one token")
-        if request.num_samples < 1:
-            raise InvalidInput(f"num_samples must be at least 1, not {request.num_samples}")
-        for position, token in enumerate(prompt):
-            if not 0 <= token < self.vocabulary:
-                raise InvalidInput(
-                    f"Token id {token} at position {position} of the prompt is out of vocabulary: "
-                    f"ids are 0 to {self.vocabulary - 1}"
-                )
-        if len(prompt) + (wanted or 1) > self.context:
-            raise InvalidInput(
-                "Prompt length plus max_tokens exceeds the model's context window: "
-                f"{len(prompt)} + {wanted or 1} > {self.context}"
-            )
-        return wanted or self.context - len(prompt)
 
     def _calls(self) -> list[Call]:
         live = {sample.call.ticket: sample.call for sample in self.running}
@@ -249,29 +235,13 @@ class Generator:
         stop = 0
         for span in spans:
             start, stop = stop, stop + len(span.tokens)
-            call = span.owner
-            if not isinstance(call, Call) or not call.request.prompt_logprobs:
-                continue
-            scored = len(call.prompt_logprobs)
-            if span.row.length - len(span.tokens) == max(0, scored - 1):
-                call.prompt_logprobs += [None] if not scored else []
-                self._score_piece(call, span, hidden_TD[start:stop])
+            if isinstance(span.owner, Call):
+                begin = span.row.length - len(span.tokens)
+                project = partial(self._project_for, span.adapter_key)
+                span.owner.scores.read(begin, hidden_TD[start:stop], project)
 
-    def _score_piece(self, call: Call, span: Span, hidden_TD: Tensor) -> None:
-        begin = len(call.prompt_logprobs)
-        targets = torch.tensor(
-            call.request.prompt[begin : begin + len(span.tokens)], device=hidden_TD.device
-        )
-        hidden_TD = hidden_TD[: len(targets)]
-        pieces = zip(
-            torch.split(hidden_TD, PROJECTED_ROWS),
-            torch.split(targets, PROJECTED_ROWS),
-            strict=True,
-        )
-        for hidden_RD, tokens_R in pieces:
-            if len(tokens_R):
-                logits_RV = self._project(hidden_RD, [span.adapter_key] * len(tokens_R))
-                call.prompt_logprobs += logprobs_of(logits_RV, tokens_R).tolist()
+    def _project_for(self, key: str, hidden_RD: Tensor) -> Tensor:
+        return self._project(hidden_RD, [key] * len(hidden_RD))
 
     def _extend(self, spans: Sequence[Span], hidden_TD: Tensor) -> None:
         """One more token for every sample that runs, and the first for those that begin."""
@@ -328,8 +298,10 @@ class Generator:
 
     def _choose(self, samples: Sequence[Sample], logits_RV: Tensor) -> None:
         params = [sample.call.request.params for sample in samples]
+        logits_RV = temper(logits_RV, [each.temperature for each in params])
         tokens_R = choose_tokens(logits_RV, params, [sample.draws.random() for sample in samples])
         logprobs = logprobs_of(logits_RV, tokens_R).tolist()
+        rank_samples(samples, logits_RV)
         for sample, token, logprob in zip(samples, tokens_R.tolist(), logprobs, strict=True):
             if sample not in self.running:
                 continue  # another sample of its request has just failed
@@ -350,9 +322,7 @@ class Generator:
             return
         self.running.remove(sample)
         self.cache.remove(sample.row)
-        call.samples[sample.index] = SampledSequence(
-            tokens=sample.tokens, logprobs=sample.logprobs, stop_reason=reason
-        )
+        call.samples[sample.index] = sample.make_sequence(reason)
         if len(call.samples) == call.request.num_samples:
             self._finish(call, call.output)
 
@@ -394,6 +364,13 @@ def merge_slices(slices: Sequence[Slice]) -> list[Slice]:
     return [Slice(run, group[0].start, group[-1].stop) for run, group in runs]
 
 
-def seed_draws(seed: int | None, index: int) -> random.Random:
-    """Each sample of a seeded request has its own stream: the same whatever else runs."""
-    return random.Random() if seed is None else random.Random(f"{seed}/{index}")
+def rank_samples(samples: Sequence[Sample], logits_RV: Tensor) -> None:
+    """Note each one's likeliest next tokens, where its request asks for them."""
+    counts = [sample.call.request.topk_sample_logprobs for sample in samples]
+    asking = [index for index, count in enumerate(counts) if count]
+    if not asking:
+        return
+    ids, logprobs = rank_tokens(logits_RV[asking], max(counts))
+    for index, row_ids, row_logprobs in zip(asking, ids.tolist(), logprobs.tolist(), strict=True):
+        count = counts[index]
+        samples[index].topk.append((row_ids[:count], row_logprobs[:count]))

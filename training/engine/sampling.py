@@ -1,5 +1,6 @@
 """From logits to tokens: temperature, top-k, top-p, stop rules. R rows, V vocabulary."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,77 +10,94 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from training.errors import InvalidInput
 from training.types import SamplingParams
 
 BLOCK = 256
+SMALLEST_TEMPERATURE = 1e-30  # as a float32 that can be divided by
 
 
-def check_params(params: SamplingParams) -> None:
-    if params.max_tokens is not None and params.max_tokens < 1:
-        raise InvalidInput(f"max_tokens must be at least 1, not {params.max_tokens}")
-    if not 0 <= params.temperature < float("inf"):
-        raise InvalidInput(f"temperature must be 0 or more, not {params.temperature}")
-    if not 0 < params.top_p <= 1:
-        raise InvalidInput(f"top_p must be above 0 and at most 1, not {params.top_p}")
-    if params.top_k < -1:
-        raise InvalidInput(f"top_k must be -1 (off) or more, not {params.top_k}")
+def seed_draws(seed: int | None, stream: int | str) -> random.Random:
+    """Each stream of a seeded request is its own: the same whatever else runs."""
+    return random.Random() if seed is None else random.Random(f"{seed}/{stream}")
+
+
+def temper(logits_RV: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """Logits of the distribution that is drawn from. At temperature 0 it is the model's own."""
+    if all(each in (0, 1) for each in temperatures):
+        return logits_RV
+    divisors = torch.tensor([each or 1.0 for each in temperatures], device=logits_RV.device)
+    # The largest is 0 before it is divided: no temperature makes an infinity of it.
+    shifted_RV = logits_RV - logits_RV.amax(1, keepdim=True)
+    return shifted_RV.div_(divisors.clamp_(min=SMALLEST_TEMPERATURE)[:, None])
 
 
 def logprobs_of(logits_RV: Tensor, tokens_R: Tensor) -> Tensor:
-    """What the model itself gives the tokens: before temperature and top-k/p."""
+    """Before top-k and top-p."""
     chosen_R = logits_RV.gather(1, tokens_R[:, None])[:, 0]
     return chosen_R - logits_RV.logsumexp(1)
+
+
+def rank_tokens(logits_RV: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k likeliest of each row, likeliest first, with their log-probabilities."""
+    best = logits_RV.topk(min(k, logits_RV.shape[1]), dim=1)
+    return best.indices, best.values - logits_RV.logsumexp(1, keepdim=True)
 
 
 def choose_tokens(
     logits_RV: Tensor, params: Sequence[SamplingParams], draws: Sequence[float]
 ) -> Tensor:
-    """One token a row; `draws` are uniform in [0, 1), one a row, and decide alone."""
+    """One token a row of tempered logits; `draws` are uniform in [0, 1) and decide alone."""
     tokens_R = logits_RV.argmax(1)
     warm = [index for index, each in enumerate(params) if each.temperature > 0]
     if not warm:
         return tokens_R
     rows = torch.tensor(warm, device=logits_RV.device)
-    chosen = [params[index] for index in warm]
-    probs_RV = _probabilities(logits_RV[rows], chosen)
-    draws_R = torch.tensor([draws[index] for index in warm], dtype=torch.float64).to(rows.device)
-    tokens_R[rows] = pick(probs_RV, draws_R)
+    probs_RV = _probabilities(logits_RV[rows], [params[index] for index in warm])
+    tokens_R[rows] = pick(probs_RV, [[draws[index]] for index in warm])[:, 0]
     return tokens_R
 
 
-def pick(probs_RV: Tensor, draws_R: Tensor) -> Tensor:
-    """The token at which the sum of probabilities passes the draw: first its block, then itself.
+def draw_many(logits_RV: Tensor, temperature: float, draws: Sequence[Sequence[float]]) -> Tensor:
+    """(R, K): as many tokens of each row as it has draws."""
+    if temperature == 0:
+        return logits_RV.argmax(1)[:, None].expand(-1, len(draws[0]))
+    probs_RV = temper(logits_RV, [temperature] * len(draws)).softmax(1)
+    return pick(probs_RV, draws)
+
+
+def pick(probs_RV: Tensor, draws: Sequence[Sequence[float]]) -> Tensor:
+    """The tokens at which the sum of probabilities passes a draw: first its block, then itself.
 
     A running sum over 100,000 tokens a row takes longer than their whole attention.
     """
+    draws_RK = torch.tensor(draws, dtype=torch.float64).to(probs_RV.device)
     blocks = torch.nn.functional.pad(probs_RV, (0, -probs_RV.shape[1] % BLOCK))
     blocks = blocks.view(len(probs_RV), -1, BLOCK)
     # float64: rounding must not decide which token a draw means.
     sums = blocks.sum(2, dtype=torch.float64).cumsum(1)
-    block_R = _find_passed(sums, draws_R * sums[:, -1])
-    rows_R = torch.arange(len(block_R), device=block_R.device)
-    before_R = torch.where(block_R > 0, sums[rows_R, block_R - 1], 0)
-    inner = blocks[rows_R, block_R].cumsum(1, dtype=torch.float64)
-    inner_R = _find_passed(inner, draws_R * sums[:, -1] - before_R)
-    return block_R * BLOCK + inner_R
+    targets_RK = draws_RK * sums[:, -1:]
+    block_RK = _find_passed(sums, targets_RK)
+    rows = torch.arange(len(sums), device=sums.device)[:, None]
+    before_RK = torch.where(block_RK > 0, sums[rows, block_RK - 1], 0)
+    inner = blocks[rows, block_RK].cumsum(2, dtype=torch.float64)
+    inner_RK = _find_passed(inner, (targets_RK - before_RK)[..., None])[..., 0]
+    return block_RK * BLOCK + inner_RK
 
 
-def _find_passed(sums: Tensor, targets_R: Tensor) -> Tensor:
-    """Where each row of running sums first lies above its target; never where nothing was added."""
-    below_R = torch.nextafter(sums[:, -1], torch.zeros_like(targets_R))
-    targets = torch.minimum(targets_R, below_R)[:, None]
-    return torch.searchsorted(sums, targets, right=True)[:, 0].clamp_(max=sums.shape[1] - 1)
+def _find_passed(sums: Tensor, targets: Tensor) -> Tensor:
+    """Where the last axis' running sums first lie above; never where nothing was added."""
+    below = torch.nextafter(sums[..., -1:], sums.new_zeros(()))
+    return torch.searchsorted(sums, torch.minimum(targets, below), right=True).clamp_(
+        max=sums.shape[-1] - 1
+    )
 
 
 def _probabilities(logits_RV: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    temperatures = torch.tensor([each.temperature for each in params], device=logits_RV.device)
-    scaled_RV = logits_RV / temperatures[:, None]
     for index, each in enumerate(params):
-        if 0 < each.top_k < scaled_RV.shape[1]:
-            floor = scaled_RV[index].topk(each.top_k).values[-1]
-            scaled_RV[index].masked_fill_(scaled_RV[index] < floor, float("-inf"))
-    probs_RV = scaled_RV.softmax(1)
+        if 0 < each.top_k < logits_RV.shape[1]:
+            floor = logits_RV[index].topk(each.top_k).values[-1]
+            logits_RV[index].masked_fill_(logits_RV[index] < floor, float("-inf"))
+    probs_RV = logits_RV.softmax(1)
     for index, each in enumerate(params):
         if each.top_p < 1:
             _keep_nucleus(probs_RV[index], each.top_p)
@@ -111,14 +129,13 @@ class StopRule:
     def of(
         cls, params: SamplingParams, end_ids: frozenset[int], also: frozenset[int] = frozenset()
     ) -> "StopRule":
-        """No `stop` means the end tokens; a given one, even an empty one, replaces them."""
-        if params.stop is None:
-            return cls(token_ids=end_ids | also)
-        strings = tuple(each for each in params.stop if isinstance(each, str))
-        if "" in strings:
-            raise InvalidInput("a stop string is empty: leave it out")
-        ids = frozenset(each for each in params.stop if isinstance(each, int))
-        return cls(token_ids=ids | also, strings=strings)
+        """The end tokens stop beside what `stop` lists: only an empty list turns them off."""
+        if params.stop == ():
+            return cls(token_ids=also)
+        stop = params.stop or ()
+        ids = frozenset(each for each in stop if isinstance(each, int))
+        strings = tuple(each for each in stop if isinstance(each, str))
+        return cls(token_ids=ids | end_ids | also, strings=strings)
 
 
 class TextWatch:

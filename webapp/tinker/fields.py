@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -10,6 +11,7 @@ from webapp.core.errors import UserError
 
 LARGEST = 2**63 - 1
 DEEPEST = 32  # objects and lists in one another, of what is kept and shown later
+LARGEST_FLOAT = sys.float_info.max
 
 
 class Fields:
@@ -41,7 +43,7 @@ class Fields:
         value = self._read(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             self._refuse(name, "a number")
-        if not math.isfinite(value):
+        if not abs(value) < LARGEST_FLOAT:  # neither infinite, nor NaN, nor a whole number beyond
             self._refuse(name, "a finite number")
         return float(value)
 

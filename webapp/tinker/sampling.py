@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from training.sample_requests import check_sample, read_targets
+from training.types import SampleRequest, SamplingParams, TargetTokens
 from webapp.accounts.models import Actor
 from webapp.checkpoints.services import find_loadable
 from webapp.core.errors import NotFound, UserError
@@ -10,18 +12,11 @@ from webapp.deployments.calls import open_sampling_session, submit_call
 from webapp.deployments.models import SamplingCall, SamplingSession
 from webapp.fleet.models import BaseModel
 from webapp.tinker.fields import LARGEST, Fields
+from webapp.tinker.sample_payloads import write_payload
 from webapp.tinker.services import find_offered, find_session
 
 MAX_SAMPLES = 512
-
-# Asked for by flags that are 0 or absent otherwise.
-NOT_OFFERED = (
-    "topk_prompt_logprobs",
-    "topk_sample_logprobs",
-    "target_prompt_logprobs",
-    "prompt_alt_tokens_k",
-    "prompt_logprobs_last_n",
-)
+TARGETS = "target_prompt_logprobs"
 
 
 def create_session(*, actor: Actor, fields: Fields) -> SamplingSession:
@@ -55,7 +50,7 @@ def submit_sample(*, actor: Actor, fields: Fields) -> tuple[SamplingCall, list[s
         raise UserError("The session of this sampling client has ended: open another one.")
     check_has_weights(sampler)
     seq_id = fields.whole("seq_id")
-    payload = read_request(fields, sampler.base_model)
+    request = read_request(fields, sampler.base_model)
     call = submit_call(
         project=sampler.project,
         purpose=SamplingCall.Purpose.TINKER,
@@ -63,9 +58,9 @@ def submit_sample(*, actor: Actor, fields: Fields) -> tuple[SamplingCall, list[s
         checkpoint=sampler.checkpoint,
         sampling_session=sampler,
         seq_id=seq_id,
-        payload=payload,
+        payload=write_payload(request),
     )
-    return call, [f"{sampler.pk}/{seq_id}/{index}" for index in range(payload["num_samples"])]
+    return call, [f"{sampler.pk}/{seq_id}/{index}" for index in range(request.num_samples)]
 
 
 def check_has_weights(sampler: SamplingSession) -> None:
@@ -77,22 +72,29 @@ def check_has_weights(sampler: SamplingSession) -> None:
         )
 
 
-def read_request(fields: Fields, base_model: BaseModel) -> dict[str, Any]:
-    for name in NOT_OFFERED:
-        if fields.values.get(name):
-            raise UserError(f"{name} is not offered by this installation yet.", field=name)
-    prompt = read_prompt(fields, base_model.vocab_size)
-    params = read_params(fields.inner("sampling_params"))
-    check_length(len(prompt), params["max_tokens"], base_model.context_tokens)
-    return {
-        "prompt": prompt,
-        "num_samples": fields.whole("num_samples", 1, least=1, most=MAX_SAMPLES),
-        "params": params,
-        "prompt_logprobs": fields.flag("prompt_logprobs", False),
-    }
+def read_request(fields: Fields, base_model: BaseModel) -> SampleRequest:
+    """Raises UserError for what is no such field, InvalidInput for what cannot be computed."""
+    # Nothing more has to be recorded: the log-probabilities that are always returned are what
+    # our stable_reinforce needs of the time of sampling.
+    fields.flag("record_stability_info", False)
+    last_n = "prompt_logprobs_last_n"
+    targets = fields.inner(TARGETS) if fields.has(TARGETS) else None
+    request = SampleRequest(
+        prompt=read_prompt(fields),
+        params=read_params(fields.inner("sampling_params")),
+        num_samples=fields.whole("num_samples", 1, least=1, most=MAX_SAMPLES),
+        prompt_logprobs=fields.flag("prompt_logprobs", False),
+        prompt_logprobs_last_n=fields.whole(last_n) if fields.has(last_n) else None,
+        topk_prompt_logprobs=fields.whole("topk_prompt_logprobs", 0),
+        topk_sample_logprobs=fields.whole("topk_sample_logprobs", 0),
+        target_prompt_logprobs=read_target_tokens(targets) if targets else None,
+        prompt_alt_tokens_k=fields.whole("prompt_alt_tokens_k", 0),
+    )
+    check_sample(request, base_model.vocab_size, base_model.context_tokens)
+    return request
 
 
-def read_prompt(fields: Fields, vocab_size: int) -> list[int]:
+def read_prompt(fields: Fields) -> list[int]:
     tokens: list[int] = []
     for index, chunk in enumerate(fields.inner("prompt").list_of("chunks", dict)):
         kind = chunk.get("type", "encoded_text")
@@ -102,59 +104,36 @@ def read_prompt(fields: Fields, vocab_size: int) -> list[int]:
                 " text only, so send encoded_text."
             )
         tokens += Fields(chunk, f"prompt.chunks.{index}.").list_of("tokens", int)
-    if not tokens:
-        raise UserError("The prompt is empty: send at least one token.", field="prompt")
-    check_ids(tokens, vocab_size)
     return tokens
 
 
-def check_ids(tokens: list[int], vocab_size: int) -> None:
-    if min(tokens) >= 0 and max(tokens) < vocab_size:
-        return
-    position = next(i for i, token in enumerate(tokens) if not 0 <= token < vocab_size)
-    raise UserError(
-        f"prompt: {tokens[position]} at position {position} is no token of this model: ids go"
-        f" from 0 to {vocab_size - 1}.",
-        field="prompt",
+def read_target_tokens(given: Fields) -> TargetTokens:
+    if given.text("dtype", "int64") != "int64":
+        raise UserError(f"{TARGETS}.dtype is not int64: token ids are whole numbers.")
+    if len(given.list_of("shape", int)) != 2:
+        raise UserError(f"{TARGETS}.shape has two numbers: the prompt's length less one, and K.")
+    sparse = [name for name in ("sparse_crow_indices", "sparse_col_indices") if given.has(name)]
+    return read_targets({name: given.list_of(name, int) for name in ("shape", "data", *sparse)})
+
+
+def read_params(given: Fields) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=given.whole("max_tokens", least=1) if given.has("max_tokens") else None,
+        temperature=given.number("temperature", 1.0),
+        top_k=given.whole("top_k", -1, least=-1) or -1,
+        top_p=given.number("top_p", 1.0),
+        seed=given.whole("seed", least=-LARGEST) if given.has("seed") else None,
+        stop=read_stop(given.values),
     )
 
 
-def read_params(given: Fields) -> dict[str, Any]:
-    top_k = given.whole("top_k", -1, least=-1)
-    params: dict[str, Any] = {
-        "max_tokens": given.whole("max_tokens", least=1) if given.has("max_tokens") else None,
-        "temperature": given.number("temperature", 1.0),
-        "top_k": top_k or -1,
-        "top_p": given.number("top_p", 1.0),
-        "seed": given.whole("seed", least=-LARGEST) if given.has("seed") else None,
-        "stop": read_stop(given.values),
-    }
-    if params["temperature"] < 0:
-        raise UserError("sampling_params.temperature is negative: send 0 or more.")
-    if not 0 < params["top_p"] <= 1:
-        raise UserError("sampling_params.top_p lies above 0 and up to 1.")
-    return params
-
-
-def read_stop(given: Mapping[str, Any]) -> list[str] | list[int] | None:
-    """None: the end token stops. An empty list: nothing does."""
+def read_stop(given: Mapping[str, Any]) -> tuple[str, ...] | tuple[int, ...] | None:
+    """None: the end token stops. An empty one: nothing does."""
     stop = given.get("stop")
+    if stop is None:
+        return None
     if isinstance(stop, str):
-        return [stop]
-    kinds = {type(item) for item in stop} if isinstance(stop, list) else set()
-    if stop is None or stop == [] or kinds in ({str}, {int}):
-        return stop
+        return (stop,)
+    if isinstance(stop, list) and {type(item) for item in stop} in (set(), {str}, {int}):
+        return tuple(stop)
     raise UserError("sampling_params.stop is a string, a list of strings or a list of token ids.")
-
-
-def check_length(num_prompt: int, max_tokens: int | None, limit: int) -> None:
-    if max_tokens is None:
-        if num_prompt >= limit:
-            raise UserError(
-                f"The prompt leaves no room in the model's context window: {num_prompt} of {limit}"
-            )
-    elif num_prompt + max_tokens > limit:
-        raise UserError(
-            "Prompt length plus max_tokens exceeds the model's context window: "
-            f"{num_prompt} + {max_tokens} > {limit}"
-        )

@@ -1,6 +1,7 @@
 """The built-in sampler against transformers and peft: the same tokens, the same numbers."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,18 +105,21 @@ def run_one(
     return run_all(generator, [(request, adapter)])[0].sequences[0]
 
 
-def score(model: nn.Module, tokens: Sequence[int]) -> torch.Tensor:
+def score(model: nn.Module, tokens: Sequence[int], temperature: float = 1.0) -> torch.Tensor:
     """Log-probability of each token but the first, by a plain forward."""
     ids = torch.tensor([list(tokens)])
     with torch.no_grad():
         logits: torch.Tensor = model(ids).logits
-    logprobs = logits.float().log_softmax(-1)
+    logprobs = (logits.float() / temperature).log_softmax(-1)
     return logprobs[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
 
 
-def assert_scores(output: SampleOutput, prompt: Sequence[int], model: nn.Module) -> None:
+def assert_scores(
+    output: SampleOutput, prompt: Sequence[int], model: nn.Module, temperature: float = 1.0
+) -> None:
     for sequence in output.sequences:
-        expected = score(model, [*prompt, *sequence.tokens])[len(prompt) - 1 :]
+        whole = score(model, [*prompt, *sequence.tokens], temperature)
+        expected = whole[len(prompt) - 1 :]
         assert torch.allclose(torch.tensor(sequence.logprobs), expected, atol=1e-4)
 
 
@@ -132,12 +136,14 @@ def test_greedy_among_sixteen_is_transformers_generate_token_for_token(
         assert_scores(output, prompt, reference)
 
 
-def test_logprobs_are_from_before_temperature_and_truncation(
-    generator: Generator, reference: PreTrainedModel
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+def test_logprobs_are_of_the_tempered_distribution_before_truncation(
+    generator: Generator, reference: PreTrainedModel, temperature: float
 ) -> None:
-    params = SamplingParams(max_tokens=24, temperature=1.7, top_k=20, top_p=0.8, seed=3)
+    params = SamplingParams(max_tokens=24, temperature=temperature, top_k=20, top_p=0.8, seed=3)
     request = SampleRequest(prompt=PROMPTS[3], params=params)
-    assert_scores(run_all(generator, [(request, None)])[0], PROMPTS[3], reference)
+    output = run_all(generator, [(request, None)])[0]
+    assert_scores(output, PROMPTS[3], reference, temperature)
 
 
 def test_an_adapter_answers_as_peft_does(
@@ -233,7 +239,7 @@ def test_a_long_prompt_is_read_in_pieces_while_others_go_on(reference: PreTraine
     for turn in range(1, 20):
         small.step()
         assert len(heard) == 1 + turn
-        assert [len(call.prompt_logprobs) for call in small.reading] == [1 + 16 * turn]
+        assert [call.scores.num_done for call in small.reading] == [16 * turn]
     output = finish(small, ticket)
     assert_scores(output, long, reference)
     assert output.prompt_logprobs is not None
@@ -282,11 +288,11 @@ def test_what_stops_a_sample(generator: Generator) -> None:
 
 def test_a_stop_string_across_tokens_ends_the_sample_with_its_text(generator: Generator) -> None:
     tokenizer = Tokenizer.from_file(str(TINY / "tokenizer.json"))
-    free = run_one(generator, PROMPTS[2], SamplingParams(max_tokens=40, seed=11, stop=()))
+    free = run_one(generator, PROMPTS[2], SamplingParams(max_tokens=40, seed=5, stop=()))
     text = tokenizer.decode(list(free.tokens)[:20], skip_special_tokens=False)
     stop = text[-4:]
     assert "�" not in stop
-    params = SamplingParams(max_tokens=40, seed=11, stop=("never to be said", stop))
+    params = SamplingParams(max_tokens=40, seed=5, stop=("never to be said", stop))
     stopped = run_one(generator, PROMPTS[2], params)
     assert stopped.stop_reason == "stop"
     assert list(stopped.tokens) == free.tokens[: len(stopped.tokens)]
@@ -300,9 +306,14 @@ def test_the_end_token_stops_unless_stop_is_empty(generator: Generator) -> None:
     generator.end_ids = frozenset([free.tokens[9]])
     params = SamplingParams(max_tokens=40, seed=5)
     ended = run_one(generator, PROMPTS[2], params)
+    beside = [
+        run_one(generator, PROMPTS[2], replace(params, stop=stop))
+        for stop in (("never to be said",), (1023,))
+    ]
     generator.end_ids = frozenset([end])
     assert ended.stop_reason == "stop"
     assert list(ended.tokens) == free.tokens[: free.tokens.index(free.tokens[9]) + 1]
+    assert [each.tokens for each in beside] == [ended.tokens] * 2
 
 
 def test_max_tokens_left_out_means_up_to_the_context(generator: Generator) -> None:
@@ -313,7 +324,7 @@ def test_max_tokens_left_out_means_up_to_the_context(generator: Generator) -> No
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (SampleRequest(prompt=[], params=GREEDY), "the prompt is empty"),
+        (SampleRequest(prompt=[], params=GREEDY), "The prompt is empty"),
         (SampleRequest(prompt=[1, 2048], params=GREEDY), "Token id 2048 at position 1"),
         (SampleRequest(prompt=[-1], params=GREEDY), "Token id -1 at position 0"),
         (

@@ -1,5 +1,6 @@
 """The sampling side of the wire, and the lists."""
 
+import math
 from typing import Any
 
 import pytest
@@ -117,6 +118,10 @@ def test_stops_are_strings_or_token_ids_or_nothing_at_all(
     assert (params["stop"], params["max_tokens"]) == (kept, None)
 
 
+def make_targets(data: list[Any], shape: list[int], **options: Any) -> dict[str, Any]:
+    return {"data": data, "shape": shape, "dtype": "int64", **options}
+
+
 def make_prompt(*tokens: int) -> dict[str, Any]:
     return {"chunks": [{"tokens": list(tokens), "type": "encoded_text"}]}
 
@@ -140,13 +145,67 @@ def make_prompt(*tokens: int) -> dict[str, Any]:
         ({"sampling_params": {"stop": [1, "a"]}}, "stop is a string"),
         ({"sampling_params": {"stop": {"a": 1}}}, "stop is a string"),
         ({"sampling_params": {"seed": "x"}}, "seed"),
-        ({"topk_prompt_logprobs": 5}, "topk_prompt_logprobs is not offered"),
-        ({"target_prompt_logprobs": {"data": [0]}}, "target_prompt_logprobs is not offered"),
+        ({"num_samples": 1.5}, "num_samples is 1.5"),
+        ({"num_samples": True}, "num_samples is true"),
+        ({"seq_id": "0"}, 'seq_id is "0"'),
+        ({"seq_id": None}, "seq_id is required"),
+        ({"seq_id": 2**63}, "seq_id is 9223372036854775808"),
+        ({"sampling_session_id": 5}, "sampling_session_id is 5"),
+        ({"prompt": [1]}, "prompt is [1]"),
+        ({"prompt": {"chunks": [{"tokens": [1], "type": "dmel"}]}}, "of type dmel"),
+        ({"prompt": make_prompt(10**30)}, "at position 0"),
+        ({"sampling_params": 1}, "sampling_params is 1"),
+        ({"sampling_params": {"max_tokens": 2**70}}, "max_tokens is"),
+        ({"sampling_params": {"max_tokens": 1.5}}, "max_tokens is 1.5"),
+        ({"sampling_params": {"temperature": "hot"}}, 'temperature is "hot"'),
+        ({"sampling_params": {"temperature": 10**400}}, "send a finite number"),
+        ({"sampling_params": {"temperature": math.inf}}, "send a finite number"),
+        ({"sampling_params": {"temperature": math.nan}}, "send a finite number"),
+        ({"sampling_params": {"top_p": 1.1}}, "top_p"),
+        ({"sampling_params": {"seed": 2**64}}, "seed is 18446744073709551616"),
+        ({"sampling_params": {"stop": [True]}}, "stop is a string"),
+        ({"sampling_params": {"stop": [""]}}, "a stop string is empty"),
+        ({"sampling_params": {"stop": ["a"] * 101}}, "stop has 101 strings"),
+        ({"sampling_params": {"stop": [-1]}}, "stop has the token id -1"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs is 1"),
+        ({"record_stability_info": "yes"}, 'record_stability_info is "yes"'),
+        ({"topk_prompt_logprobs": -1}, "topk_prompt_logprobs is -1"),
+        ({"topk_prompt_logprobs": 2**40}, "topk_prompt_logprobs is 1099511627776"),
+        ({"topk_sample_logprobs": "5"}, 'topk_sample_logprobs is "5"'),
+        ({"topk_sample_logprobs": 1001}, "topk_sample_logprobs is 1001"),
+        ({"prompt_alt_tokens_k": 101}, "prompt_alt_tokens_k is 101"),
+        ({"prompt_logprobs_last_n": 1}, "prompt_logprobs_last_n needs prompt_logprobs"),
+        ({"prompt_logprobs_last_n": 3, "prompt_logprobs": True}, "last_n is 3"),
+        ({"prompt_logprobs_last_n": 0, "prompt_logprobs": True}, "last_n is 0"),
+        ({"target_prompt_logprobs": [5]}, "target_prompt_logprobs is [5]"),
+        ({"target_prompt_logprobs": {"data": [0]}}, "target_prompt_logprobs.shape has two"),
+        ({"target_prompt_logprobs": make_targets([1], [2, 1])}, "do not fit the shape"),
+        ({"target_prompt_logprobs": make_targets([1], [1, 1])}, "each of the 2 tokens"),
+        ({"target_prompt_logprobs": make_targets([1, 1000], [2, 1])}, "1000 at cell 1"),
+        ({"target_prompt_logprobs": make_targets([-1, -1], [2, 1])}, "names no token"),
+        ({"target_prompt_logprobs": make_targets([1, 2**63], [2, 1])}, "beyond int64"),
+        ({"target_prompt_logprobs": make_targets([1.5, 2], [2, 1])}, "logprobs.data is [1.5, 2]"),
+        (
+            {"target_prompt_logprobs": make_targets([1, 1], [2, 1], dtype="float32")},
+            "target_prompt_logprobs.dtype is not int64",
+        ),
+        (
+            {
+                "target_prompt_logprobs": make_targets(
+                    [1], [2, 9], sparse_crow_indices=[0, 1, 1], sparse_col_indices=[9]
+                )
+            },
+            "do not fit the shape",
+        ),
+        (
+            {"target_prompt_logprobs": make_targets([1], [2, 9], sparse_crow_indices=[0, 1, 1])},
+            "do not fit the shape",
+        ),
         ({"seq_id": -1}, "seq_id is -1"),
         ({"sampling_params": {"max_tokens": 254}}, "window: 3 + 254 > 256"),
         (
             {"prompt": make_prompt(*[1] * 256), "sampling_params": {}},
-            "leaves no room in the model's context window: 256 of 256",
+            "context window: 256 + 1 > 256",
         ),
     ],
 )
@@ -157,6 +216,57 @@ def test_what_cannot_be_sampled_is_refused_by_name(
     assert program.status == 400
     assert complaint in answer["detail"]
     assert not SamplingCall.objects.exists()
+
+
+def test_everything_that_may_be_asked_is_kept_in_the_row(program: Program, sampler_id: str) -> None:
+    asked = {
+        "prompt_logprobs": True,
+        "prompt_logprobs_last_n": 2,
+        "topk_prompt_logprobs": 5,
+        "topk_sample_logprobs": 6,
+        "prompt_alt_tokens_k": 7,
+    }
+    targets = make_targets([8], [2, 9], sparse_crow_indices=[0, 1, 1], sparse_col_indices=[3])
+    sample(
+        program,
+        sampler_id,
+        target_prompt_logprobs=targets,
+        record_stability_info=True,
+        **asked,
+    )
+    assert program.status == 200
+    payload = SamplingCall.objects.get().payload
+    assert {name: payload[name] for name in asked} == asked
+    del targets["dtype"]
+    assert payload["target_prompt_logprobs"] == targets
+
+
+def test_fields_that_are_null_or_missing_take_their_defaults(
+    program: Program, sampler_id: str
+) -> None:
+    names = ("num_samples", "prompt_logprobs", "topk_prompt_logprobs", "record_stability_info")
+    nothing = dict.fromkeys((*names, "prompt_logprobs_last_n", "target_prompt_logprobs"))
+    sample(program, sampler_id, sampling_params={}, **nothing)
+    assert program.status == 200
+    assert SamplingCall.objects.get().payload == {
+        "prompt": [1, 2, 3],
+        "num_samples": 1,
+        "params": {
+            "max_tokens": None,
+            "temperature": 1.0,
+            "top_k": -1,
+            "top_p": 1.0,
+            "seed": None,
+            "stop": None,
+        },
+        "prompt_logprobs": False,
+    }
+
+
+def test_a_prompt_may_come_in_pieces(program: Program, sampler_id: str) -> None:
+    chunks = [{"tokens": [1, 2]}, {"tokens": []}, {"tokens": [3], "type": "encoded_text"}]
+    sample(program, sampler_id, prompt={"chunks": chunks})
+    assert SamplingCall.objects.get().payload["prompt"] == [1, 2, 3]
 
 
 def test_an_abandoned_sample_is_cancelled(

@@ -1,6 +1,5 @@
 """Protobuf bodies: there and back, and what does not decode says where."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -8,11 +7,10 @@ import pytest
 import zstandard
 
 from tests.webapp.tinker.conftest import make_datum, make_request
-from training.types import ForwardBackwardOutput, SampledSequence, SampleOutput
+from training.types import ForwardBackwardOutput
 from webapp.core.errors import UserError
 from webapp.tinker import wire
 from webapp.tinker import wire_pb2 as pb
-from webapp.tinker.wire_samples import decode_sample_output, encode_sample_output
 
 
 def make_message(**tensor: Any) -> bytes:
@@ -174,20 +172,3 @@ def test_an_output_comes_back_as_it_was() -> None:
     decoded = wire.decode_output(wire.encode_output(output))
     assert [values.tolist() for values in decoded.logprobs] == [[-0.5, -1.5], [-2.0]]
     assert decoded.metrics == {"loss:sum": 4.0}
-
-
-def test_samples_come_back_as_they_were() -> None:
-    output = SampleOutput(
-        sequences=[
-            SampledSequence(tokens=[1, 2], logprobs=[-0.5, -1.0], stop_reason="length"),
-            SampledSequence(tokens=[3], logprobs=[-0.25], stop_reason="stop"),
-        ],
-        prompt_logprobs=[None, -1.5],
-    )
-    assert decode_sample_output(encode_sample_output(output)) == output
-
-
-def test_a_prompt_position_without_a_logprob_travels_as_nan() -> None:
-    output = SampleOutput(sequences=[], prompt_logprobs=[None, -1.5])
-    message = pb.SampleResponse.FromString(encode_sample_output(output))
-    assert math.isnan(np.frombuffer(message.prompt_logprobs, "<f4")[0])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from asgiref.sync import async_to_sync
 from django.utils.timezone import now
@@ -17,7 +18,7 @@ from webapp.deployments import calls, services
 from webapp.deployments.models import Deployment, HotLoad, SamplingCall
 from webapp.fleet.models import BaseModel, Worker
 from webapp.runs.models import Run, Sample
-from webapp.tinker.wire_samples import decode_sample_output
+from webapp.tinker import wire_pb2 as pb
 from workers.hotload import in_database
 from workers.sampler import Sampler
 from workers.vllm import SamplingServer
@@ -65,10 +66,38 @@ def test_an_sdk_clients_samples_come_as_protobuf(submit: Any, work: Any) -> None
     call = submit(purpose=SamplingCall.Purpose.TINKER, payload=endless)
     work()
     call.refresh_from_db()
-    output = decode_sample_output(bytes(call.result or b""))
+    output = pb.SampleResponse.FromString(bytes(call.result or b""))
     assert call.content_type == "application/x-protobuf"
-    assert [len(sequence.tokens) for sequence in output.sequences] == [6, 6]
-    assert len(output.prompt_logprobs or ()) == 3
+    assert [len(sequence.tokens) for sequence in output.sequences] == [4 * 6, 4 * 6]
+    assert len(output.prompt_logprobs) == 4 * 3
+
+
+def test_everything_that_may_be_asked_of_a_prompt_is_answered(submit: Any, work: Any) -> None:
+    targets = {"data": [5, -1], "shape": [2, 1]}
+    payload = TOKENS | {
+        "prompt_logprobs_last_n": 1,
+        "topk_prompt_logprobs": 3,
+        "topk_sample_logprobs": 2,
+        "target_prompt_logprobs": targets,
+        "prompt_alt_tokens_k": 4,
+    }
+    call = submit(purpose=SamplingCall.Purpose.TINKER, payload=payload)
+    work()
+    call.refresh_from_db()
+    output = pb.SampleResponse.FromString(bytes(call.result or b""))
+    scored = np.frombuffer(output.prompt_logprobs, "<f4")
+    assert np.isnan(scored).tolist() == [True, True, False]
+    topk = output.topk_prompt_logprobs
+    assert (topk.length, topk.k) == (3, 3)
+    assert np.frombuffer(topk.token_ids, "<i4")[:6].tolist() == [0] * 6
+    named = np.frombuffer(output.target_prompt_logprobs.dense, "<f4")
+    assert named[0] < 0
+    assert named[1] == 0
+    assert list(output.prompt_alt_tokens.tokens.shape) == [2, 4]
+    (first, _) = output.sequences
+    assert len(np.frombuffer(first.topk_sampled_logprobs.logprobs, "<f4")) == 2 * len(
+        np.frombuffer(first.tokens, "<i4")
+    )
 
 
 def test_a_checkpoint_answers_otherwise_than_its_base_and_says_which_it_is(

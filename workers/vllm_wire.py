@@ -1,0 +1,172 @@
+"""A sampling request in vLLM's words, and its answer read. Our own server says a little more.
+
+vLLM gives sampled log-probabilities of the tempered distribution, as we do, where it was started
+with `--logprobs-mode processed_logprobs`; that also cuts them to top-k and top-p. With its default,
+`raw_logprobs`, they are the model's own at every temperature.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from training.errors import InvalidInput
+from training.sample_requests import describe_targets
+from training.types import (
+    SampledSequence,
+    SampleOutput,
+    SampleRequest,
+    StopReason,
+    TokenLogprobs,
+)
+
+Row = Mapping[str, Mapping[str, Any]] | None  # a prompt token's place: {token id: what is said}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamedToken:
+    """One token of sample `index`; `stop_reason` comes with the last one."""
+
+    index: int
+    token: int
+    logprob: float
+    stop_reason: StopReason | None
+
+
+def build_body(model: str, request: SampleRequest) -> dict[str, Any]:
+    params, stop = request.params, request.params.stop
+    strings = [each for each in stop or () if isinstance(each, str)]
+    chosen: dict[str, Any] = {
+        "n": request.num_samples,
+        "temperature": params.temperature,
+        "top_k": params.top_k,
+        "top_p": params.top_p,
+        "logprobs": request.topk_sample_logprobs,
+        "stop": strings,
+        "stop_token_ids": [each for each in stop or () if isinstance(each, int)],
+        "ignore_eos": stop == (),
+    }
+    if params.max_tokens is not None:
+        chosen["max_tokens"] = params.max_tokens
+    if params.seed is not None:
+        chosen["seed"] = params.seed
+    if request.prompt_logprobs or request.topk_prompt_logprobs:
+        chosen["prompt_logprobs"] = request.topk_prompt_logprobs
+    body = {"model": model, "token_ids": list(request.prompt), "sampling_params": chosen}
+    # vLLM watches for stop strings only where it makes text.
+    text = {"output_mode": "text", "return_token_ids": True} if strings else {}
+    return body | text | build_extras(request)
+
+
+def build_extras(request: SampleRequest) -> dict[str, Any]:
+    """What only our own server answers; vLLM passes over words that it does not know."""
+    extras: dict[str, Any] = {}
+    if request.prompt_logprobs_last_n is not None:
+        extras["prompt_logprobs_last_n"] = request.prompt_logprobs_last_n
+    if request.target_prompt_logprobs is not None:
+        extras["target_prompt_logprobs"] = describe_targets(request.target_prompt_logprobs)
+    if request.prompt_alt_tokens_k:
+        extras["prompt_alt_tokens_k"] = request.prompt_alt_tokens_k
+    return extras
+
+
+def read_output(answer: Mapping[str, Any], request: SampleRequest) -> SampleOutput:
+    choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+    rows = read_rows(answer, request)
+    k, details = request.topk_prompt_logprobs, answer.get("usage") or {}
+    cached = (details.get("prompt_tokens_details") or {}).get("cached_tokens")
+    return SampleOutput(
+        sequences=[read_choice(choice, request.topk_sample_logprobs) for choice in choices],
+        prompt_logprobs=read_prompt(request.prompt, rows) if request.prompt_logprobs else None,
+        topk_prompt_logprobs=read_table(map(read_row, rows), k) if k else None,
+        target_prompt_logprobs=read_targets(answer) if request.target_prompt_logprobs else None,
+        prompt_alt_tokens=read_drawn(answer) if request.prompt_alt_tokens_k else None,
+        prompt_cache_hit_tokens=cached or 0,
+    )
+
+
+def read_rows(answer: Mapping[str, Any], request: SampleRequest) -> Sequence[Row]:
+    """One for each token of the prompt; vLLM scores all of them however few are asked for."""
+    rows: Sequence[Row] = answer.get("prompt_logprobs") or []
+    if request.prompt_logprobs_last_n is None:
+        return rows
+    unasked = len(rows) - request.prompt_logprobs_last_n
+    return [None] * unasked + list(rows[unasked:])
+
+
+def read_prompt(prompt: Sequence[int], rows: Sequence[Row]) -> list[float | None]:
+    pairs = zip(prompt, rows, strict=False)
+    return [None if row is None else row[str(token)]["logprob"] for token, row in pairs]
+
+
+def read_row(row: Row) -> list[tuple[int, float]]:
+    return [(int(token), said["logprob"]) for token, said in (row or {}).items()]
+
+
+def read_table(rows: Iterable[list[tuple[int, float]]], k: int) -> TokenLogprobs:
+    """The k likeliest of each row: the token that stands there is said even where it is none."""
+    best = [sorted(row, key=lambda pair: -pair[1])[:k] for row in rows]
+    table = TokenLogprobs.make_empty(len(best), k)
+    for index, row in enumerate(best):
+        for place, (token, logprob) in enumerate(row):
+            table.token_ids[index, place] = token
+            table.logprobs[index, place] = logprob
+    return table
+
+
+def read_targets(answer: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.array(require(answer, "target_prompt_logprobs"), np.float32)
+
+
+def read_drawn(answer: Mapping[str, Any]) -> TokenLogprobs:
+    drawn = require(answer, "prompt_alt_tokens", asked="prompt_alt_tokens_k")
+    return TokenLogprobs(
+        token_ids=np.array(drawn["token_ids"], np.int64),
+        logprobs=np.array(drawn["logprobs"], np.float32),
+    )
+
+
+def require(answer: Mapping[str, Any], name: str, *, asked: str = "") -> Any:
+    if answer.get(name) is None:
+        raise InvalidInput(
+            f"{asked or name} is computed by Hone's own sampling server; the one that answers for"
+            " this model is another: leave it out"
+        )
+    return answer[name]
+
+
+def read_choice(choice: Mapping[str, Any], topk: int) -> SampledSequence:
+    content = choice["logprobs"]["content"]
+    ranked = (
+        [(int(each["token_id"]), each["logprob"]) for each in said.get("top_logprobs") or ()]
+        for said in content
+    )
+    return SampledSequence(
+        tokens=choice["token_ids"],
+        logprobs=[each["logprob"] for each in content],
+        stop_reason="length" if choice["finish_reason"] == "length" else "stop",
+        topk_logprobs=read_table(ranked, topk) if topk else None,
+    )
+
+
+def read_event(line: str) -> list[StreamedToken]:
+    kind, _, data = line.partition(": ")
+    if kind != "data" or data == "[DONE]":
+        return []
+    event = json.loads(data)
+    if "error" in event:
+        raise InvalidInput(event["error"]["message"])
+    return [token for choice in event["choices"] for token in read_piece(choice)]
+
+
+def read_piece(choice: Mapping[str, Any]) -> list[StreamedToken]:
+    pairs = list(zip(choice["token_ids"], choice["logprobs"]["content"], strict=True))
+    reasons: list[StopReason | None] = [None] * len(pairs)
+    if choice["finish_reason"] and pairs:
+        reasons[-1] = "length" if choice["finish_reason"] == "length" else "stop"
+    return [
+        StreamedToken(index=choice["index"], token=token, logprob=said["logprob"], stop_reason=why)
+        for (token, said), why in zip(pairs, reasons, strict=True)
+    ]

@@ -145,7 +145,7 @@ ONLY_FUNCTIONS: Mapping[str, str] = {
     ),
 }
 # Their next positional argument is `inplace`; the tracer gives everything else by name.
-MAYBE_IN_PLACE = """_threshold celu elu hardsigmoid hardswish hardtanh leaky_relu mish relu relu6
+MAYBE_IN_PLACE = """celu elu hardsigmoid hardswish hardtanh leaky_relu mish relu relu6
 selu silu"""
 
 _RANDOM = words(
@@ -175,6 +175,7 @@ FUNCTIONS: Mapping[str, Op] = {
         f"torch.nn.functional.{name}": Op(rule="inside", most_args=1)
         for name in MAYBE_IN_PLACE.split()
     },
+    "torch.nn.functional._threshold": Op(rule="inside", most_args=3),
 }
 METHODS: Mapping[str, Op] = {**dict(_list(BOTH)), **dict(_list(ONLY_METHODS))}
 

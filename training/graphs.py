@@ -125,7 +125,7 @@ def read_custom_loss(*, name: str, inputs: Any, graph: Any) -> CustomLoss:
     if not isinstance(nodes, list) or not 1 <= len(nodes) <= MAX_NODES:
         count = len(nodes) if isinstance(nodes, list) else "no"
         raise InvalidInput(f"graph has {count} nodes: a custom loss has from 1 to {MAX_NODES}")
-    return _Reader().read(name, declared, nodes)
+    return GraphReader().read(name, declared, nodes)
 
 
 def _read_inputs(inputs: Any) -> list[LossInput]:
@@ -151,7 +151,7 @@ def _read_input(value: Any, index: int) -> LossInput:
     return LossInput(name=name, rank=rank)
 
 
-class _Reader:
+class GraphReader:
     """Reads the nodes in their order, and knows the names that came before."""
 
     def __init__(self) -> None:

@@ -24,6 +24,7 @@ from training.types import (
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import check_name, find_folder, find_saved, register_checkpoint
 from webapp.deployments.calls import follow_inflight, open_sampling_session
+from webapp.runs.custom_losses import attach_loss
 from webapp.runs.models import Operation, Run
 from webapp.tinker.wire import JSON, PROTOBUF, decode_forward_backward, encode_output
 
@@ -111,7 +112,7 @@ def drop_gradients(held: Held) -> None:
 
 def read_request(operation: Operation) -> ForwardBackward:
     _, _, request = decode_forward_backward(bytes(operation.payload or b""))
-    return request
+    return attach_loss(operation.run, request)
 
 
 def note_pass(

@@ -12,6 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 SDK_PYTHON = ROOT / ".venv-sdk" / "bin" / "python"
+TORCH_PYTHON = ROOT / ".venv-cookbook" / "bin" / "python"  # the same SDK, beside torch
 SCRIPTS = Path(__file__).parent / "scripts"
 START_SECONDS = 180
 SCRIPT_SECONDS = 180
@@ -59,11 +60,13 @@ class Live:
             self.process.send_signal(signal.SIGINT)
             self.process.wait(timeout=60)
 
-    def begin(self, script: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    def begin(
+        self, script: str, *arguments: str, python: Path = SDK_PYTHON, **environment: str
+    ) -> subprocess.Popen[str]:
         """A program of a user: the unmodified SDK in its own environment, a URL and a key."""
         client = {"TINKER_BASE_URL": self.url, "TINKER_API_KEY": self.api_key}
         return subprocess.Popen(
-            [str(SDK_PYTHON), str(SCRIPTS / script), *arguments],
+            [str(python), str(SCRIPTS / script), *arguments],
             env=self.environment | {"HF_HUB_OFFLINE": "1"} | client | environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -71,8 +74,15 @@ class Live:
             text=True,
         )
 
-    def run(self, script: str, *arguments: str, given: str = "", **environment: str) -> Any:
-        return read_report(self.begin(script, *arguments, **environment), given)
+    def run(
+        self,
+        script: str,
+        *arguments: str,
+        given: str = "",
+        python: Path = SDK_PYTHON,
+        **environment: str,
+    ) -> Any:
+        return read_report(self.begin(script, *arguments, python=python, **environment), given)
 
     def manage(self, code: str) -> str:
         """Lines of Python inside the installation: what an administrator's shell would do."""

@@ -69,7 +69,7 @@ def trace(loss: Loss, **ranks: int) -> CustomLoss:
     return read_custom_loss(name="traced", inputs=write_inputs(**ranks), graph=write_graph(loss))
 
 
-def call(target: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+def call(target: str, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Of a function, by a node whose name is x."""
     return {
         "op": "call_function",
@@ -80,7 +80,7 @@ def call(target: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
     }
 
 
-def call_method(target: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+def call_method(target: str, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
     return {**call(target, *args, **kwargs), "op": "call_method"}
 
 

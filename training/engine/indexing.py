@@ -44,7 +44,7 @@ def getitem(args: Args, _kwargs: Kwargs) -> Cost:
     if not isinstance(value, torch.Tensor):
         if not isinstance(value, tuple | list) or not isinstance(index, int | slice):
             raise InvalidInput("only tensors and tuples have items")
-        return Cost(1)
+        return Cost(1 + sum(tensor.numel() for tensor in list_tensors(value)))
     items = index if isinstance(index, tuple) else (index,)
     return Cost(count_chosen(value.shape, items))
 

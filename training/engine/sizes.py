@@ -275,10 +275,16 @@ def chunk(args: Args, kwargs: Kwargs) -> Cost:
     given = [*args[1:2], *(kwargs[name] for name in names if name in kwargs)]
     pieces = given[0] if given else 0
     if isinstance(pieces, list | tuple):
-        return count_pieces(tensor, len(pieces) + 1)
+        return count_parts(tensor, len(pieces) + 1)
     if isinstance(pieces, torch.Tensor) and pieces.ndim:
-        return count_pieces(tensor, pieces.numel() + 1)
+        return count_parts(tensor, pieces.numel() + 1)
     return count_pieces(tensor, read_whole(pieces))
+
+
+def count_parts(tensor: torch.Tensor, parts: int) -> Cost:
+    """Between places that need not be in order: each part may be the whole."""
+    cost = count_pieces(tensor, parts)
+    return Cost(cost.elements * parts, cost.work)
 
 
 def unbind(args: Args, kwargs: Kwargs) -> Cost:
@@ -341,7 +347,7 @@ RULES: Mapping[str, Rule] = {
     "eye": eye,
     "fill": fill,
     "fill_like": fill_like,
-    "getattr": look,
+    "getattr": inside,
     "getitem": getitem,
     "index_select": index_select,
     "inside": inside,

@@ -238,6 +238,9 @@ def compute(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def read_plain(value: Any) -> Any:
+    """Of lists too: Python would multiply tensors in one, and each product could be larger."""
+    if isinstance(value, tuple | list):
+        return [read_plain(each) for each in value]
     if isinstance(value, torch.Tensor):
         if value.numel() != 1:
             raise InvalidInput("math works on single numbers; torch has the same for tensors")

@@ -57,6 +57,30 @@ class Session(models.Model):
         return self.display_name or self.id
 
 
+class CustomLoss(models.Model):
+    """A loss that a program traced and sent: its session's runs train on it by its id."""
+
+    id = models.CharField(primary_key=True, max_length=40, default=ids.make_custom_loss_id)
+    session = models.ForeignKey(Session, on_delete=models.CASCADE, related_name="custom_losses")
+    custom_loss_seq_id = models.BigIntegerField()
+    name = models.CharField(max_length=200)
+    inputs = models.JSONField()  # [{"name", "rank"}], logprobs first
+    graph = models.TextField()  # JSON as it was checked: a database's own JSON loses -0.0
+    digest = models.CharField(max_length=64)
+    created_at = models.DateTimeField(default=now)
+
+    class Meta:
+        ordering: ClassVar = ["created_at"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["session", "custom_loss_seq_id"], name="one_loss_a_custom_loss_seq_id"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class RunQuerySet(OwnedQuerySet["Run"]):
     """Runs of a project."""
 

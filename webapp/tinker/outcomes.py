@@ -1,11 +1,13 @@
 """How operations and sampling calls stand, for polls that wait for either."""
 
+import json
 from collections.abc import Iterable, Sequence
 
 from webapp.deployments.models import SamplingCall
 from webapp.runs import queue
-from webapp.runs.models import Operation
+from webapp.runs.models import CustomLoss, Operation
 from webapp.runs.outcomes import Outcome, read_outcomes
+from webapp.tinker.wire import JSON
 
 Status = SamplingCall.Status
 
@@ -13,11 +15,30 @@ ENDED = (Status.DONE, Status.FAILED, Status.CANCELLED)
 
 
 def read_all(request_ids: Iterable[str]) -> dict[str, Outcome]:
-    """Two queries at most; unknown ids are left out."""
+    """A query for each kind; unknown ids are left out."""
     wanted = list(request_ids)
     calls = read_numbers(wanted, "call-")
-    outcomes = read_outcomes(wanted) if len(calls) < len(wanted) else {}
+    losses = [request_id for request_id in wanted if request_id.startswith("loss-")]
+    outcomes = read_outcomes(wanted) if len(calls) + len(losses) < len(wanted) else {}
+    outcomes |= read_losses(losses) if losses else {}
     return outcomes | (read_calls(calls) if calls else {})
+
+
+def read_losses(pks: Sequence[str]) -> dict[str, Outcome]:
+    """A custom loss is there as soon as it is stored: its promise is kept at once."""
+    rows = CustomLoss.objects.filter(pk__in=pks).values_list("pk", "session__project_id")
+    outcomes = (
+        Outcome(
+            request_id=pk,
+            project_id=project_id,
+            base_model_id="",
+            is_over=True,
+            result=json.dumps({"loss_id": pk, "type": "create_custom_loss"}).encode(),
+            content_type=JSON,
+        )
+        for pk, project_id in rows
+    )
+    return {outcome.request_id: outcome for outcome in outcomes}
 
 
 def read_calls(pks: Sequence[int]) -> dict[str, Outcome]:

@@ -18,7 +18,8 @@ from webapp.accounts.models import Actor
 from webapp.core.errors import NotFound, UserError
 from webapp.fleet.models import BaseModel
 from webapp.fleet.services import find_base_model
-from webapp.runs.models import Operation, Run, RunQuerySet, Session
+from webapp.runs.custom_losses import attach_loss, create_custom_loss
+from webapp.runs.models import CustomLoss, Operation, Run, RunQuerySet, Session
 from webapp.runs.queue import MAX_SEQ, refuse_operation, submit_operation
 from webapp.runs.services import LORA_FLAGS, open_client_run
 from webapp.tinker import wire
@@ -124,7 +125,7 @@ def forward_backward(*, actor: Actor, body: bytes) -> Operation:
     forward_only = message.forward_only
     with refusing(run, message.seq_id, Kind.FORWARD_BACKWARD, forward_only=forward_only):
         check_open(run)
-        request = wire.read_forward_backward(message)
+        request = attach_loss(run, wire.read_forward_backward(message))
         check_request(request, run.base_model.vocab_size, run.base_model.context_tokens)
         return submit_operation(
             run,
@@ -134,6 +135,16 @@ def forward_backward(*, actor: Actor, body: bytes) -> Operation:
             num_tokens=request.num_tokens,
             forward_only=forward_only,
         )
+
+
+def store_custom_loss(*, actor: Actor, fields: Fields) -> CustomLoss:
+    return create_custom_loss(
+        session=find_session(actor, fields.text("session_id")),
+        custom_loss_seq_id=fields.whole("custom_loss_seq_id"),
+        name=fields.text("name"),
+        inputs=fields.values.get("inputs"),
+        graph=fields.values.get("graph"),
+    )
 
 
 def optim_step(*, actor: Actor, fields: Fields) -> Operation:

@@ -21,6 +21,7 @@ urlpatterns = [
     path("create_model", views.create_model),
     path("get_info", views.get_info),
     path("forward_backward", views.forward_backward),
+    path("create_custom_loss", views.create_custom_loss),
     path("optim_step", views.optim_step),
     path("save_weights", views.save_weights),
     path("save_weights_for_sampler", views.save_weights_for_sampler),

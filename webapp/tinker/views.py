@@ -21,7 +21,8 @@ def healthz(_request: HttpRequest) -> JsonResponse:
 @endpoint("POST")
 def config(request: TinkerRequest) -> JsonResponse:
     """Compression costs more than it saves where the bytes cross no wire."""
-    return JsonResponse({"proto_compress_fwdbwd": not is_on_this_machine(request)})
+    is_far = not is_on_this_machine(request)
+    return JsonResponse({"proto_compress_fwdbwd": is_far, "custom_loss_server_side": True})
 
 
 @endpoint("POST")
@@ -100,6 +101,13 @@ def forward_backward(request: TinkerRequest) -> JsonResponse:
     encoding = request.headers.get("Content-Encoding", "")
     body = wire.decompress(request.body, encoding)
     return promise(services.forward_backward(actor=request.actor, body=body))
+
+
+@endpoint("POST")
+def create_custom_loss(request: TinkerRequest) -> JsonResponse:
+    fields = read_fields(request.body)
+    loss = services.store_custom_loss(actor=request.actor, fields=fields)
+    return JsonResponse({"request_id": loss.pk})
 
 
 @endpoint("POST")

@@ -25,13 +25,14 @@ class LossInputs:
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     scale: str | None = None
+    has_columns: bool = False  # it reads K targets a position, of the shape (N, K)
     config: Mapping[str, float] = field(default_factory=dict)
 
 
 _POLICY = ("logprobs", "advantages")
 
 LOSS_INPUTS: Mapping[str, LossInputs] = {
-    "cross_entropy": LossInputs(optional=("weights",), scale="weights"),
+    "cross_entropy": LossInputs(optional=("weights",), scale="weights", has_columns=True),
     "importance_sampling": LossInputs(required=_POLICY, scale="advantages"),
     "ppo": LossInputs(
         required=_POLICY,
@@ -47,7 +48,7 @@ LOSS_INPUTS: Mapping[str, LossInputs] = {
     ),
     # The documentation names no default for beta; 0.05 is the value of its example.
     "dro": LossInputs(required=_POLICY, config={"beta": 0.05}),
-    CUSTOM: LossInputs(),  # reads what the loss was created with
+    CUSTOM: LossInputs(has_columns=True),  # reads what the loss was created with
 }
 
 
@@ -65,6 +66,7 @@ def check_request(request: ForwardBackward, vocab_size: int, context: int) -> No
     for index, datum in enumerate(request.data):
         _check_tokens(datum, f"datum {index}", vocab_size, context)
         _check_targets(datum, f"datum {index}", vocab_size)
+        _check_columns(datum, f"datum {index}: target_tokens", request.loss_fn, vocab_size)
         _check_numbers(datum, f"datum {index}", request.loss_fn, loss)
         if request.custom is not None:
             _check_custom(datum, f"datum {index}", request.custom)
@@ -132,13 +134,28 @@ def _check_targets(datum: Datum, where: str, vocab_size: int) -> None:
     if "target_tokens" not in datum.inputs:
         raise InvalidInput(f"{where}: target_tokens is missing: send the token after each position")
     targets = datum.inputs["target_tokens"]
-    if targets.ndim == 2:
+    if targets.ndim not in (1, 2) or len(targets) != len(datum.tokens):
         raise InvalidInput(
-            f"{where}: target_tokens has the shape {targets.shape}: several targets for one "
-            "position are not supported yet, send one per position"
+            f"{where}: target_tokens has the shape {targets.shape}, the datum has "
+            f"{len(datum.tokens)} tokens: send one row per token"
         )
-    _check_length(targets, datum, f"{where}: target_tokens")
     _check_ids(targets, f"{where}: target_tokens", vocab_size)
+
+
+def _check_columns(datum: Datum, where: str, loss_fn: str, vocab_size: int) -> None:
+    targets = datum.inputs["target_tokens"]
+    if targets.ndim == 1:
+        return
+    if not LOSS_INPUTS[loss_fn].has_columns:
+        raise InvalidInput(
+            f"{where} has the shape {targets.shape}: {loss_fn} reads one target per position, "
+            "several are for cross_entropy and custom losses"
+        )
+    if not 1 <= targets.shape[1] <= vocab_size:
+        raise InvalidInput(
+            f"{where} has the shape {targets.shape}: send from 1 to {vocab_size} targets per "
+            "position, the size of the vocabulary"
+        )
 
 
 def _check_numbers(datum: Datum, where: str, loss_fn: str, loss: LossInputs) -> None:
@@ -148,38 +165,45 @@ def _check_numbers(datum: Datum, where: str, loss_fn: str, loss: LossInputs) -> 
     for name in (*loss.required, *loss.optional):
         if name in datum.inputs:
             values = datum.inputs[name]
-            _check_length(values, datum, f"{where}: {name}")
+            _check_shape(values, datum, f"{where}: {name}")
             _check_finite(values, f"{where}: {name}")
 
 
-def _check_length(values: NDArray[Any], datum: Datum, where: str) -> None:
-    if values.shape != (len(datum.tokens),):
+def _check_shape(values: NDArray[Any], datum: Datum, where: str) -> None:
+    expected = datum.inputs["target_tokens"].shape
+    if values.shape != expected:
         raise InvalidInput(
-            f"{where} has the shape {values.shape}, the datum has {len(datum.tokens)} tokens: "
-            "send one value per token"
+            f"{where} has the shape {values.shape}, target_tokens {expected}: "
+            "send one value per target"
         )
 
 
 def _check_ids(ids: NDArray[Any], where: str, vocab_size: int) -> None:
     if ids.dtype.kind not in "iu":
         raise InvalidInput(f"{where} are {ids.dtype}: send integers")
-    wrong = np.flatnonzero((ids < 0) | (ids >= vocab_size))
+    wrong = np.argwhere((ids < 0) | (ids >= vocab_size))
     if len(wrong):
         raise InvalidInput(
-            f"{where}: {ids[wrong[0]]} at position {wrong[0]} is no token of this model: "
-            f"ids go from 0 to {vocab_size - 1}"
+            f"{where}: {ids[tuple(wrong[0])]} at position {_name_place(wrong[0])} is no token of "
+            f"this model: ids go from 0 to {vocab_size - 1}"
         )
 
 
 def _check_finite(values: NDArray[Any], where: str) -> None:
-    wrong = np.flatnonzero(~np.isfinite(values))
+    wrong = np.argwhere(~np.isfinite(values))
     if len(wrong):
-        raise InvalidInput(f"{where}: {values[wrong[0]]} at position {wrong[0]} is not finite")
+        value, place = values[tuple(wrong[0])], _name_place(wrong[0])
+        raise InvalidInput(f"{where}: {value} at position {place} is not finite")
+
+
+def _name_place(indices: NDArray[Any]) -> str:
+    return ", column ".join(str(index) for index in indices)
 
 
 def find_scored(datum: Datum, loss_fn: str) -> NDArray[np.bool_]:
-    """Positions that the loss can have a gradient at."""
+    """Which targets the loss can have a gradient at, (N, K)."""
     scale = LOSS_INPUTS[loss_fn].scale
+    shape = (len(datum.tokens), datum.num_targets)
     if scale is None or scale not in datum.inputs:
-        return np.ones(len(datum.tokens), dtype=np.bool_)
-    return np.asarray(datum.inputs[scale] != 0)
+        return np.ones(shape, dtype=np.bool_)
+    return np.asarray(datum.inputs[scale] != 0).reshape(shape)

@@ -24,10 +24,19 @@ StopReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Datum:
-    """One sequence. Position i of `inputs` speaks of the token that follows `tokens[i]`."""
+    """One sequence. Position i of `inputs` speaks of the token that follows `tokens[i]`.
+
+    `target_tokens` and `weights` may be (N, K): K candidates for the token that follows.
+    """
 
     tokens: IntArray  # (N,)
     inputs: Mapping[str, NDArray[Any]]  # target_tokens, weights, advantages ...: (N,)
+
+    @property
+    def num_targets(self) -> int:
+        """Of each position."""
+        shape = self.inputs["target_tokens"].shape
+        return shape[1] if len(shape) == 2 else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +80,8 @@ class ForwardBackward:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardBackwardOutput:
-    """`logprobs[i]` is as long as datum i; metric keys are `name:reduction`, `loss:sum` always."""
+    """`logprobs[i]` has the shape of datum i's `target_tokens`; metric keys are `name:reduction`,
+    `loss:sum` always."""
 
     logprobs: Sequence[FloatArray]
     metrics: Mapping[str, float]

@@ -121,6 +121,15 @@ def test_chunks_forward_only_and_compression_change_no_number(live: Live) -> Non
         assert logprobs == pytest.approx(few, abs=1e-4)
 
 
+def test_several_targets_a_position_are_the_same_dense_sparse_and_one_by_one(live: Live) -> None:
+    report = live.run("targets.py")
+    assert report["sparse"] == pytest.approx(report["dense"], rel=1e-6)
+    assert report["columns"] == pytest.approx(report["dense"], rel=1e-4)
+    assert np.shape(report["of_dense"]) == (12, 6)
+    np.testing.assert_allclose(report["of_sparse"], report["of_dense"], atol=1e-5)
+    np.testing.assert_allclose(report["of_columns"], report["of_dense"], atol=1e-4)
+
+
 def test_weights_are_saved_and_loaded_with_and_without_the_optimizer(live: Live) -> None:
     report = live.run("checkpoints.py")
     went_on = report["went_on"]

@@ -1,6 +1,7 @@
 """Log-probabilities of targets, chunk by chunk: the [tokens, vocabulary] tensor never exists.
 
-Shapes: P positions, H hidden size, V vocabulary, C positions of a chunk, R rank.
+Shapes: P positions, K targets of each, H hidden size, V vocabulary, C positions of a chunk, R rank.
+A position is projected on the vocabulary once, whatever K.
 """
 
 from collections.abc import Iterator
@@ -10,40 +11,38 @@ import torch
 
 from training.engine.lora import Active, LoraLinear, Pair, add_gradients
 
-CHUNK_BYTES = 32 << 20  # of float32 logits that exist at one time
+CHUNK_BYTES = 32 << 20  # of float32 logits, or rows of the head, that exist at one time
 
 
 def compute_logprobs(
-    hidden_PH: torch.Tensor, targets_P: torch.Tensor, head: LoraLinear, active: Active
+    hidden_PH: torch.Tensor, targets_PK: torch.Tensor, head: LoraLinear, active: Active
 ) -> torch.Tensor:
     """Float32 log-probability of each target; `active` are the runs that train the head."""
     if torch.is_grad_enabled():
         leaves = [leaf for *_, pair in active for leaf in (pair.a, pair.b)]
-        return _Logprobs.apply(hidden_PH, targets_P, head, active, *leaves)  # type: ignore[no-any-return,no-untyped-call]
-    return _read_logprobs(hidden_PH, targets_P, head, active, None)
+        return _Logprobs.apply(hidden_PH, targets_PK, head, active, *leaves)  # type: ignore[no-any-return,no-untyped-call]
+    return _read_logprobs(hidden_PH, targets_PK, head, active, None)
 
 
 def _read_logprobs(
     hidden_PH: torch.Tensor,
-    targets_P: torch.Tensor,
+    targets_PK: torch.Tensor,
     head: LoraLinear,
     active: Active,
-    slopes_PH: torch.Tensor | None,
+    means_PH: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Fills `slopes_PH`, where given, with the derivative of each log-probability by its row."""
-    logprobs_P = torch.empty(len(targets_P), dtype=torch.float32, device=hidden_PH.device)
-    for start, stop, pair in cut_chunks(len(targets_P), head.weight.shape[0], active):
-        hidden_CH, targets_C = hidden_PH[start:stop], targets_P[start:stop]
-        shifted_CV = _project(hidden_CH, head, pair)
+    """Fills `means_PH`, where given, with the head's rows weighted by their probabilities."""
+    logprobs_PK = torch.empty(targets_PK.shape, dtype=torch.float32, device=hidden_PH.device)
+    for start, stop, pair in cut_chunks(len(targets_PK), head.weight.shape[0], active):
+        shifted_CV = _project(hidden_PH[start:stop], head, pair)
         shifted_CV.sub_(shifted_CV.amax(dim=1, keepdim=True))
-        chosen_C = shifted_CV.gather(1, targets_C[:, None]).squeeze(1)
+        chosen_CK = shifted_CV.gather(1, targets_PK[start:stop])
         weights_CV = shifted_CV.exp_()
-        total_C = weights_CV.sum(dim=1)
-        logprobs_P[start:stop] = chosen_C - total_C.log()
-        if slopes_PH is not None:
-            mean_CH = _pull_back(weights_CV, head, pair) / total_C[:, None]
-            slopes_PH[start:stop] = _rows_of(targets_C, head, pair) - mean_CH
-    return logprobs_P
+        total_C1 = weights_CV.sum(dim=1, keepdim=True)
+        logprobs_PK[start:stop] = chosen_CK - total_C1.log()
+        if means_PH is not None:
+            means_PH[start:stop] = _pull_back(weights_CV, head, pair) / total_C1
+    return logprobs_PK
 
 
 def cut_chunks(
@@ -77,44 +76,81 @@ def _pull_back(weights_CV: torch.Tensor, head: LoraLinear, pair: Pair | None) ->
     return rows_CH.float()
 
 
-def _rows_of(targets_C: torch.Tensor, head: LoraLinear, pair: Pair | None) -> torch.Tensor:
-    rows_CH = head.weight[targets_C].float()
+def _pull_targets(
+    grad_CK: torch.Tensor, targets_CK: torch.Tensor, head: LoraLinear, pair: Pair | None
+) -> torch.Tensor:
+    """The same where the weights are those of the targets, and 0 everywhere else."""
+    grad_CK, targets_CK = _drop_zeros(grad_CK, targets_CK)
+    rows_CH = _sum_rows(head.weight, grad_CK, targets_CK)
     if pair is not None:
-        rows_CH.addmm_(pair.b[targets_C].float(), pair.a.float(), alpha=pair.scale)
+        rows_CH.addmm_(_sum_rows(pair.b, grad_CK, targets_CK), pair.a, alpha=pair.scale)
     return rows_CH
 
 
+def _drop_zeros(
+    grad_CK: torch.Tensor, targets_CK: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As few columns as the fullest row needs: targets without a gradient cost nothing."""
+    if grad_CK.shape[1] == 1:
+        return grad_CK, targets_CK
+    most = int(grad_CK.count_nonzero(dim=1).max())
+    kept = (grad_CK == 0).byte().argsort(dim=1, stable=True)[:, :most]
+    return grad_CK.gather(1, kept), targets_CK.gather(1, kept)
+
+
+def _sum_rows(
+    weight_VH: torch.Tensor, grad_CK: torch.Tensor, targets_CK: torch.Tensor
+) -> torch.Tensor:
+    """Some columns at a time. In the order of the columns, so the same on every device and day."""
+    num_rows, width = len(grad_CK), weight_VH.shape[1]
+    total_CH = torch.zeros((num_rows, width), device=grad_CK.device)
+    size = max(1, CHUNK_BYTES // (4 * width * num_rows))
+    for grads, targets in zip(
+        torch.split(grad_CK, size, 1), torch.split(targets_CK, size, 1), strict=True
+    ):
+        rows = weight_VH[targets].float()
+        total_CH.unsqueeze(1).baddbmm_(grads.unsqueeze(1), rows)
+    return total_CH
+
+
 class _Logprobs(torch.autograd.Function):
-    """A log-probability's derivative by its own row is known in the forward already, and is as
-    small as the row: so only a head that is trained needs its probabilities a second time."""
+    """The mean of the head's rows under the model's distribution is known in the forward already,
+    and is as small as the position: so only a head that is trained needs its probabilities again.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         hidden_PH: torch.Tensor,
-        targets_P: torch.Tensor,
+        targets_PK: torch.Tensor,
         head: LoraLinear,
         active: Active,
         *leaves: torch.Tensor,
     ) -> torch.Tensor:
-        slopes_PH = None
+        means_PH = None
         if ctx.needs_input_grad[0]:
-            slopes_PH = torch.empty(hidden_PH.shape, device=hidden_PH.device)
-        logprobs_P = _read_logprobs(hidden_PH, targets_P, head, active, slopes_PH)
+            means_PH = torch.empty(hidden_PH.shape, device=hidden_PH.device)
+        logprobs_PK = _read_logprobs(hidden_PH, targets_PK, head, active, means_PH)
         ctx.head, ctx.active, ctx.num_leaves = head, active, len(leaves)
-        ctx.save_for_backward(hidden_PH, targets_P, slopes_PH)
-        return logprobs_P
+        ctx.save_for_backward(hidden_PH, targets_PK, means_PH)
+        return logprobs_PK
 
     @staticmethod
-    def backward(ctx: Any, grad_P: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden_PH, targets_P, slopes_PH = ctx.saved_tensors
-        for start, stop, pair in cut_chunks(len(targets_P), ctx.head.weight.shape[0], ctx.active):
-            if pair is not None:
-                rows = slice(start, stop)
-                _add_head_gradients(ctx.head, pair, hidden_PH[rows], targets_P[rows], grad_P[rows])
+    def backward(ctx: Any, grad_PK: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """By its position a log-probability has the derivative (its target's row - the mean)."""
+        hidden_PH, targets_PK, means_PH = ctx.saved_tensors
         grad_PH = None
-        if slopes_PH is not None:
-            grad_PH = slopes_PH.mul_(grad_P[:, None]).to(hidden_PH.dtype)
+        if means_PH is not None:
+            grad_PH = means_PH.mul_(-grad_PK.sum(dim=1, keepdim=True))
+        for start, stop, pair in cut_chunks(len(targets_PK), ctx.head.weight.shape[0], ctx.active):
+            rows = slice(start, stop)
+            if pair is not None:
+                _add_head_gradients(
+                    ctx.head, pair, hidden_PH[rows], targets_PK[rows], grad_PK[rows]
+                )
+            if grad_PH is not None:
+                grad_PH[rows] += _pull_targets(grad_PK[rows], targets_PK[rows], ctx.head, pair)
+        grad_PH = None if grad_PH is None else grad_PH.to(hidden_PH.dtype)
         return (grad_PH, None, None, None, *[None] * ctx.num_leaves)
 
 
@@ -122,11 +158,11 @@ def _add_head_gradients(
     head: LoraLinear,
     pair: Pair,
     hidden_CH: torch.Tensor,
-    targets_C: torch.Tensor,
-    grad_C: torch.Tensor,
+    targets_CK: torch.Tensor,
+    grad_CK: torch.Tensor,
 ) -> None:
-    """The gradient by the logits is grad * (one at the target - probabilities)."""
-    grad_CV = _project(hidden_CH, head, pair).softmax(dim=1).mul_(-grad_C[:, None])
-    grad_CV.scatter_add_(1, targets_C[:, None], grad_C[:, None])
+    """The gradient by the logits is grad * (one at the target - probabilities), for all targets."""
+    grad_CV = _project(hidden_CH, head, pair).softmax(dim=1)
+    grad_CV.mul_(-grad_CK.sum(dim=1, keepdim=True)).scatter_add_(1, targets_CK, grad_CK)
     low_CR = hidden_CH @ pair.a.to(hidden_CH.dtype).T
     add_gradients(pair, hidden_CH, low_CR, grad_CV.to(hidden_CH.dtype))

@@ -1,6 +1,6 @@
 """The losses: sums over positions, never means, so that splitting a batch changes nothing.
 
-Shapes: P scored positions of one run.
+Shapes: P scored positions of one run; for cross_entropy also [P, K], K targets of each.
 """
 
 from collections.abc import Callable, Mapping

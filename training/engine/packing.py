@@ -32,9 +32,10 @@ class Item:
         return len(self.datum.tokens)
 
     @property
-    def order(self) -> tuple[str, bytes]:
-        """By run, then token by token: items that begin alike become neighbours."""
-        return self.run, self.datum.tokens.astype(">i8").tobytes()
+    def order(self) -> tuple[int, str, bytes]:
+        """By targets a position and by run, then token by token: items that begin alike become
+        neighbours."""
+        return self.datum.num_targets, self.run, self.datum.tokens.astype(">i8").tobytes()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,11 +110,13 @@ class Layout:
 
 
 def pack_items(items: Sequence[Item], token_budget: int) -> Iterator[list[Item]]:
-    """A sequence longer than the budget makes a pack of its own."""
+    """A sequence longer than the budget makes a pack of its own. The targets of a pack are a
+    rectangle: all its items have equally many for each position."""
     pack: list[Item] = []
     num_tokens = 0
     for item in sorted(items, key=lambda item: item.order):
-        if pack and num_tokens + item.length > token_budget:
+        fits = num_tokens + item.length <= token_budget
+        if pack and not (fits and item.datum.num_targets == pack[0].datum.num_targets):
             yield pack
             pack, num_tokens = [], 0
         pack.append(item)

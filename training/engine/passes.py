@@ -1,14 +1,17 @@
 """One pass over one packed row: hidden states, log-probabilities, losses, and whose they are.
 
 Shapes: T tokens of the row as they are laid, U positions of the items as they are told (a shared
-token is told by every item that has it), P of those projected on the vocabulary, H hidden size.
+token is told by every item that has it), P of those projected on the vocabulary, K targets of each
+position, H hidden size.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from training.engine.logprobs import compute_logprobs
@@ -35,7 +38,9 @@ class Tally:
 
     @classmethod
     def empty(cls, request: ForwardBackward) -> "Tally":
-        zeros = [np.zeros(len(datum.tokens), np.float32) for datum in request.data]
+        zeros = [
+            np.zeros(datum.inputs["target_tokens"].shape, np.float32) for datum in request.data
+        ]
         return cls(request=request, logprobs=zeros)
 
     def judge(self, item: Item) -> FloatArray:
@@ -75,7 +80,7 @@ class Tally:
 class Questions:
     """What is asked of a pack. `scored`: has a gradient; `wanted`: only to be told."""
 
-    targets: IntArray  # (U,)
+    targets: IntArray  # (U, K)
     scored: IntArray  # (P,) indices into U
     wanted: IntArray  # (P,)
 
@@ -83,13 +88,13 @@ class Questions:
 def read_input(datum: Datum, name: str) -> FloatArray:
     """Float32 of a loss input; weights that were not sent are ones."""
     if name not in datum.inputs:
-        return np.ones(len(datum.tokens), np.float32)
+        return np.ones(datum.inputs["target_tokens"].shape, np.float32)
     return datum.inputs[name].astype(np.float32, copy=False)
 
 
 def collect_questions(pack: Sequence[Item], requests: Mapping[str, ForwardBackward]) -> Questions:
     scored_U = np.concatenate(
-        [find_scored(item.datum, requests[item.run].loss_fn) for item in pack]
+        [find_scored(item.datum, requests[item.run].loss_fn).any(axis=1) for item in pack]
     )
     silent_U = np.concatenate(
         [
@@ -98,10 +103,15 @@ def collect_questions(pack: Sequence[Item], requests: Mapping[str, ForwardBackwa
         ]
     )
     return Questions(
-        targets=np.concatenate([item.datum.inputs["target_tokens"] for item in pack]),
+        targets=np.concatenate([make_rows(item.datum.inputs["target_tokens"]) for item in pack]),
         scored=np.flatnonzero(scored_U),
         wanted=np.flatnonzero(~scored_U & ~silent_U),
     )
+
+
+def make_rows(values: NDArray[Any]) -> NDArray[Any]:
+    """(N, K) of what a datum brings: (N,) is one column."""
+    return values.reshape(len(values), -1)
 
 
 def run_pass(
@@ -115,14 +125,14 @@ def run_pass(
     asked = collect_questions(pack, {run: tally.request for run, tally in tallies.items()})
     with adapters.serve([part.laid for part in layout.parts]):
         hidden_TH = read_hidden(model, layout, adapters.device)
-    logprobs_P = project(adapters, layout, hidden_TH, asked.targets, asked.scored)
+    logprobs_PK = project(adapters, layout, hidden_TH, asked.targets, asked.scored)
     with torch.no_grad():
-        others_P = project(adapters, layout, hidden_TH, asked.targets, asked.wanted)
-    told_U = np.zeros(len(layout.places), np.float32)
-    told_U[asked.scored] = logprobs_P.detach().cpu().numpy()
-    told_U[asked.wanted] = others_P.cpu().numpy()
-    store_logprobs(layout, told_U, tallies)
-    return sum_losses(layout, logprobs_P, asked.scored, tallies), len(layout.tokens)
+        others_PK = project(adapters, layout, hidden_TH, asked.targets, asked.wanted)
+    told_UK = np.zeros(asked.targets.shape, np.float32)
+    told_UK[asked.scored] = logprobs_PK.detach().cpu().numpy()
+    told_UK[asked.wanted] = others_PK.cpu().numpy()
+    store_logprobs(layout, told_UK, tallies)
+    return sum_losses(layout, logprobs_PK, asked.scored, tallies), len(layout.tokens)
 
 
 def read_hidden(model: PreTrainedModel, layout: Layout, device: torch.device) -> torch.Tensor:
@@ -140,14 +150,14 @@ def project(
     adapters: Adapters,
     layout: Layout,
     hidden_TH: torch.Tensor,
-    targets_U: IntArray,
+    targets_UK: IntArray,
     indices_P: IntArray,
 ) -> torch.Tensor:
     """Log-probabilities of the targets at some of the told positions."""
     rows_P = torch.from_numpy(layout.places[indices_P]).to(hidden_TH.device)
-    targets_P = torch.from_numpy(targets_U[indices_P]).to(hidden_TH.device)
+    targets_PK = torch.from_numpy(targets_UK[indices_P]).to(hidden_TH.device)
     active = adapters.head.find_active([find_range(part, indices_P) for part in layout.parts])
-    return compute_logprobs(hidden_TH[rows_P], targets_P, adapters.head, active)
+    return compute_logprobs(hidden_TH[rows_P], targets_PK, adapters.head, active)
 
 
 def find_range(part: Part, indices_P: IntArray) -> Slice:
@@ -156,41 +166,48 @@ def find_range(part: Part, indices_P: IntArray) -> Slice:
     return Slice(part.told.run, int(start), int(stop))
 
 
-def store_logprobs(layout: Layout, told_U: FloatArray, tallies: Mapping[str, Tally]) -> None:
+def store_logprobs(layout: Layout, told_UK: FloatArray, tallies: Mapping[str, Tally]) -> None:
     for part in layout.parts:
         start = part.told.start
         for item in part.items:
-            tallies[item.run].logprobs[item.index][:] = told_U[start : start + item.length]
+            logprobs = tallies[item.run].logprobs[item.index]
+            logprobs[:] = told_UK[start : start + item.length].reshape(logprobs.shape)
             start += item.length
 
 
 def sum_losses(
-    layout: Layout, logprobs_P: torch.Tensor, scored_P: IntArray, tallies: Mapping[str, Tally]
+    layout: Layout, logprobs_PK: torch.Tensor, scored_P: IntArray, tallies: Mapping[str, Tally]
 ) -> torch.Tensor:
-    total = logprobs_P.new_zeros(())
+    total = logprobs_PK.new_zeros(())
     for part in layout.parts:
         tally, where = tallies[part.told.run], find_range(part, scored_P)
         own = slice(where.start, where.stop)
         if tally.request.custom is not None:
-            loss = pull_slopes(part, tally, logprobs_P[own])
+            loss = pull_slopes(part, tally, logprobs_PK[own])
         else:
             loss = compute_loss(
                 tally.request.loss_fn,
-                logprobs_P[own],
-                gather_inputs(part, tally.request, scored_P[own], logprobs_P),
+                narrow(logprobs_PK[own]),
+                gather_inputs(part, tally.request, scored_P[own], logprobs_PK),
                 tally.request.config,
             )
             tally.loss += loss.item()
-        tally.num_scored += where.stop - where.start
+        tally.num_scored += sum(
+            int(find_scored(item.datum, tally.request.loss_fn).sum()) for item in part.items
+        )
         total = total + loss
     return total
 
 
-def pull_slopes(part: Part, tally: Tally, logprobs_P: torch.Tensor) -> torch.Tensor:
-    """Not a custom loss's value, but what has its gradient: every position of it is scored."""
-    slopes_P = np.concatenate([tally.judge(item).reshape(item.length, -1) for item in part.items])
-    slopes = torch.from_numpy(slopes_P).to(logprobs_P.device)
-    return (logprobs_P * slopes.reshape(logprobs_P.shape)).sum()
+def narrow(values_PK: torch.Tensor) -> torch.Tensor:
+    """As a loss sees it: one target a position is no dimension."""
+    return values_PK.squeeze(1) if values_PK.shape[1] == 1 else values_PK
+
+
+def pull_slopes(part: Part, tally: Tally, logprobs_PK: torch.Tensor) -> torch.Tensor:
+    """Not a custom loss's value, but what has its gradient: every target of it is scored."""
+    slopes_PK = np.concatenate([make_rows(tally.judge(item)) for item in part.items])
+    return (logprobs_PK * torch.from_numpy(slopes_PK).to(logprobs_PK.device)).sum()
 
 
 def gather_inputs(
@@ -201,8 +218,11 @@ def gather_inputs(
     names = [*loss.required, *find_optional(part, request)]
     gathered = {}
     for name in names:
-        values_U = np.concatenate([read_optional(item.datum, name, request) for item in part.items])
-        gathered[name] = torch.from_numpy(values_U[indices_P - part.told.start]).to(like.device)
+        values_UK = np.concatenate(
+            [make_rows(read_optional(item.datum, name, request)) for item in part.items]
+        )
+        chosen_PK = torch.from_numpy(values_UK[indices_P - part.told.start]).to(like.device)
+        gathered[name] = narrow(chosen_PK)
     return gathered
 
 

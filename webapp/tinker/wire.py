@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from training.types import (
     Datum,
+    FloatArray,
     ForwardBackward,
     ForwardBackwardOutput,
     IntArray,
@@ -203,26 +204,31 @@ def _write_datum(message: pb.Datum, datum: Datum) -> None:
 
 
 def encode_output(output: ForwardBackwardOutput) -> bytes:
-    """One record: every datum's log-probabilities have one dimension."""
-    lengths = np.array([0, *(4 * len(logprobs) for logprobs in output.logprobs)], "<i8")
-    logprobs = pb.BatchedTensor(
-        data=b"".join(values.astype("<f4").tobytes() for values in output.logprobs),
-        offsets=lengths.cumsum().astype("<i8").tobytes(),
-        dtype=pb.DTYPE_FLOAT32,
-    )
-    record = pb.ArrayRecord(
-        type_tag=_TAG, fields={"logprobs": logprobs}, num_datums=len(output.logprobs)
-    )
+    """A record for each series of datums with equally many targets a position."""
+    series = groupby(output.logprobs, key=lambda values: values.shape[1:])
     message = pb.ForwardBackwardOutput(
-        loss_fn_output_type=_TAG, loss_fn_outputs=[record], metrics=output.metrics
+        loss_fn_output_type=_TAG,
+        loss_fn_outputs=[_write_record(list(same), trailing) for trailing, same in series],
+        metrics=output.metrics,
     )
     return message.SerializeToString(deterministic=True)
+
+
+def _write_record(series: Sequence[FloatArray], trailing_shape: Sequence[int]) -> pb.ArrayRecord:
+    offsets = np.array([0, *(4 * values.size for values in series)], "<i8").cumsum()
+    logprobs = pb.BatchedTensor(
+        data=b"".join(values.astype("<f4").tobytes() for values in series),
+        offsets=offsets.astype("<i8").tobytes(),
+        dtype=pb.DTYPE_FLOAT32,
+        trailing_shape=trailing_shape,
+    )
+    return pb.ArrayRecord(type_tag=_TAG, fields={"logprobs": logprobs}, num_datums=len(series))
 
 
 def decode_output(body: bytes) -> ForwardBackwardOutput:
     message = pb.ForwardBackwardOutput.FromString(body)
     logprobs = [
-        np.frombuffer(tensor.data[start:end], "<f4")
+        np.frombuffer(tensor.data[start:end], "<f4").reshape(-1, *tensor.trailing_shape)
         for tensor in (record.fields["logprobs"] for record in message.loss_fn_outputs)
         for start, end in pairwise(np.frombuffer(tensor.offsets, "<i8"))
     ]

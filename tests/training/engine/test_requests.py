@@ -43,9 +43,29 @@ BAD_DATUMS: dict[str, tuple[str, Datum]] = {
     ),
     "target_tokens: 500 at position 3": ("ppo", put_at("target_tokens", 500)),
     "target_tokens is missing": ("dro", change({}, drop="target_tokens")),
-    "several targets for one position are not supported": (
+    "target_tokens has the shape (6, 3): ppo reads one target per position": (
+        "ppo",
+        change({"target_tokens": np.zeros((6, 3), np.int64)}),
+    ),
+    "target_tokens has the shape (6, 0): send from 1 to 97 targets": (
+        "cross_entropy",
+        change({"target_tokens": np.zeros((6, 0), np.int64)}),
+    ),
+    "target_tokens has the shape (6, 98): send from 1 to 97 targets": (
+        "cross_entropy",
+        change({"target_tokens": np.zeros((6, 98), np.int64)}),
+    ),
+    "target_tokens: 97 at position 2, column 1 is no token": (
+        "cross_entropy",
+        change({"target_tokens": np.where(np.arange(12).reshape(6, 2) == 5, 97, 0)}),
+    ),
+    "weights has the shape (6,), target_tokens (6, 3): send one value per target": (
         "cross_entropy",
         change({"target_tokens": np.zeros((6, 3), np.int64)}),
+    ),
+    "weights: inf at position 0, column 0 is not finite": (
+        "cross_entropy",
+        change({"target_tokens": np.zeros((6, 2), np.int64), "weights": np.full((6, 2), np.inf)}),
     ),
     "target_tokens has the shape (5,), the datum has 6 tokens": (
         "cross_entropy",

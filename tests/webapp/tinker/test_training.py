@@ -157,7 +157,8 @@ def policy(**changes: Any) -> dict[str, Any]:
         ("cross_entropy", {"target_tokens": np.array([1, 2, 3, -1])}, "target_tokens: -1"),
         ("cross_entropy", {"weights": np.ones(3, np.float32)}, "weights has the shape (3,)"),
         ("cross_entropy", {"weights": np.full(4, np.inf, np.float32)}, "weights: inf"),
-        ("cross_entropy", {"target_tokens": np.ones((4, 2), np.int64)}, "target_tokens"),
+        ("cross_entropy", {"target_tokens": np.ones((3, 2), np.int64)}, "target_tokens"),
+        ("ppo", policy(target_tokens=np.ones((4, 2), np.int64)), "target_tokens has the shape"),
         ("importance_sampling", {}, "logprobs is missing"),
         ("ppo", policy(advantages=np.full(4, np.nan, np.float32)), "advantages: nan"),
         ("cispo", policy(logprobs=np.full(4, -np.inf, np.float32)), "logprobs: -inf"),
@@ -189,7 +190,7 @@ def test_a_sequence_longer_than_the_context_is_refused(program: Program, model_i
     assert "257 tokens do not fit the model's context of 256" in answer["detail"]
 
 
-@pytest.mark.parametrize("loss_fn", ["stable_reinforce", "reinforce", ""])
+@pytest.mark.parametrize("loss_fn", ["reinforce", "mse", ""])
 def test_an_unknown_loss_is_refused_with_those_there_are(
     program: Program, model_id: str, loss_fn: str
 ) -> None:

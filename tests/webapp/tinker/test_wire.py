@@ -1,5 +1,6 @@
 """Protobuf bodies: there and back, and what does not decode says where."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -172,3 +173,15 @@ def test_an_output_comes_back_as_it_was() -> None:
     decoded = wire.decode_output(wire.encode_output(output))
     assert [values.tolist() for values in decoded.logprobs] == [[-0.5, -1.5], [-2.0]]
     assert decoded.metrics == {"loss:sum": 4.0}
+
+
+def test_an_output_of_several_shapes_is_a_record_a_series() -> None:
+    shapes: list[tuple[int, ...]] = [(4,), (2, 3), (5, 3), (1, 2), (2,)]
+    logprobs = [np.arange(math.prod(shape), dtype=np.float32).reshape(shape) for shape in shapes]
+    body = wire.encode_output(ForwardBackwardOutput(logprobs=logprobs, metrics={"loss:sum": 0.0}))
+    records = pb.ForwardBackwardOutput.FromString(body).loss_fn_outputs
+    assert [record.num_datums for record in records] == [1, 2, 1, 1]
+    trailing = [list(record.fields["logprobs"].trailing_shape) for record in records]
+    assert trailing == [[], [3], [2], []]
+    for left, right in zip(wire.decode_output(body).logprobs, logprobs, strict=True):
+        np.testing.assert_array_equal(left, right, strict=True)

@@ -126,7 +126,11 @@ def choose_lora(config: dict[str, Any]) -> dict[str, Any]:
     """Everything of an adapter but its rank. By default attention and MLP, not the head."""
     flags = {name: bool(config.get(name, name != "train_unembed")) for name in LORA_FLAGS}
     if not any(flags.values()):
-        raise UserError(f"Nothing to train: set one of {', '.join(LORA_FLAGS)}.", field="train_mlp")
+        raise UserError(
+            "Nothing to train: At least one of train_unembed, train_mlp, or train_attn must be"
+            " True.",
+            field="train_mlp",
+        )
     seed = int(config.get("seed") or 0)
     return {"alpha": float(config.get("alpha", LORA_ALPHA)), "seed": seed, **flags}
 

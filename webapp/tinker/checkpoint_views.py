@@ -55,8 +55,9 @@ def run_checkpoints(request: TinkerRequest, run_id: str) -> JsonResponse:
 def find_checkpoint(actor: Actor, run_id: str, kind: str, name: str) -> Checkpoint:
     """One that the actor owns: public ones of others are read, not changed."""
     if kind not in PATH_KINDS:
-        words = " or ".join(f"{word}/<name>" for word in PATH_KINDS)
-        raise NotFound(f"There is no checkpoint {kind[:60]}/{name[:200]}: expected {words}.")
+        words = " or ".join(f"'{word}/<name>'" for word in PATH_KINDS)
+        said = f"{kind[:60]}/{name[:200]}"
+        raise NotFound(f"Invalid checkpoint identifier. Expected format {words}, not {said}.")
     checkpoint = find_by_tinker_path(actor, f"tinker://{run_id}/{kind}/{name}")
     if not Checkpoint.objects.visible_to(actor).filter(pk=checkpoint.pk).exists():
         raise NotFound(f"There is no checkpoint {kind}/{name} of {run_id}.")

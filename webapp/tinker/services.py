@@ -13,7 +13,7 @@ from django.utils.timezone import now
 
 from training.errors import InvalidInput
 from training.requests import check_request
-from training.types import AdamParams
+from training.types import MAX_RANK, AdamParams
 from webapp.accounts.models import Actor
 from webapp.core.errors import NotFound, UserError
 from webapp.fleet.models import BaseModel
@@ -94,7 +94,7 @@ def create_model(*, actor: Actor, fields: Fields) -> Operation:
         base_model=base_model,
         asked_model=name,
         lora={
-            "rank": lora.whole("rank", CLIENT_RANK, least=-LARGEST),
+            "rank": read_rank(lora),
             "seed": lora.whole("seed", 0, least=-LARGEST),
             **{flag: lora.flag(flag, True) for flag in LORA_FLAGS},
         },
@@ -103,6 +103,16 @@ def create_model(*, actor: Actor, fields: Fields) -> Operation:
     if run.base_model_id != base_model.pk:
         raise UserError(f"model_seq_id {run.model_seq_id} already names a model of {run}.")
     return submit_json(run, 0, Kind.CREATE_MODEL, {"rank": run.rank, **run.lora})
+
+
+def read_rank(lora: Fields) -> int:
+    rank = lora.whole("rank", CLIENT_RANK, least=-LARGEST)
+    if rank < 1:
+        raise UserError(
+            f"lora_config.rank must be positive: rank is {rank}: choose one from 1 to {MAX_RANK}.",
+            field="lora_config.rank",
+        )
+    return rank
 
 
 def find_offered(name: str) -> BaseModel:

@@ -57,6 +57,8 @@ class ParkedPolls:
             logger.warning("a poll could not look: %s", error)
             await asyncio.sleep(REST_SECONDS)
             status, content_type, body = try_again("", "the database does not answer")
+        except asyncio.CancelledError:  # the server stops: it would say 500 for us
+            status, content_type, body = try_again("", "the server is starting again")
         headers = [(b"content-type", content_type.encode()), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})

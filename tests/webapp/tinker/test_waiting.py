@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import DatabaseError, connection
+from django.test.utils import CaptureQueriesContext
 from django.utils.timezone import now
 
 from tests.webapp.cast import make_actor, make_base_model, make_run
@@ -226,6 +227,52 @@ async def test_a_database_that_does_not_answer_is_no_5xx(
     monkeypatch.setattr(waiting, "read_all", fail)
     monkeypatch.setattr(waiting, "REST_SECONDS", 0)
     assert (await poll(polls, world.program, "op-1"))[0] == 408
+
+
+@pytest.mark.parametrize("number", [20, 200])
+async def test_parked_polls_cost_one_query_a_sweep_however_many_they_are(
+    world: World, polls: ParkedPolls, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    counted: list[str] = []
+
+    def count(name: str) -> None:
+        read = getattr(waiting, name)
+
+        def read_and_count(request_ids: Any) -> Any:
+            with CaptureQueriesContext(connection) as captured:
+                found = read(request_ids)
+            counted.extend([name] * len(captured))
+            return found
+
+        monkeypatch.setattr(waiting, name, read_and_count)
+
+    request_ids = [await sync_to_async(world.submit)(seq) for seq in range(number)]
+    count("read_all")
+    count("find_ended")
+    tasks = [asyncio.create_task(poll(polls, world.program, each)) for each in request_ids]
+    while len(polls.waiting) < number or not await is_parked(polls):
+        await asyncio.sleep(0.01)
+    assert counted == ["read_all"] * number  # as each arrives, and then never again
+    counted.clear()
+    for _ in range(3):
+        await polls.sweep()
+    assert counted == ["find_ended"] * 3
+    operations = Operation.objects.filter(run=world.run)
+    await sync_to_async(operations.update)(status="done", result=b"{}", content_type="x")
+    await polls.sweep()
+    await asyncio.gather(*tasks)
+    assert counted == ["find_ended"] * 4 + ["read_all"]
+
+
+async def test_a_server_that_stops_asks_its_polls_to_try_again(
+    world: World, polls: ParkedPolls
+) -> None:
+    request_id = await sync_to_async(world.submit)(0)
+    task = await park(polls, world.program, request_id)
+    task.cancel()
+    status, _, body = await task
+    assert (status, json.loads(body)["type"]) == (408, "try_again")
+    assert polls.waiting == {}
 
 
 async def test_200_parked_polls_cost_no_threads(world: World, polls: ParkedPolls) -> None:

@@ -47,6 +47,14 @@ class LoadedAdapter:
     is_retired: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loan:
+    """The first `length` positions of another sequence's row, once they are there."""
+
+    row: Row
+    length: int
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Call:
     """One request on its way: first its prompt is read, then its samples run on their own."""
@@ -60,12 +68,25 @@ class Call:
     waiting: list[int]  # indices of samples that have not begun
     scores: PromptScores
     row: Row | None = None  # while the prompt is being read
+    loan: Loan | None = None  # what it waits for before it reads on
+    num_cached: int = 0  # tokens of the prompt that were copied when it was first read
     samples: dict[int, SampledSequence] = field(default_factory=dict)
 
     @property
     def cost(self) -> int:
         """Positions of cache that one sample may come to need."""
         return len(self.request.prompt) + self.max_tokens
+
+    @property
+    def has_begun(self) -> bool:
+        """False: no sample has; where not all have room, the prompt is read again for others."""
+        return len(self.waiting) < self.request.num_samples
+
+    @property
+    def num_lendable(self) -> int:
+        """Positions whose hidden states nobody asks for; those of the last one always are."""
+        last, wanted = len(self.request.prompt) - 1, self.scores.first_wanted
+        return last if wanted is None else min(last, wanted)
 
     @property
     def output(self) -> SampleOutput:
@@ -76,6 +97,7 @@ class Call:
             topk_prompt_logprobs=scores.topk if request.topk_prompt_logprobs else None,
             target_prompt_logprobs=scores.targets.logprobs if scores.targets else None,
             prompt_alt_tokens=scores.alt if request.prompt_alt_tokens_k else None,
+            prompt_cache_hit_tokens=self.num_cached,
         )
 
 

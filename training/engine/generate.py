@@ -21,6 +21,7 @@ from training.engine.kvcache import KvCache, Row, bytes_per_token
 from training.engine.lora import Adapters, Slice
 from training.engine.packed_linear import can_pack, pack_linears
 from training.engine.peft_folder import read_pairs
+from training.engine.prefixes import find_loan, settle_loan
 from training.engine.prompt_scores import PromptScores
 from training.engine.sampling import (
     StopRule,
@@ -154,9 +155,11 @@ class Generator:
     def step(self) -> list[Finished]:
         """One pass. Returns the requests that are complete; [] also where nothing was to do."""
         self._admit()
+        self._settle_loans()
         spans = sorted(self._plan(), key=lambda span: span.adapter_key)
         if spans:
             hidden_TD = self._forward(spans)
+            self._settle_loans()  # before a lender that ends with this step has left
             self._score_prompts(spans, hidden_TD)
             self._extend(spans, hidden_TD)
         finished, self.finished = self.finished, []
@@ -178,7 +181,17 @@ class Generator:
         while self.waiting and self._count_room(self.waiting[0]):
             call = self.waiting.popleft()
             call.row = self.cache.add(len(call.request.prompt) + 1)
+            call.loan = find_loan(call, self._live_rows())
             self.reading.append(call)
+
+    def _live_rows(self) -> list[tuple[Call, Row]]:
+        """One for each call: they all begin with their call's prompt."""
+        rows = {sample.call.ticket: (sample.call, sample.row) for sample in self.running}
+        return [*((call, call.row) for call in self.reading if call.row), *rows.values()]
+
+    def _settle_loans(self) -> None:
+        for call in self.reading:
+            settle_loan(self.cache, call)
 
     def _plan(self) -> list[Span]:
         for sample in self.running:
@@ -189,7 +202,7 @@ class Generator:
         busy, idle = self.limits.prompt_tokens_between, self.limits.prompt_tokens
         budget = busy if self.running else idle
         for call in self.reading:
-            if budget > 0 and call.row is not None:
+            if budget > 0 and call.row is not None and call.loan is None:
                 begin = call.row.length
                 tokens = call.request.prompt[begin : begin + budget]
                 spans.append(Span(owner=call, row=call.row, tokens=tokens))

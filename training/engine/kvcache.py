@@ -21,6 +21,12 @@ class Row:
     slot: int
     length: int = 0
 
+    @property
+    def is_live(self) -> bool:
+        """False: it was removed, and its place may be another's."""
+        rows = self.slab.rows
+        return self.slot < len(rows) and rows[self.slot] is self
+
 
 class Slab:
     """One size class: for each layer a tensor of keys and one of values, of shape (S, K, C, D)."""
@@ -89,6 +95,13 @@ class KvCache:
         _copy(row, twin.slab, twin.slot)
         return twin
 
+    def copy(self, source: Row, target: Row, length: int) -> None:
+        """The first `length` positions, of a row that has them to one that has nothing yet."""
+        for index, (keys, values) in source.slab.layers.items():
+            target.slab.layer(index, keys[:1, :, 0], values[:1, :, 0])
+        _copy(source, target.slab, target.slot, length)
+        target.length = length
+
     def remove(self, row: Row) -> None:
         row.slab.remove(row)
 
@@ -113,10 +126,11 @@ def _grown(tensor_SKCD: Tensor, num_slots: int) -> Tensor:
     return grown
 
 
-def _copy(row: Row, target: Slab, slot: int) -> None:
+def _copy(row: Row, target: Slab, slot: int, length: int | None = None) -> None:
+    length = row.length if length is None else length
     for index, tensors in row.slab.layers.items():
         for source, destination in zip(tensors, target.layers[index], strict=True):
-            destination[slot, :, : row.length] = source[row.slot, :, : row.length]
+            destination[slot, :, :length] = source[row.slot, :, :length]
 
 
 def bytes_per_token(model: PreTrainedModel) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 from channels.auth import AuthMiddlewareStack
 from channels.routing import ProtocolTypeRouter, URLRouter
@@ -16,28 +17,40 @@ from webapp.core.bodies import BoundedBodies  # noqa: E402
 from webapp.core.subscription import listen_for_ever, on_finished  # noqa: E402
 from webapp.core.threads import PooledHandler, Receive, Scope, Send  # noqa: E402
 from webapp.routing import websocket_urlpatterns  # noqa: E402
-from webapp.tinker import waiting  # noqa: E402
+from webapp.tinker import door, futures, waiting  # noqa: E402
 
 NUM_API_THREADS = 8
 
-polls = waiting.ParkedPolls()
+threads = ThreadPoolExecutor(door.NUM_THREADS, thread_name_prefix="door")
+polls = waiting.ParkedPolls(threads)
+samplers = futures.ParkedSamplers(threads)
+doors = {waiting.PATH: polls, futures.PATH: samplers}
 api = PooledHandler(num_threads=NUM_API_THREADS)
 on_finished(polls.wake)
+on_finished(samplers.wake)
 
 
 async def answer_http(scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["path"] == waiting.PATH and scope["method"] == "POST":
-        await polls(scope, receive, send)
+    if scope["path"] in doors and scope["method"] == "POST":
+        await doors[scope["path"]](scope, receive, send)
     elif scope["path"].startswith("/api/"):
         await api(scope, receive, send)
     else:
         await pages(scope, receive, send)
 
 
+async def sweep_for_ever() -> None:
+    """What no hint told of, found a moment later."""
+    while True:
+        await asyncio.sleep(waiting.SWEEP_SECONDS)
+        await polls.sweep()
+        await samplers.sweep()
+
+
 async def live(_scope: Scope, receive: Receive, send: Send) -> None:
     """From the server's start to its end, what no request drives: hints, and the polls' sweep."""
     await receive()
-    tasks = [asyncio.create_task(listen_for_ever()), asyncio.create_task(polls.sweep_for_ever())]
+    tasks = [asyncio.create_task(each) for each in (listen_for_ever(), sweep_for_ever())]
     await send({"type": "lifespan.startup.complete"})
     await receive()
     for task in tasks:

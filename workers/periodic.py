@@ -11,6 +11,7 @@ from django.utils.timezone import now
 from webapp.checkpoints.retention import retire_samplers
 from webapp.checkpoints.services import expire_checkpoints
 from webapp.datasets.services import announce_validating
+from webapp.deployments.abandoned import drop_lost
 from webapp.deployments.calls import requeue_expired
 from webapp.deployments.retention import forget_calls, forget_sessions
 from webapp.evals.services import announce_waiting, settle_abandoned
@@ -46,6 +47,7 @@ def sweep() -> None:
     """What has waited for longer than it may."""
     queue.fail_gaps()
     requeue_expired()
+    drop_lost()
     settle_abandoned()
     announce_validating()
     announce_waiting()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from training.data.tokenizer import ChatTokenizer
 from training.errors import InvalidInput
-from webapp.deployments import calls, loads, services
+from webapp.deployments import abandoned, calls, loads, services
 from webapp.deployments.models import Deployment, HotLoad, SamplingCall
 from webapp.evals.services import settle_abandoned
 from webapp.fleet.models import BaseModel
@@ -50,7 +50,7 @@ class Sampler:
         """Begin what waits and finds room. True: there may be more."""
         if time.monotonic() < self.paused_until:
             return False
-        await in_database(calls.cancel_unwanted)
+        await in_database(abandoned.cancel_unwanted)
         for deployment in await in_database(services.list_loading):
             if deployment.pk not in self.proving:
                 self.proving[deployment.pk] = asyncio.create_task(self.prove(deployment))

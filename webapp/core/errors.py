@@ -20,5 +20,9 @@ class NotFound(UserError):  # noqa: N818 - reads as the sentence it is
     """What may not be seen does not exist: one answer for another project's id and for none."""
 
 
+class TooMany(UserError):  # noqa: N818 - reads as the sentence it is
+    """For now: the same request finds room a little later."""
+
+
 def is_disk_full(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 from django.db import IntegrityError, transaction
-from django.db.models import Case, IntegerField, Q, QuerySet, Value, When
+from django.db.models import F, QuerySet, Subquery
 from django.utils.timezone import now
 from redis import RedisError
 
@@ -18,19 +18,18 @@ from webapp.checkpoints.services import check_loadable
 from webapp.core.errors import NotFound, UserError
 from webapp.core.events import connection, project_group, publish, wake
 from webapp.deployments.models import HotLoad, SamplingCall, SamplingSession
+from webapp.deployments.turns import WATCHED, choose_calls, name_owner
 from webapp.fleet.models import BaseModel
 from webapp.runs.models import Run, Session
 
 KICK = "hone.sampling"  # tells samplers that calls or deployments wait; lost ones cost a poll
+CLONE = 1_000_000_000  # requests of one copy of a sampling client
 CLAIM = timedelta(seconds=30)  # a sampler renews every few seconds; a dead one's calls come back
 
 Purpose = SamplingCall.Purpose
 Status = SamplingCall.Status
 
 LIVE = (Status.QUEUED, Status.RUNNING)  # each has an index of its own; both together have none
-
-# Somebody looks at these while they are made; a suite of 500 prompts must not stand before them.
-WATCHED = (Purpose.PLAYGROUND, Purpose.REST)
 
 
 def submit_call(  # noqa: PLR0913 - the row's columns, by name
@@ -58,6 +57,7 @@ def submit_call(  # noqa: PLR0913 - the row's columns, by name
         about=dict(about or {}),
         run=run,
     )
+    call.owner = name_owner(call)
     try:
         with transaction.atomic():
             call.save(force_insert=True)
@@ -71,6 +71,8 @@ def submit_call(  # noqa: PLR0913 - the row's columns, by name
 
 def submit_calls(calls: Sequence[SamplingCall]) -> None:
     """Many at once, as an evaluation does; the caller's transaction makes it happen once."""
+    for call in calls:
+        call.owner = name_owner(call)
     SamplingCall.objects.bulk_create(calls, batch_size=200)
     kick_samplers()
 
@@ -80,22 +82,19 @@ def digest_payload(payload: Mapping[str, Any]) -> str:
 
 
 def claim_calls(*, worker: str, limit: int) -> list[SamplingCall]:
-    """Take up to `limit` waiting calls: what people watch first, then in order of arrival."""
-    waiting = SamplingCall.objects.filter(status=Status.QUEUED)
-    rank = Case(When(purpose__in=WATCHED, then=Value(0)), default=1, output_field=IntegerField())
-    wanted = list(waiting.order_by(rank, "id").values_list("pk", flat=True)[: max(0, limit)])
+    """Take up to `limit` waiting calls, those whose turn it is."""
+    wanted = choose_calls(limit)
     if not wanted:
         return []
     until = now() + CLAIM
-    waiting.filter(pk__in=wanted).update(
-        status=Status.RUNNING, worker=worker, claim_until=until, started_at=now()
-    )
+    waiting = SamplingCall.objects.filter(pk__in=wanted, status=Status.QUEUED)
+    waiting.update(status=Status.RUNNING, worker=worker, claim_until=until, started_at=now())
     # Two samplers may want the same ones: ours are those that carry our name and this very time.
     ours = SamplingCall.objects.filter(
         pk__in=wanted, status=Status.RUNNING, worker=worker, claim_until=until
     )
     whole = ours.select_related("base_model", "checkpoint", "run", "project")
-    return list(whole.prefetch_related("base_model__names").order_by(rank, "id"))
+    return list(whole.prefetch_related("base_model__names").order_by("id"))
 
 
 def renew_claims(*, worker: str, pks: Sequence[int]) -> set[int]:
@@ -204,12 +203,12 @@ def follow_inflight(checkpoint: Checkpoint) -> int:
     return followers.update(checkpoint=checkpoint)
 
 
-def cancel_unwanted() -> int:
-    """Nobody looks for the samples of a run that was stopped, or of a client that has closed."""
-    stopped = Q(run__status=Run.Status.CANCELLED)
-    closed = Q(sampling_session__session__finished_at__isnull=False)
-    waiting = SamplingCall.objects.filter(stopped | closed, status=Status.QUEUED)
-    return sum(cancel_call(call) for call in waiting)
+def join_sampling_session(sampler: SamplingSession) -> int:
+    """The number of one more copy of its client, which counts its requests from there."""
+    same = SamplingSession.objects.filter(pk=sampler.pk)
+    with transaction.atomic():
+        same.update(num_clones=F("num_clones") + 1)
+        return same.values_list("num_clones", flat=True).get()
 
 
 def kick_samplers() -> None:
@@ -246,9 +245,22 @@ def _held_by(worker: str, call: SamplingCall) -> QuerySet[SamplingCall]:
 
 
 def _end(guarded: QuerySet[SamplingCall], call: SamplingCall, **columns: Any) -> bool:
-    ended = guarded.update(finished_at=now(), claim_until=None, **columns) == 1
-    if ended:
-        wake(call.request_id)
-        if call.purpose in WATCHED:
-            publish(project_group(call.project_id), call.request_id)
+    sampler_id = call.sampling_session_id
+    with transaction.atomic():
+        if sampler_id is not None:
+            columns["end_number"] = take_number(sampler_id)
+        ended = guarded.update(finished_at=now(), claim_until=None, **columns) == 1
+        if ended:
+            wake(call.request_id)
+            if sampler_id is not None:
+                wake(sampler_id)
+            if call.purpose in WATCHED:
+                publish(project_group(call.project_id), call.request_id)
     return ended
+
+
+def take_number(sampler_id: str) -> Subquery:
+    """The next number of a sampling session, to be stored before this transaction ends."""
+    same = SamplingSession.objects.filter(pk=sampler_id)
+    same.update(num_ended=F("num_ended") + 1)
+    return Subquery(same.values("num_ended"))

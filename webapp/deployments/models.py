@@ -97,6 +97,10 @@ class SamplingSession(models.Model):
     checkpoint = models.ForeignKey(
         Checkpoint, on_delete=models.PROTECT, null=True, related_name="sampling_sessions"
     )
+    # Each call that ends takes the next number in the transaction that ends it: who has read up to
+    # a number has missed nothing before it, since the row's lock makes the numbers commit in order.
+    num_ended = models.BigIntegerField(default=0)
+    num_clones = models.BigIntegerField(default=0)  # copies of the client in other processes
     created_at = models.DateTimeField(default=now)
 
     objects = SamplingSessionQuerySet.as_manager()
@@ -125,6 +129,7 @@ class SamplingCall(models.Model):
         DONE = "done"
         FAILED = "failed"
         CANCELLED = "cancelled"
+        LOST = "lost"  # its program fell silent: one that comes back is told to ask once more
 
     class Purpose(models.TextChoices):
         """Who asked, which also says how the result is encoded: tinker as protobuf, others JSON."""
@@ -145,6 +150,8 @@ class SamplingCall(models.Model):
         SamplingSession, on_delete=models.CASCADE, null=True, related_name="calls"
     )
     seq_id = models.BigIntegerField(null=True)
+    end_number = models.BigIntegerField(null=True)  # of its sampling session's num_ended
+    owner = models.CharField(max_length=60, blank=True)  # who takes turns with others: see turns.py
     # {"prompt": [ids]} or {"messages": [...]}, with params, num_samples and prompt_logprobs
     payload = models.JSONField()
     digest = models.CharField(max_length=64)
@@ -173,8 +180,15 @@ class SamplingCall(models.Model):
             )
         ]
         indexes: ClassVar = [
-            models.Index(fields=["status"], condition=Q(status="queued"), name="waiting_calls"),
-            models.Index(fields=["status"], condition=Q(status="running"), name="held_calls"),
+            models.Index(
+                fields=["status", "purpose", "owner", "id"],
+                condition=Q(status="queued"),
+                name="waiting_calls",
+            ),
+            models.Index(
+                fields=["status", "owner"], condition=Q(status="running"), name="held_calls"
+            ),
+            models.Index(fields=["sampling_session", "end_number"], name="ended_in_order"),
             models.Index(fields=["finished_at"], name="ended_calls"),
         ]
 

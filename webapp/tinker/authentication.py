@@ -14,6 +14,7 @@ NO_KEY = "This request carries no API key: set TINKER_API_KEY to one from the Se
 WRONG_KEY = (
     "This API key is unknown or was revoked: set TINKER_API_KEY to one from the Settings page."
 )
+INVALID_TOKEN = 'Bearer error="invalid_token"'  # by this the SDK gets itself another token
 READ_ONLY = "The user of this API key is a viewer of its project: it may read, not change."
 
 

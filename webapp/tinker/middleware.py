@@ -9,7 +9,7 @@ from django.db import OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 
 from training.errors import InvalidInput, shorten
-from webapp.core.errors import NotFound, UserError
+from webapp.core.errors import NotFound, TooMany, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class TinkerErrorMiddleware:
 
 def answer_error(path: str, error: Exception) -> JsonResponse:
     if isinstance(error, UserError | InvalidInput):
-        return refuse(str(error), 404 if isinstance(error, NotFound) else 400)
+        return refuse(str(error), choose_status(error))
     if isinstance(error, RequestDataTooBig):
         return refuse("The body is too large: send fewer datums in one request.", 400)
     if isinstance(error, OperationalError):  # a busy or restarting database heals
@@ -38,6 +38,12 @@ def answer_error(path: str, error: Exception) -> JsonResponse:
     error_id = secrets.token_hex(4)
     logger.error("error %s at %s", error_id, path, exc_info=error)
     return refuse(f"Internal error {error_id}: the server's log says more.", 400)
+
+
+def choose_status(error: UserError | InvalidInput) -> int:
+    if isinstance(error, NotFound):
+        return 404
+    return 429 if isinstance(error, TooMany) else 400
 
 
 def refuse(detail: str, status: int, headers: dict[str, str] | None = None) -> JsonResponse:

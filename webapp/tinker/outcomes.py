@@ -11,7 +11,7 @@ from webapp.tinker.wire import JSON
 
 Status = SamplingCall.Status
 
-ENDED = (Status.DONE, Status.FAILED, Status.CANCELLED)
+ENDED = (Status.DONE, Status.FAILED, Status.CANCELLED, Status.LOST)
 
 
 def read_all(request_ids: Iterable[str]) -> dict[str, Outcome]:
@@ -53,6 +53,7 @@ def read_calls(pks: Sequence[int]) -> dict[str, Outcome]:
             project_id=project_id,
             base_model_id=base_model_id,
             is_over=status in ENDED,
+            is_forgotten=status == Status.LOST,
             result=bytes(result or b""),
             content_type=content_type,
             error=error or ("" if status == Status.DONE else "It did not succeed."),

@@ -10,6 +10,7 @@ from webapp.checkpoints.services import find_loadable
 from webapp.core.errors import NotFound, UserError
 from webapp.deployments.calls import open_sampling_session, submit_call
 from webapp.deployments.models import SamplingCall, SamplingSession
+from webapp.deployments.turns import check_room
 from webapp.fleet.models import BaseModel
 from webapp.tinker.fields import LARGEST, Fields
 from webapp.tinker.sample_payloads import write_payload
@@ -51,6 +52,7 @@ def submit_sample(*, actor: Actor, fields: Fields) -> tuple[SamplingCall, list[s
     check_has_weights(sampler)
     seq_id = fields.whole("seq_id")
     request = read_request(fields, sampler.base_model)
+    check_room(sampler.session_id)
     call = submit_call(
         project=sampler.project,
         purpose=SamplingCall.Purpose.TINKER,

@@ -2,7 +2,7 @@
 
 from django.http import JsonResponse
 
-from webapp.deployments.calls import cancel_call
+from webapp.deployments.calls import cancel_call, join_sampling_session
 from webapp.deployments.models import SamplingCall
 from webapp.tinker import sampling
 from webapp.tinker.endpoints import TinkerRequest, endpoint
@@ -13,6 +13,14 @@ from webapp.tinker.fields import read_fields
 def create_sampling_session(request: TinkerRequest) -> JsonResponse:
     opened = sampling.create_session(actor=request.actor, fields=read_fields(request.body))
     return JsonResponse({"sampling_session_id": opened.pk, "type": "create_sampling_session"})
+
+
+@endpoint("POST")
+def join(request: TinkerRequest) -> JsonResponse:
+    """A copy of a sampling client in another process counts its requests apart from the first."""
+    sampler_id = read_fields(request.body).text("sampling_session_id")
+    joined = sampling.find_sampler(request.actor, sampler_id)
+    return JsonResponse({"client_counter": join_sampling_session(joined)})
 
 
 @endpoint("GET")

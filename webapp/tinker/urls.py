@@ -17,7 +17,7 @@ urlpatterns = [
     path("sessions", catalog_views.sessions),
     path("sessions/<session_id>", catalog_views.session),
     path("sessions/<session_id>/finish", views.finish),
-    # The log of a run. /api/v1/retrieve_future is answered before Django: see waiting.py.
+    # The log of a run. What the SDK polls is answered before Django: see door.py.
     path("create_model", views.create_model),
     path("get_info", views.get_info),
     path("forward_backward", views.forward_backward),
@@ -29,6 +29,7 @@ urlpatterns = [
     path("load_weights", views.load_weights),
     # Sampling
     path("create_sampling_session", sampling_views.create_sampling_session),
+    path("join_sampling_session", sampling_views.join),
     path("samplers/<sampler_id>", sampling_views.sampler),
     path("asample", sampling_views.asample),
     path("cancel_future", sampling_views.cancel_future),

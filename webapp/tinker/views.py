@@ -20,9 +20,14 @@ def healthz(_request: HttpRequest) -> JsonResponse:
 
 @endpoint("POST")
 def config(request: TinkerRequest) -> JsonResponse:
-    """Compression costs more than it saves where the bytes cross no wire."""
-    is_far = not is_on_this_machine(request)
-    return JsonResponse({"proto_compress_fwdbwd": is_far, "custom_loss_server_side": True})
+    """What the SDK does where it has a choice."""
+    return JsonResponse(
+        {
+            # It costs more than it saves where the bytes cross no wire.
+            "proto_compress_fwdbwd": not is_on_this_machine(request),
+            "custom_loss_server_side": True,
+        }
+    )
 
 
 @endpoint("POST")

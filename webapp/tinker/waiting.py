@@ -1,25 +1,18 @@
-"""Parked polls: no thread, no connection and no query each, however many wait.
-
-Django's own ASGI handler pins a thread and a database connection for each request in flight, so
-this one stands before it.
-"""
+"""Parked polls: who waits for a result costs no query, however many wait."""
 
 import asyncio
 import json
 import logging
 from asyncio import Future
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
 
-from django.db import DatabaseError, close_old_connections
+from django.db import DatabaseError
 
 from webapp.accounts.models import Actor
-from webapp.core.errors import UserError
-from webapp.core.threads import Receive, Scope, Send
 from webapp.fleet.capacity import Capacity, read_capacity
 from webapp.runs.outcomes import Outcome
-from webapp.tinker.authentication import NO_KEY, WRONG_KEY, find_actor, recall_actor
+from webapp.tinker.door import Answer, Door, refuse
 from webapp.tinker.fields import read_fields
 from webapp.tinker.outcomes import find_ended, read_all
 from webapp.tinker.wire import JSON
@@ -28,49 +21,25 @@ PATH = "/api/v1/retrieve_future"
 HOLD_SECONDS = 30.0  # the SDK gives up on one poll after 45 s
 SWEEP_SECONDS = 2.0  # how late a result is whose wake-up was lost
 REST_SECONDS = 1.0  # of a client whose poll met a database that does not answer
-MAX_BODY_BYTES = 64 * 1024
-NUM_THREADS = 2  # for the database; queries take a millisecond
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
-class ParkedPolls:
+class ParkedPolls(Door):
     """`request_id -> who waits for it`, of this process."""
 
-    def __init__(self, *, hold_seconds: float = HOLD_SECONDS) -> None:
+    def __init__(
+        self, threads: ThreadPoolExecutor | None = None, *, hold_seconds: float = HOLD_SECONDS
+    ) -> None:
+        super().__init__(threads)
         self.hold_seconds = hold_seconds
         self.waiting: dict[str, set[Future[Outcome]]] = {}
         self.ended: set[str] = set()  # said to have ended, results not read yet
         self.delivery: asyncio.Task[None] | None = None
         self.capacity: asyncio.Task[Capacity] | None = None  # as it was a moment ago
         self.capacity_at = 0.0
-        self.threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="polls")
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            status, content_type, body = await self.answer(scope, receive)
-        except UserError as error:
-            status, content_type, body = refuse(400, error.message)
-        except DatabaseError as error:
-            # The SDK asks again at once, for ever: a little rest is kinder than a 5xx.
-            logger.warning("a poll could not look: %s", error)
-            await asyncio.sleep(REST_SECONDS)
-            status, content_type, body = try_again("", "the database does not answer")
-        except asyncio.CancelledError:  # the server stops: it would say 500 for us
-            status, content_type, body = try_again("", "the server is starting again")
-        headers = [(b"content-type", content_type.encode()), (b"content-length", b"%d" % len(body))]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-    async def answer(self, scope: Scope, receive: Receive) -> tuple[int, str, bytes]:
-        body = await read_body(receive)
-        secret = read_key(scope)
-        if not secret:
-            return refuse(401, NO_KEY)
-        actor = recall_actor(secret) or await self.look(find_actor, secret)
-        if actor is None:
-            return refuse(401, WRONG_KEY)
+    async def answer(self, actor: Actor, body: bytes) -> Answer:
         request_id = read_fields(body).text("request_id")
         outcome = await self.wait(request_id, actor)
         if outcome is None:
@@ -78,6 +47,14 @@ class ParkedPolls:
         if not outcome.is_over:
             return try_again(request_id, explain(outcome, await self.find_capacity()))
         return describe(outcome)
+
+    async def answer_busy(self) -> Answer:
+        """The SDK asks again at once, for ever: a little rest is kinder than a 5xx."""
+        await asyncio.sleep(REST_SECONDS)
+        return try_again("", "the database does not answer")
+
+    def answer_stopping(self) -> Answer:
+        return try_again("", "the server is starting again")
 
     async def find_capacity(self) -> Capacity:
         """One look for all that are told at about the same time."""
@@ -151,41 +128,8 @@ class ParkedPolls:
         except DatabaseError as error:
             logger.warning("waiting polls could not be looked after: %s", error)
 
-    async def sweep_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_SECONDS)
-            await self.sweep()
 
-    async def look(self, read: Callable[[Any], T], argument: Any) -> T:
-        """On one of a few threads, each with its own connection that lasts."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.threads, _read_fresh, read, argument)
-
-
-def _read_fresh(read: Callable[[Any], T], argument: Any) -> T:
-    close_old_connections()
-    return read(argument)
-
-
-async def read_body(receive: Receive) -> bytes:
-    body: bytes = b""
-    while True:
-        event = await receive()
-        if event["type"] != "http.request":
-            raise UserError("The connection ended before the request did.")
-        body += event.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
-            raise UserError("The body is too large for a poll.")
-        if not event.get("more_body"):
-            return body
-
-
-def read_key(scope: Scope) -> str:
-    found = (value for name, value in scope["headers"] if name == b"x-api-key")
-    return next(found, b"").decode("latin-1")
-
-
-def describe(outcome: Outcome) -> tuple[int, str, bytes]:
+def describe(outcome: Outcome) -> Answer:
     if outcome.is_forgotten:  # the SDK asks for the samples once more, under a new number
         sentence = f"The samples of {outcome.request_id} are forgotten: ask for them again."
         return refuse(410, sentence)
@@ -202,7 +146,7 @@ def explain(outcome: Outcome, capacity: Capacity) -> str:
     return capacity.explain_training(outcome.base_model_id)
 
 
-def try_again(request_id: str, reason: str) -> tuple[int, str, bytes]:
+def try_again(request_id: str, reason: str) -> Answer:
     answer = {
         "type": "try_again",
         "request_id": request_id,
@@ -210,7 +154,3 @@ def try_again(request_id: str, reason: str) -> tuple[int, str, bytes]:
         "queue_state_reason": reason or None,
     }
     return 408, JSON, json.dumps(answer).encode()
-
-
-def refuse(status: int, detail: str) -> tuple[int, str, bytes]:
-    return status, JSON, json.dumps({"detail": detail}).encode()

@@ -113,19 +113,6 @@ def test_cancelling_an_evaluations_calls_leaves_those_of_others(submit: Any) -> 
     assert (mine.status, other.status) == (Status.CANCELLED, Status.QUEUED)
 
 
-def test_waiting_samples_of_a_client_that_has_closed_are_cancelled(
-    submit: Any, session: Session, base_model: BaseModel
-) -> None:
-    opened = calls.open_sampling_session(session=session, seq_id=0, base_model=base_model)
-    theirs, other = submit(sampling_session=opened, seq_id=0), submit()
-    assert calls.cancel_unwanted() == 0
-    Session.objects.update(finished_at=now())
-    assert calls.cancel_unwanted() == 1
-    theirs.refresh_from_db()
-    other.refresh_from_db()
-    assert (theirs.status, other.status) == (Status.CANCELLED, Status.QUEUED)
-
-
 def test_a_result_wakes_whoever_waits_for_it(submit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     woken: list[str] = []
     monkeypatch.setattr(calls, "wake", woken.append)
@@ -135,6 +122,23 @@ def test_a_result_wakes_whoever_waits_for_it(submit: Any, monkeypatch: pytest.Mo
     call.refresh_from_db()
     assert (call.status, bytes(call.result or b"")) == (Status.DONE, b"r")
     assert woken == [call.request_id]
+
+
+def test_an_ended_call_of_a_sampling_session_takes_its_next_number(
+    submit: Any, session: Session, base_model: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    woken: list[str] = []
+    monkeypatch.setattr(calls, "wake", woken.append)
+    opened = calls.open_sampling_session(session=session, seq_id=0, base_model=base_model)
+    first, second = (submit(sampling_session=opened, seq_id=seq) for seq in range(2))
+    calls.claim_calls(worker="a", limit=2)
+    assert calls.fail_call(second, worker="a", error="no", category="user")
+    assert calls.finish_call(first, worker="a", result=b"r", content_type="x")
+    first.refresh_from_db()
+    second.refresh_from_db()
+    opened.refresh_from_db()
+    assert (second.end_number, first.end_number, opened.num_ended) == (1, 2, 2)
+    assert woken == [second.request_id, opened.pk, first.request_id, opened.pk]
 
 
 def test_a_sampling_session_is_opened_once(

@@ -75,9 +75,9 @@ def test_a_viewers_key_reads_and_does_not_write(program: Program, model_id: str)
 
 
 def test_what_is_not_offered_is_a_404_that_names_it(program: Program) -> None:
-    answer = program.post("create_custom_loss", name="x")
+    answer = program.post("unload_model", model_id="x")
     assert program.status == 404
-    assert "/api/v1/create_custom_loss" in answer["detail"]
+    assert "/api/v1/unload_model" in answer["detail"]
     program.read("optim_step")
     assert program.status == 405
 

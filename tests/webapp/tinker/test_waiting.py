@@ -21,7 +21,7 @@ from webapp.fleet.models import Worker
 from webapp.runs import queue
 from webapp.runs.models import Operation, Run
 from webapp.runs.retention import forget_logs
-from webapp.tinker import waiting
+from webapp.tinker import door, waiting
 from webapp.tinker.waiting import ParkedPolls
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -92,9 +92,9 @@ async def park(polls: ParkedPolls, program: Program, request_id: str) -> asyncio
 
 async def is_parked(polls: ParkedPolls) -> bool:
     """Every look that was asked for before is over: each thread is here at the same time."""
-    all_here = threading.Barrier(waiting.NUM_THREADS)
-    looks = [polls.look(lambda _: all_here.wait(20), None) for _ in range(waiting.NUM_THREADS)]
-    return len(await asyncio.gather(*looks)) == waiting.NUM_THREADS
+    all_here = threading.Barrier(door.NUM_THREADS)
+    looks = [polls.look(lambda _: all_here.wait(20), None) for _ in range(door.NUM_THREADS)]
+    return len(await asyncio.gather(*looks)) == door.NUM_THREADS
 
 
 async def test_a_finished_result_is_returned_byte_for_byte(

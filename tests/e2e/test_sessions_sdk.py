@@ -1,0 +1,19 @@
+"""What an SDK client holds open, waits for and reads about its account: the real SDK and CLI."""
+
+import pytest
+
+from tests.e2e.live import Live
+
+pytestmark = pytest.mark.e2e
+
+
+def test_hundreds_of_samples_come_by_one_poller_also_to_copies_of_the_client(live: Live) -> None:
+    told = live.run("many_samples.py")
+    assert (told["num_answers"], told["num_ids"], told["same"]) == (300, 300, True)
+    sampler, seq_id, _ = told["session"].split("/")
+    assert seq_id == "0"
+    first, second = told["copies"]
+    assert first == [f"{sampler}/1000000000/0", "20"]
+    assert second == [f"{sampler}/2000000000/0", "20"]
+    # Those that were abandoned were cancelled: their program did not wait for them, nor did others.
+    assert told["num_late"] > 0

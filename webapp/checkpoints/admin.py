@@ -8,7 +8,7 @@ from webapp.checkpoints.models import Checkpoint
 @admin.register(Checkpoint)
 class CheckpointAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic at run time
     list_display = ("id", "name", "run", "kind", "step", "size_bytes", "created_at")
-    list_filter = ("kind", "is_ephemeral")
+    list_filter = ("kind", "is_ephemeral", "is_encrypted")
     list_select_related = ("run",)
     search_fields = ("id", "name", "digest")
     readonly_fields = ("probe",)

@@ -201,11 +201,12 @@ def checkpoint_node(
     checkpoint: Checkpoint, *, is_current: bool = False, with_uses: bool = True
 ) -> Node:
     kind = "deleted" if checkpoint.deleted_at else checkpoint.kind
+    sealed = ", encrypted" if checkpoint.is_encrypted else ""
     return Node(
         kind="checkpoint",
         key=checkpoint.pk,
         label=checkpoint.name,
-        detail=f"step {checkpoint.step}, {kind}",
+        detail=f"step {checkpoint.step}, {kind}{sealed}",
         url=reverse("checkpoint", args=[checkpoint.pk]),
         is_current=is_current,
         children=_use_nodes(checkpoint) if with_uses else [],

@@ -36,6 +36,7 @@ class CheckpointOutput(serializers.ModelSerializer[Checkpoint]):
             "size_bytes",
             "rank",
             "has_optimizer",
+            "is_encrypted",
             "is_ephemeral",
             "tinker_path",
             "created_at",

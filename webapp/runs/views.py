@@ -101,7 +101,7 @@ def find_newest(run: Run) -> Any | None:
     """The checkpoint that an ended run is for: what to serve, ask and evaluate next."""
     if not run.is_over:
         return None
-    kept = run.checkpoints.filter(deleted_at=None, is_ephemeral=False)
+    kept = run.checkpoints.filter(deleted_at=None, is_ephemeral=False).exclude(kind="external")
     return kept.order_by("-step", "-created_at").first()
 
 

@@ -10,6 +10,7 @@ import pyrage
 import pytest
 from django.core import signing
 from django.test import Client
+from django.test.utils import override_script_prefix
 from pytest_django import Settings
 
 from tests.webapp.checkpoints.test_services import SAVED
@@ -112,6 +113,20 @@ def test_links_are_under_the_address_that_the_program_used(
     settings.ALLOWED_HOSTS = ["gpu.example"]
     told = ask_urls(program, export, Host="gpu.example:8443")
     assert all(url.startswith("http://gpu.example:8443/files/") for url in told["urls"].values())
+
+
+def test_links_keep_the_scheme_and_the_prefix_of_the_request(
+    program: Program, export: Checkpoint
+) -> None:
+    path = f"training_runs/{export.run.model_id}/checkpoints/external_weights/hf"
+    with override_script_prefix("/hone/"):  # as every server's handler sets it
+        answer = program.client.get(
+            f"/api/v1/{path}/external_weights_urls",
+            headers={"X-API-Key": program.secret},
+            secure=True,
+        )
+    urls = answer.json()["urls"].values()
+    assert all(url.startswith(f"https://testserver/hone/files/{export.pk}/") for url in urls)
 
 
 def test_a_link_is_for_its_file_and_its_checkpoint_alone(

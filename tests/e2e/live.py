@@ -60,14 +60,19 @@ class Live:
             self.process.send_signal(signal.SIGINT)
             self.process.wait(timeout=60)
 
+    @property
+    def client(self) -> dict[str, str]:
+        """The environment of a program of a user."""
+        given = {"TINKER_BASE_URL": self.url, "TINKER_API_KEY": self.api_key}
+        return self.environment | {"HF_HUB_OFFLINE": "1"} | given
+
     def begin(
         self, script: str, *arguments: str, python: Path = SDK_PYTHON, **environment: str
     ) -> subprocess.Popen[str]:
         """A program of a user: the unmodified SDK in its own environment, a URL and a key."""
-        client = {"TINKER_BASE_URL": self.url, "TINKER_API_KEY": self.api_key}
         return subprocess.Popen(
             [str(python), str(SCRIPTS / script), *arguments],
-            env=self.environment | {"HF_HUB_OFFLINE": "1"} | client | environment,
+            env=self.client | environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -83,6 +88,19 @@ class Live:
         **environment: str,
     ) -> Any:
         return read_report(self.begin(script, *arguments, python=python, **environment), given)
+
+    def type_tinker(self, *arguments: str, fails: bool = False) -> str:
+        """A command of the SDK's own command line: what it prints, or what it complains of."""
+        finished = subprocess.run(
+            [str(SDK_PYTHON.with_name("tinker")), *arguments],
+            env=self.client | {"COLUMNS": "300"},
+            capture_output=True,
+            text=True,
+            timeout=SCRIPT_SECONDS,
+            check=False,
+        )
+        assert (finished.returncode != 0) is fails, finished.stdout + finished.stderr
+        return finished.stderr if fails else finished.stdout
 
     def manage(self, code: str) -> str:
         """Lines of Python inside the installation: what an administrator's shell would do."""

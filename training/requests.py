@@ -16,38 +16,58 @@ CUSTOM = "custom"
 LOSS_ID = "loss_id"  # config of a custom loss: which one
 LOGPROBS = "logprobs"  # config: "all" (default), or "weighted" where zeros elsewhere are fine
 RATIO_BOUNDS = ("clip_low_threshold", "clip_high_threshold")
+MASK = "sequence_ratio_mask"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossInputs:
-    """The fields a loss reads. A position whose `scale` is 0 has no gradient; None: all have."""
+    """The fields a loss reads. It has no use for a position whose `scale` is all 0; (): for all."""
 
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    scale: str | None = None
+    scale: tuple[str, ...] = ()
     has_columns: bool = False  # it reads K targets a position, of the shape (N, K)
+    is_by_datum: bool = False  # it looks at a datum as a whole
     config: Mapping[str, float] = field(default_factory=dict)
 
 
+# Of stable_reinforce, Hone's own objective: the largest weight of a token, and how far off in
+# log-probability a token may be until it is pulled back no harder.
+TRUNCATION = 2.0
+PULL_LIMIT = 1.0
+
+# Means over the tokens with an advantage, where a loss has them.
+POLICY_METRICS = ("clipped", "ratio", "kl_sample_train_k1", "kl_sample_train_k3")
+
 _POLICY = ("logprobs", "advantages")
+_BOUNDS = {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
 
 LOSS_INPUTS: Mapping[str, LossInputs] = {
-    "cross_entropy": LossInputs(optional=("weights",), scale="weights", has_columns=True),
-    "importance_sampling": LossInputs(required=_POLICY, scale="advantages"),
+    "cross_entropy": LossInputs(optional=("weights",), scale=("weights",), has_columns=True),
+    "importance_sampling": LossInputs(required=_POLICY, scale=("advantages",)),
     "ppo": LossInputs(
-        required=_POLICY,
-        optional=RATIO_BOUNDS,
-        scale="advantages",
-        config={"clip_low_threshold": 0.8, "clip_high_threshold": 1.2},
+        required=_POLICY, optional=RATIO_BOUNDS, scale=("advantages",), config=_BOUNDS
     ),
     "cispo": LossInputs(
         required=_POLICY,
         optional=RATIO_BOUNDS,
-        scale="advantages",
+        scale=("advantages",),
         config={"clip_low_threshold": 0.0, "clip_high_threshold": 4.0},
     ),
     # The documentation names no default for beta; 0.05 is the value of its example.
     "dro": LossInputs(required=_POLICY, config={"beta": 0.05}),
+    # No default of its bounds is documented; they are those of ppo.
+    "gspo": LossInputs(
+        required=(*_POLICY, MASK),
+        optional=RATIO_BOUNDS,
+        scale=("advantages", MASK),
+        is_by_datum=True,
+        config=_BOUNDS,
+    ),
+    # The default pulls as hard as dro does, whose penalty it is near the sampling policy.
+    "stable_reinforce": LossInputs(
+        required=_POLICY, scale=("advantages",), config={"kl_coeff": 0.05}
+    ),
     CUSTOM: LossInputs(has_columns=True),  # reads what the loss was created with
 }
 
@@ -68,6 +88,7 @@ def check_request(request: ForwardBackward, vocab_size: int, context: int) -> No
         _check_targets(datum, f"datum {index}", vocab_size)
         _check_columns(datum, f"datum {index}: target_tokens", request.loss_fn, vocab_size)
         _check_numbers(datum, f"datum {index}", request.loss_fn, loss)
+        _check_sequence(datum, f"datum {index}", request.loss_fn)
         if request.custom is not None:
             _check_custom(datum, f"datum {index}", request.custom)
 
@@ -84,6 +105,11 @@ def _check_config(request: ForwardBackward, loss: LossInputs) -> None:
             raise InvalidInput(f"config {key!r}: {request.loss_fn} knows {known}")
         elif isinstance(value, str) or not math.isfinite(value):
             raise InvalidInput(f"config {key!r} is {value!r}: send a finite number")
+        elif key == "kl_coeff" and value < 0:
+            raise InvalidInput(f"config {key!r} is {value}: send a number of 0 or more")
+    low, high = ({**loss.config, **request.config}.get(key) for key in RATIO_BOUNDS)
+    if isinstance(low, float) and isinstance(high, float) and low > high:
+        raise InvalidInput(f"config 'clip_low_threshold' is {low}, above the high one of {high}")
 
 
 def _find_custom(request: ForwardBackward) -> CustomLoss:
@@ -178,6 +204,24 @@ def _check_shape(values: NDArray[Any], datum: Datum, where: str) -> None:
         )
 
 
+def _check_sequence(datum: Datum, where: str, loss_fn: str) -> None:
+    advantages = datum.inputs.get("advantages")
+    if advantages is None:
+        return
+    if loss_fn == "gspo" and advantages.any() and not datum.inputs[MASK].any():
+        raise InvalidInput(
+            f"{where}: {MASK} is 0 everywhere, though advantages are not: mark the tokens that the "
+            "ratio of the sequence is the mean of"
+        )
+    if loss_fn == "stable_reinforce" and datum.sampled is not None:
+        wrong = np.flatnonzero((advantages != 0) & ~datum.sampled)
+        if len(wrong):
+            raise InvalidInput(
+                f"{where}: advantages: {advantages[wrong[0]]} at position {wrong[0]}, where "
+                "loss_fn_input_spans has a prompt: stable_reinforce trains sampled tokens only"
+            )
+
+
 def _check_ids(ids: NDArray[Any], where: str, vocab_size: int) -> None:
     if ids.dtype.kind not in "iu":
         raise InvalidInput(f"{where} are {ids.dtype}: send integers")
@@ -201,9 +245,10 @@ def _name_place(indices: NDArray[Any]) -> str:
 
 
 def find_scored(datum: Datum, loss_fn: str) -> NDArray[np.bool_]:
-    """Which targets the loss can have a gradient at, (N, K)."""
-    scale = LOSS_INPUTS[loss_fn].scale
+    """Which targets the loss looks at, (N, K): it has no gradient at the others."""
+    scales = LOSS_INPUTS[loss_fn].scale
     shape = (len(datum.tokens), datum.num_targets)
-    if scale is None or scale not in datum.inputs:
+    if not scales or scales[0] not in datum.inputs:
         return np.ones(shape, dtype=np.bool_)
-    return np.asarray(datum.inputs[scale] != 0).reshape(shape)
+    found = [datum.inputs[name].reshape(shape) != 0 for name in scales]
+    return np.asarray(np.stack(found).any(axis=0))

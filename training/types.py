@@ -12,7 +12,6 @@ from training.graphs import CustomLoss
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
 
-LOSSES = ("cross_entropy", "importance_sampling", "ppo", "cispo", "dro")
 # The Tinker wire carries no alpha; one constant for all ranks keeps learning rates comparable.
 LORA_ALPHA = 32.0
 MAX_RANK = 512
@@ -31,6 +30,7 @@ class Datum:
 
     tokens: IntArray  # (N,)
     inputs: Mapping[str, NDArray[Any]]  # target_tokens, weights, advantages ...: (N,)
+    sampled: NDArray[np.bool_] | None = None  # (N,): which targets were sampled, where that is told
 
     @property
     def num_targets(self) -> int:

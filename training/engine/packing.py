@@ -97,6 +97,14 @@ class Part:
     told: Slice
     items: Sequence[Item]
 
+    def split(self) -> Iterator["Part"]:
+        """A part for each item."""
+        start = self.told.start
+        for item in self.items:
+            told = Slice(self.told.run, start, start + item.length)
+            yield Part(laid=self.laid, told=told, items=[item])
+            start += item.length
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:

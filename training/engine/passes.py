@@ -5,7 +5,8 @@ token is told by every item that has it), P of those projected on the vocabulary
 position, H hidden size.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +17,11 @@ from transformers import PreTrainedModel
 
 from training.engine.logprobs import compute_logprobs
 from training.engine.lora import Adapters, Slice
-from training.engine.losses import compute_loss
+from training.engine.losses import compute_loss, measure_policy
 from training.engine.packing import Item, Layout, Part, lay_out
 from training.engine.traced import Meter, judge
 from training.errors import InvalidInput
-from training.requests import LOGPROBS, LOSS_INPUTS, find_scored
+from training.requests import LOGPROBS, LOSS_INPUTS, POLICY_METRICS, find_scored
 from training.types import Datum, FloatArray, ForwardBackward, ForwardBackwardOutput, IntArray
 
 
@@ -33,6 +34,7 @@ class Tally:
     loss: float = 0.0
     num_scored: int = 0
     custom: dict[str, float] = field(default_factory=dict)  # metrics of a custom loss, summed
+    policy: dict[str, float] = field(default_factory=dict)  # of a policy loss, summed over tokens
     meter: Meter = field(default_factory=Meter)
     error: InvalidInput | None = None  # why a custom loss has no numbers
 
@@ -70,6 +72,11 @@ class Tally:
         if self.request.loss_fn == "cross_entropy":
             weights = [read_input(datum, "weights") for datum in self.request.data]
             metrics["weights:sum"] = float(sum(weight.sum() for weight in weights))
+        if num_tokens := self.policy.get("num_tokens"):
+            means = {
+                key: self.policy[key] / num_tokens for key in POLICY_METRICS if key in self.policy
+            }
+            metrics |= {f"{key}:mean": mean for key, mean in means.items() if math.isfinite(mean)}
         num_datums = len(self.request.data)
         for key, value in self.custom.items():
             metrics[key] = value / num_datums if key.endswith(":mean") else value
@@ -180,23 +187,38 @@ def sum_losses(
 ) -> torch.Tensor:
     total = logprobs_PK.new_zeros(())
     for part in layout.parts:
-        tally, where = tallies[part.told.run], find_range(part, scored_P)
-        own = slice(where.start, where.stop)
+        tally = tallies[part.told.run]
         if tally.request.custom is not None:
-            loss = pull_slopes(part, tally, logprobs_PK[own])
+            where = find_range(part, scored_P)
+            total = total + pull_slopes(part, tally, logprobs_PK[where.start : where.stop])
         else:
-            loss = compute_loss(
-                tally.request.loss_fn,
-                narrow(logprobs_PK[own]),
-                gather_inputs(part, tally.request, scored_P[own], logprobs_PK),
-                tally.request.config,
-            )
-            tally.loss += loss.item()
+            for piece in cut_part(part, tally.request):
+                total = total + sum_piece(piece, tally, logprobs_PK, scored_P)
         tally.num_scored += sum(
             int(find_scored(item.datum, tally.request.loss_fn).sum()) for item in part.items
         )
-        total = total + loss
     return total
+
+
+def cut_part(part: Part, request: ForwardBackward) -> Iterable[Part]:
+    """As much as the loss looks at together."""
+    return part.split() if LOSS_INPUTS[request.loss_fn].is_by_datum else [part]
+
+
+def sum_piece(
+    piece: Part, tally: Tally, logprobs_PK: torch.Tensor, scored_P: IntArray
+) -> torch.Tensor:
+    where = find_range(piece, scored_P)
+    own = slice(where.start, where.stop)
+    loss_fn, config = tally.request.loss_fn, tally.request.config
+    logprobs_P = narrow(logprobs_PK[own])
+    inputs = gather_inputs(piece, tally.request, scored_P[own], logprobs_PK)
+    loss = compute_loss(loss_fn, logprobs_P, inputs, config)
+    tally.loss += loss.item()
+    if "advantages" in inputs:
+        for key, value in measure_policy(loss_fn, logprobs_P, inputs, config).items():
+            tally.policy[key] = tally.policy.get(key, 0.0) + value
+    return loss
 
 
 def narrow(values_PK: torch.Tensor) -> torch.Tensor:

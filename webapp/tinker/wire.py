@@ -19,6 +19,7 @@ from training.types import (
 )
 from webapp.core.errors import UserError
 from webapp.tinker import wire_pb2 as pb
+from webapp.tinker.spans import read_spans
 
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
@@ -95,12 +96,16 @@ def _read_config(message: pb.ForwardBackwardRequest) -> dict[str, float | str]:
 
 
 def _read_datum(datum: pb.Datum, index: int) -> Datum:
+    tokens = _read_tokens(datum, index)
+    inputs = {
+        key: _read_tensor(tensor, f"datum {index}: {key}")
+        for key, tensor in datum.loss_fn_inputs.items()
+    }
+    num_targets = len(inputs.get("target_tokens", tokens))
     return Datum(
-        tokens=_read_tokens(datum, index),
-        inputs={
-            key: _read_tensor(tensor, f"datum {index}: {key}")
-            for key, tensor in datum.loss_fn_inputs.items()
-        },
+        tokens=tokens,
+        inputs=inputs,
+        sampled=read_spans(datum, len(tokens), num_targets, f"datum {index}"),
     )
 
 

@@ -124,7 +124,9 @@ def test_a_bad_request_is_refused_with_what_is_known(request_: ForwardBackward, 
         check_request(request_, vocab_size=97, context=64)
 
 
-@pytest.mark.parametrize("loss_fn", ["cross_entropy", "importance_sampling", "ppo", "cispo", "dro"])
+@pytest.mark.parametrize(
+    "loss_fn", ["cross_entropy", "importance_sampling", "ppo", "cispo", "dro", "stable_reinforce"]
+)
 def test_a_full_datum_is_accepted_by_every_loss(loss_fn: str) -> None:
     request = ForwardBackward(data=[make_datum(64)], loss_fn=loss_fn)
     assert check_request(request, vocab_size=97, context=64) is None  # type: ignore[func-returns-value]

@@ -70,6 +70,65 @@ def test_several_chunks_of_text_are_one_sequence() -> None:
     assert wire.read_forward_backward(message).data[0].tokens.tolist() == [1, 2, 3]
 
 
+def add_spans(field: Any, *spans: tuple[str, int], sequence_id: str = "s") -> None:
+    for kind, length in spans:
+        span = pb.SequenceSpan(sequence_id=sequence_id, length=length)
+        field.add(**{kind: span})
+
+
+def make_spans(*of_targets: tuple[str, int], tokens: int = 3) -> pb.ForwardBackwardRequest:
+    """A good datum, and one whose spans of the targets are these."""
+    message = pb.ForwardBackwardRequest.FromString(
+        wire.encode_forward_backward("m", 1, make_request(make_datum(3), make_datum(3)))
+    )
+    for datum, spans in zip(
+        message.data, ([("prompt_tokens", 1), ("sampled_tokens", 2)], of_targets), strict=True
+    ):
+        add_spans(datum.model_input_spans, ("prompt_tokens", tokens))
+        add_spans(datum.loss_fn_input_spans, *spans)
+    return message
+
+
+def test_spans_tell_which_targets_were_sampled() -> None:
+    spans = (("sampled_tokens", 1), ("prompt_tokens", 0), ("prompt_tokens", 2))
+    one, other = wire.read_forward_backward(make_spans(*spans)).data
+    assert one.sampled is not None
+    assert other.sampled is not None
+    assert one.sampled.tolist() == [False, True, True]
+    assert other.sampled.tolist() == [True, False, False]
+    assert wire.read_forward_backward(pb.ForwardBackwardRequest()).data == []
+
+
+@pytest.mark.parametrize(
+    ("spans", "complaint"),
+    [
+        ([], "datum 1: loss_fn_input_spans are missing"),
+        ([("sampled_tokens", 2)], "datum 1: loss_fn_input_spans cover 2 positions.*has 3"),
+        ([("sampled_tokens", 2**40)], "datum 1: loss_fn_input_spans cover 1099511627776"),
+        ([("sampled_tokens", 4), ("prompt_tokens", -1)], r"spans\[1\] has the offset 0 and .* -1"),
+    ],
+)
+def test_spans_that_do_not_tile_are_refused(spans: Any, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        wire.read_forward_backward(make_spans(*spans))
+
+
+def test_spans_of_the_input_tile_it_too_and_name_a_sample() -> None:
+    good = (("sampled_tokens", 3),)
+    with pytest.raises(UserError, match=r"datum 0: model_input_spans cover 5 .* model_input has 3"):
+        wire.read_forward_backward(make_spans(*good, tokens=5))
+    message = make_spans(*good)
+    message.data[1].loss_fn_input_spans[0].sampled_tokens.sequence_id = ""
+    with pytest.raises(UserError, match=r"datum 1: .*\[0\] names no sequence_id"):
+        wire.read_forward_backward(message)
+    message.data[1].loss_fn_input_spans[0].Clear()
+    with pytest.raises(UserError, match=r"datum 1: .*\[0\] is empty"):
+        wire.read_forward_backward(message)
+    del message.data[0].model_input_spans[:]
+    with pytest.raises(UserError, match="datum 0: model_input_spans are missing"):
+        wire.read_forward_backward(message)
+
+
 def test_images_are_refused_with_a_sentence() -> None:
     message = pb.ForwardBackwardRequest()
     message.data.add().model_input.add().image = b""

@@ -17,14 +17,15 @@ from webapp.core.bodies import BoundedBodies  # noqa: E402
 from webapp.core.subscription import listen_for_ever, on_finished  # noqa: E402
 from webapp.core.threads import PooledHandler, Receive, Scope, Send  # noqa: E402
 from webapp.routing import websocket_urlpatterns  # noqa: E402
-from webapp.tinker import door, futures, waiting  # noqa: E402
+from webapp.tinker import door, futures, heartbeats, waiting  # noqa: E402
 
 NUM_API_THREADS = 8
 
 threads = ThreadPoolExecutor(door.NUM_THREADS, thread_name_prefix="door")
 polls = waiting.ParkedPolls(threads)
 samplers = futures.ParkedSamplers(threads)
-doors = {waiting.PATH: polls, futures.PATH: samplers}
+beats = heartbeats.Heartbeats(threads)
+doors = {waiting.PATH: polls, futures.PATH: samplers, heartbeats.PATH: beats}
 api = PooledHandler(num_threads=NUM_API_THREADS)
 on_finished(polls.wake)
 on_finished(samplers.wake)
@@ -50,7 +51,9 @@ async def sweep_for_ever() -> None:
 async def live(_scope: Scope, receive: Receive, send: Send) -> None:
     """From the server's start to its end, what no request drives: hints, and the polls' sweep."""
     await receive()
-    tasks = [asyncio.create_task(each) for each in (listen_for_ever(), sweep_for_ever())]
+    await beats.begin()
+    endless = (listen_for_ever(), sweep_for_ever(), beats.write_for_ever())
+    tasks = [asyncio.create_task(each) for each in endless]
     await send({"type": "lifespan.startup.complete"})
     await receive()
     for task in tasks:

@@ -9,7 +9,6 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from django.db import IntegrityError, transaction
-from django.utils.timezone import now
 
 from training.errors import InvalidInput
 from training.requests import check_request
@@ -47,12 +46,6 @@ def open_session(*, actor: Actor, fields: Fields, idempotency_key: str) -> Sessi
     except IntegrityError:
         return Session.objects.get(project=actor.project, idempotency_key=session.idempotency_key)
     return session
-
-
-def beat_session(*, actor: Actor, session_id: str) -> bool:
-    """False: there is no such session, or it has ended; its client may stop beating."""
-    mine = Session.objects.visible_to(actor).filter(pk=session_id, finished_at=None)
-    return mine.update(heartbeat_at=now()) == 1
 
 
 def find_session(actor: Actor, session_id: str) -> Session:

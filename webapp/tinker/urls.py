@@ -13,11 +13,10 @@ urlpatterns = [
     path("client/dynamic_config", views.dynamic_config),
     path("telemetry", views.telemetry),
     path("create_session", views.create_session),
-    path("session_heartbeat", views.session_heartbeat),
     path("sessions", catalog_views.sessions),
     path("sessions/<session_id>", catalog_views.session),
     path("sessions/<session_id>/finish", views.finish),
-    # The log of a run. What the SDK polls is answered before Django: see door.py.
+    # The log of a run. Polls and heartbeats are answered before Django: see door.py.
     path("create_model", views.create_model),
     path("get_info", views.get_info),
     path("forward_backward", views.forward_backward),

@@ -9,7 +9,6 @@ from webapp.runs.services import finish_session
 from webapp.tinker import services, weights, wire
 from webapp.tinker.endpoints import TinkerRequest, endpoint, is_on_this_machine
 from webapp.tinker.fields import read_fields
-from webapp.tinker.middleware import refuse
 
 Kind = Operation.Kind
 
@@ -49,14 +48,6 @@ def create_session(request: TinkerRequest) -> JsonResponse:
         idempotency_key=request.headers.get("X-Idempotency-Key", ""),
     )
     return JsonResponse({"type": "create_session", "session_id": session.pk})
-
-
-@endpoint("POST")
-def session_heartbeat(request: TinkerRequest) -> JsonResponse:
-    session_id = read_fields(request.body).text("session_id")
-    if services.beat_session(actor=request.actor, session_id=session_id):
-        return JsonResponse({"type": "session_heartbeat"})
-    return refuse(f"The session {session_id} has ended.", 410)
 
 
 @endpoint("POST")

@@ -101,7 +101,6 @@ JSON_CASES: list[Case] = [
     create_model(400, "model_seq_id is 1.5; send a whole number", model_seq_id=1.5),
     create_model(404, "no session ses-none", session_id="ses-none"),
     ("get_info", {"model_id": "ses-none:train:0"}, 404, "no model ses-none:train:0"),
-    ("session_heartbeat", {}, 400, "session_id is required"),
     # Optimizer
     step(404, "no model x", model_id="x"),
     step(400, "seq_id is 0; send a whole number from 1", seq_id=0),

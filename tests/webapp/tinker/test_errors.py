@@ -59,7 +59,6 @@ def test_a_refusal_stays_a_sentence_whatever_it_quotes(program: Program, model_i
         program.train(model_id, 1, make_request(loss_fn=LONG))["detail"],
         program.train(model_id, 2, make_request(config={LONG: 1.0}))["detail"],
         program.train(LONG, 1)["detail"],
-        program.post("session_heartbeat", session_id=LONG)["detail"],
         program.post("get_info", model_id=LONG)["detail"],
         program.post("weights_info", tinker_path=LONG)["detail"],
         program.send("POST", "forward_backward", b"", **{"Content-Encoding": LONG})["detail"],

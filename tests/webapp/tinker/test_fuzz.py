@@ -190,7 +190,6 @@ TEMPLATES: Mapping[str, Mapping[str, Any]] = {
         "sdk_version": "0.38.0",
         "display_name": "d",
     },
-    "session_heartbeat": {"session_id": "$session"},
     "sessions/<session_id>/finish": {"reason": {"type": "success"}, "detail": "done"},
     "create_model": {
         "session_id": "$session",

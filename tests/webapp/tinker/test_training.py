@@ -1,13 +1,11 @@
 """The training side of the wire: what is accepted, what is refused, and with which words."""
 
 import json
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import pytest
 import zstandard
-from django.utils.timezone import now
 
 from tests.webapp.tinker.conftest import Program, make_datum, make_request
 from webapp.fleet.models import BaseModel
@@ -299,14 +297,3 @@ def test_a_run_that_has_ended_takes_no_more_work(program: Program, model_id: str
     program.train(model_id, 1)
     assert program.status == 400
     assert find_run().status == Run.Status.DONE
-
-
-def test_a_heartbeat_is_noted_and_a_finished_session_stops_it(program: Program) -> None:
-    session_id = program.open_session()
-    Session.objects.update(heartbeat_at=now() - timedelta(hours=1))
-    program.post("session_heartbeat", session_id=session_id)
-    assert program.status == 200
-    assert Session.objects.get().heartbeat_at > now() - timedelta(minutes=1)
-    program.post(f"sessions/{session_id}/finish", reason={"type": "interrupted"})
-    program.post("session_heartbeat", session_id=session_id)
-    assert program.status == 410

@@ -17,3 +17,12 @@ def test_hundreds_of_samples_come_by_one_poller_also_to_copies_of_the_client(liv
     assert second == [f"{sampler}/2000000000/0", "20"]
     # Those that were abandoned were cancelled: their program did not wait for them, nor did others.
     assert told["num_late"] > 0
+
+
+def test_the_sdk_exchanges_its_key_for_a_token_and_works_by_it(live: Live) -> None:
+    told = live.run("account.py")
+    assert told["user"].startswith("hone:user:")
+    assert told["organization"].startswith("tml:organization:prj-")
+    assert told["email"] is None
+    assert told["loss"] > 0
+    assert told["num_sequences"] == 2

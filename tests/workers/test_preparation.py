@@ -97,7 +97,7 @@ def test_the_key_of_the_last_start_is_kept_while_it_opens_the_door(tmp_path: Pat
     second = preparation.prepare_key(owner, file)
     assert second != first
     assert find_actor_of_key(first) is None
-    assert find_actor_of_key(second) == replace(owner, is_key=True)
+    assert find_actor_of_key(second) == replace(owner, key_id=ApiKey.objects.get().pk)
     assert ApiKey.objects.count() == 1
 
 

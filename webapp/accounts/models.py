@@ -63,7 +63,11 @@ class Actor:
     user: User
     project: Project
     role: str
-    is_key: bool = False
+    key_id: str = ""  # of the key that a program carries; empty: a person
+
+    @property
+    def is_key(self) -> bool:
+        return bool(self.key_id)
 
     @property
     def can_write(self) -> bool:

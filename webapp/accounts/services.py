@@ -17,6 +17,7 @@ from webapp.accounts.models import (
     User,
 )
 from webapp.accounts.permissions import check_can_write
+from webapp.accounts.tokens import is_token, read_token
 from webapp.core.errors import NotFound, UserError
 
 KEY_PREFIX = "tml-"  # the tinker SDK refuses keys that start otherwise
@@ -78,13 +79,16 @@ def revoke_key(*, actor: Actor, key_id: str) -> None:
     ApiKey.objects.filter(pk=key_id, revoked_at=None).update(revoked_at=now())
 
 
+def revoke_own_key(*, actor: Actor) -> None:
+    """Whoever carries a key may give it up, whatever its role."""
+    ApiKey.objects.filter(pk=actor.key_id, revoked_at=None).update(revoked_at=now())
+
+
 def find_actor_of_key(secret: str) -> Actor | None:
-    """None: unknown or revoked, or its user has left the project."""
-    key = (
-        ApiKey.objects.select_related("project", "user")
-        .filter(digest=hash_secret(secret), revoked_at=None)
-        .first()
-    )
+    """By a key, or a token that stands for one. None: unknown, expired or revoked, or its user has
+    left the project.
+    """
+    key = _find_key(secret)
     if key is None:
         return None
     membership = Membership.objects.filter(project=key.project, user=key.user).first()
@@ -92,7 +96,15 @@ def find_actor_of_key(secret: str) -> Actor | None:
         return None
     if key.last_used_at is None or key.last_used_at < now() - TOUCH_EVERY:
         ApiKey.objects.filter(pk=key.pk).update(last_used_at=now())
-    return Actor(user=key.user, project=key.project, role=membership.role, is_key=True)
+    return Actor(user=key.user, project=key.project, role=membership.role, key_id=key.pk)
+
+
+def _find_key(secret: str) -> ApiKey | None:
+    keys = ApiKey.objects.select_related("project", "user").filter(revoked_at=None)
+    if not is_token(secret):
+        return keys.filter(digest=hash_secret(secret)).first()
+    claims = read_token(secret)
+    return keys.filter(pk=claims["key"]).first() if claims else None
 
 
 def find_actor_of_user(user: User, *, project_id: str | None) -> Actor | None:

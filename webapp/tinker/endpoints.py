@@ -9,6 +9,7 @@ from django.views.decorators.csrf import csrf_exempt
 
 from webapp.accounts.models import Actor
 from webapp.tinker.authentication import (
+    INVALID_TOKEN,
     NO_KEY,
     READ_ONLY,
     WRONG_KEY,
@@ -43,17 +44,21 @@ def endpoint(*methods: str) -> Callable[[View], View]:
     return decorate
 
 
-READING = frozenset({"get_info", "weights_info", "config", "dynamic_config", "telemetry"})
+UNKNOWN = {"WWW-Authenticate": INVALID_TOKEN}
+# By the last part of their path. Whoever carries a key may also exchange it, and give it up.
+READING = frozenset(
+    {"get_info", "weights_info", "config", "dynamic_config", "telemetry", "search", "token", "me"}
+)
 
 
 def _admit(request: TinkerRequest) -> JsonResponse | None:
     """Sets `request.actor`, or says why not."""
     secret = request.headers.get("X-API-Key", "")
     if not secret:
-        return refuse(NO_KEY, 401)
+        return refuse(NO_KEY, 401, UNKNOWN)
     actor = find_actor(secret)
     if actor is None:
-        return refuse(WRONG_KEY, 401)
+        return refuse(WRONG_KEY, 401, UNKNOWN)
     is_reading = request.method == "GET" or request.path.rsplit("/", 1)[-1] in READING
     if not is_reading and not actor.can_write:
         return refuse(READ_ONLY, 403)

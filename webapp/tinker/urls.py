@@ -2,7 +2,7 @@
 
 from django.urls import path, re_path
 
-from webapp.tinker import catalog_views, checkpoint_views, sampling_views, views
+from webapp.tinker import account_views, catalog_views, checkpoint_views, sampling_views, views
 
 RUN = "training_runs/<run_id>"
 CHECKPOINT = f"{RUN}/checkpoints/<kind>/<name>"
@@ -12,6 +12,8 @@ urlpatterns = [
     path("client/config", views.config),
     path("client/dynamic_config", views.dynamic_config),
     path("telemetry", views.telemetry),
+    path("auth/token", account_views.token),
+    path("auth/apikey/me", account_views.own_key),
     path("create_session", views.create_session),
     path("sessions", catalog_views.sessions),
     path("sessions/<session_id>", catalog_views.session),

@@ -25,6 +25,7 @@ def config(request: TinkerRequest) -> JsonResponse:
             # It costs more than it saves where the bytes cross no wire.
             "proto_compress_fwdbwd": not is_on_this_machine(request),
             "custom_loss_server_side": True,
+            "pjwt_auth_enabled": True,
         }
     )
 

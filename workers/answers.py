@@ -28,7 +28,10 @@ Purpose = SamplingCall.Purpose
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One call's output with its texts. `load` None: the base model answered."""
+    """One call's output with its texts. `load` None: the base model answered.
+
+    An SDK's answer has no `sequences`: its client makes its own texts of the tokens.
+    """
 
     request: SampleRequest
     output: SampleOutput
@@ -65,7 +68,11 @@ def make_answer(
     return Answer(
         request=request,
         output=output,
-        sequences=[describe_sequence(sequence, tokenizer) for sequence in output.sequences],
+        sequences=[
+            describe_sequence(sequence, tokenizer)
+            for sequence in output.sequences
+            if call.purpose != Purpose.TINKER
+        ],
         load=load,
         template="" if "prompt" in call.payload else digest_template(tokenizer),
     )

@@ -18,6 +18,11 @@ from webapp.tinker.services import find_offered, find_session
 
 MAX_SAMPLES = 512
 TARGETS = "target_prompt_logprobs"
+# Of a sampling session and what it is of: this is read for each of thousands of samples.
+NEEDED = (
+    *("project__id", "session__finished_at", "checkpoint__name", "checkpoint__deleted_at"),
+    *("checkpoint__run__id", "base_model__vocab_size", "base_model__context_tokens"),
+)
 
 
 def create_session(*, actor: Actor, fields: Fields) -> SamplingSession:
@@ -36,9 +41,11 @@ def create_session(*, actor: Actor, fields: Fields) -> SamplingSession:
     return open_sampling_session(actor=actor, session=session, seq_id=seq_id, base_model=base_model)
 
 
-def find_sampler(actor: Actor, sampler_id: str) -> SamplingSession:
+def find_sampler(actor: Actor, sampler_id: str, *columns: str) -> SamplingSession:
+    """With its columns here, all of them where none is named."""
     found = SamplingSession.objects.visible_to(actor).filter(pk=sampler_id)
-    sampler = found.select_related("base_model", "checkpoint__run", "project", "session").first()
+    whole = found.select_related("base_model", "checkpoint__run", "project", "session")
+    sampler = (whole.only(*columns) if columns else whole).first()
     if sampler is None:
         raise NotFound(f"There is no sampling session {sampler_id[:100]}.")
     return sampler
@@ -46,7 +53,7 @@ def find_sampler(actor: Actor, sampler_id: str) -> SamplingSession:
 
 def submit_sample(*, actor: Actor, fields: Fields) -> tuple[SamplingCall, list[str]]:
     """The call, and an id for each of its samples that stays the same when it is repeated."""
-    sampler = find_sampler(actor, fields.text("sampling_session_id"))
+    sampler = find_sampler(actor, fields.text("sampling_session_id"), *NEEDED)
     if sampler.session.finished_at is not None:
         raise UserError("The session of this sampling client has ended: open another one.")
     check_has_weights(sampler)

@@ -99,6 +99,16 @@ def test_a_sample_is_a_call_with_an_id_for_each_sequence(program: Program, sampl
     assert SamplingCall.objects.count() == 1
 
 
+def test_a_sample_costs_a_few_queries(
+    program: Program, model_id: str, django_assert_num_queries: Any
+) -> None:
+    path = save(model_id, program).tinker_path
+    opened = open_sampler(program, program.open_session(), model_path=path)
+    sample(program, opened["sampling_session_id"])
+    with django_assert_num_queries(5):  # the session, what waits, and an insert in a savepoint
+        sample(program, opened["sampling_session_id"], seq_id=1)
+
+
 def test_a_repeated_seq_id_with_another_prompt_is_refused(
     program: Program, sampler_id: str
 ) -> None:

@@ -212,7 +212,9 @@ SPECTACULAR_SETTINGS = {
     },
 }
 
-# Serving: the built-in server answers where no vLLM command is configured.
+# Serving: the built-in server answers where no vLLM is named. One has to be started with
+# --enable-scale-out and, so that sampled log-probabilities follow the temperature as they do here,
+# with --logprobs-mode processed_logprobs.
 SAMPLING_SERVER_URL = os.environ.get("HONE_SAMPLING_URL", "")
 PROBE_TOLERANCE = 1e-3  # nats; fp32 agrees to 1e-4, a wrong adapter is off by far more than this
 

@@ -42,15 +42,16 @@ class Op:
 # Both `torch.<name>(x)` and `x.<name>()`. "inside": no more than what comes in, twice.
 BOTH: Mapping[str, str] = {
     "inside": """abs absolute acos acosh all amax amin aminmax any arccos arcsin arctan argmax
-    argmin asin asinh atan atanh bitwise_not ceil clone cos cosh count_nonzero cummax cummin cumprod
-    cumsum deg2rad detach diagonal digamma erf erfc erfinv exp exp2 expm1 fix flatten flip
+    argmin asin asinh atan atanh bitwise_not ceil clone cos cosh count_nonzero
+    cumsum deg2rad detach diagonal erf erfc exp exp2 expm1 fix flatten flip
     fliplr flipud floor frac gather index_add index_fill isfinite isinf isnan isneginf isposinf
-    lgamma log log10 log1p log2 log_softmax logcumsumexp logical_not logit logsumexp mean median
+    log log10 log1p log2 log_softmax logical_not logit logsumexp mean median
     moveaxis movedim nan_to_num nanmean nanmedian nansum narrow neg negative permute positive prod
     rad2deg ravel reciprocal relu reshape roll round rsqrt scatter scatter_add select sgn sigmoid
     sign signbit sin sinc sinh softmax sqrt square squeeze std sum swapaxes swapdims t tan tanh
     transpose tril triu trunc unflatten unsqueeze""",
-    "sorting": "argsort kthvalue sort topk",
+    "slow": "cummax cummin cumprod digamma erfinv lgamma",
+    "sorting": "argsort kthvalue logcumsumexp sort topk",
     "broadcast": """add addcdiv addcmul arctan2 atan2 bitwise_and bitwise_or bitwise_xor clamp
     clamp_max clamp_min clip copysign eq fmax fmin ge greater greater_equal gt heaviside hypot
     isclose ldexp le lerp less less_equal logaddexp logaddexp2 logical_and logical_or logical_xor lt
@@ -87,62 +88,55 @@ ONLY_METHODS: Mapping[str, str] = {
     "norm": "norm",
     "split": "split",
 }
-ONLY_FUNCTIONS: Mapping[str, str] = {
-    "inside": """torch.cat torch.column_stack torch.concat torch.concatenate torch.full_like
-    torch.hardshrink torch.hstack torch.ones_like torch.stack torch.std_mean torch.threshold
-    torch.var torch.var_mean torch.vstack torch.zeros_like torch._C._linalg.linalg_vector_norm
-    torch._C._nn.gelu torch._C._nn.log_sigmoid torch._C._nn.softplus torch._C._nn.softshrink
-    torch._C._special.special_digamma torch._C._special.special_entr torch._C._special.special_erf
-    torch._C._special.special_erfc torch._C._special.special_erfcx
-    torch._C._special.special_erfinv torch._C._special.special_exp2
-    torch._C._special.special_expit torch._C._special.special_expm1
-    torch._C._special.special_gammaln torch._C._special.special_log1p
-    torch._C._special.special_log_ndtr torch._C._special.special_log_softmax
-    torch._C._special.special_logit torch._C._special.special_logsumexp
-    torch._C._special.special_ndtr torch._C._special.special_ndtri torch._C._special.special_psi
-    torch._C._special.special_round torch._C._special.special_sinc
-    torch._C._special.special_softmax torch.nn.functional.cross_entropy torch.nn.functional.glu
-    torch.nn.functional.log_softmax torch.nn.functional.nll_loss torch.nn.functional.normalize
-    torch.nn.functional.softmax torch.nn.functional.softmin torch.nn.functional.softsign
-    torch.nn.functional.tanhshrink""",
-    "broadcast": """torch.cosine_similarity torch.rsub torch._C._special.special_xlog1py
-    torch._C._special.special_xlogy torch.nn.functional.binary_cross_entropy
-    torch.nn.functional.binary_cross_entropy_with_logits torch.nn.functional.gaussian_nll_loss
-    torch.nn.functional.hinge_embedding_loss torch.nn.functional.huber_loss
-    torch.nn.functional.kl_div torch.nn.functional.l1_loss
-    torch.nn.functional.margin_ranking_loss torch.nn.functional.mse_loss
-    torch.nn.functional.poisson_nll_loss torch.nn.functional.smooth_l1_loss
-    torch.nn.functional.soft_margin_loss""",
-    "tensors": "torch.functional.broadcast_tensors",
-    "meshgrid": "torch.functional.meshgrid",
-    "einsum": "torch.functional.einsum",
-    "norm": "torch.functional.norm torch._C._linalg.linalg_norm",
-    "split": "torch.functional.split",
-    "one_hot": "torch._C._nn.one_hot",
-    "pad": "torch.nn.functional.pad",
-    "create": "torch.ones torch.zeros",
-    "fill": "torch.full",
-    "arange": "torch.arange",
-    "linspace": "torch.linspace",
-    "eye": "torch.eye",
-    "getattr": "getattr",
-    "getitem": "operator.getitem",
-    "sum": "operator.add",
-    "arithmetic": """operator.abs operator.and_ operator.eq operator.ge operator.gt operator.inv
-    operator.invert operator.le operator.lt operator.mul operator.ne operator.neg operator.or_
-    operator.pos operator.sub operator.truediv operator.xor""",
-    "quotient": "operator.floordiv operator.mod",
-    "exponent": "operator.pow",
-    "matmul": "operator.matmul",
-    "math": " ".join(
-        f"math.{name}"
-        for name in words(
-            """acos acosh asin asinh atan atan2 atanh cbrt ceil copysign cos cosh degrees
-        erf erfc exp exp2 expm1 fabs floor fmod gamma gcd hypot isclose isfinite isinf isnan isqrt
-        lgamma log log10 log1p log2 pow prod radians remainder sin sinh sqrt tan tanh
-        trunc"""
-        )
-    ),
+# By where the tracer finds them, which is not always where people do.
+ONLY_FUNCTIONS: Mapping[str, Mapping[str, str]] = {
+    "torch.": {
+        "inside": """cat column_stack concat concatenate full_like hardshrink hstack ones_like stack
+        std_mean threshold var var_mean vstack zeros_like""",
+        "broadcast": "cosine_similarity rsub",
+        "create": "ones zeros",
+        "fill": "full",
+        "arange": "arange",
+        "linspace": "linspace",
+        "eye": "eye",
+    },
+    "torch.functional.": {
+        "tensors": "broadcast_tensors",
+        "meshgrid": "meshgrid",
+        "einsum": "einsum",
+        "norm": "norm",
+        "split": "split",
+    },
+    "torch._C._linalg.": {"inside": "linalg_vector_norm", "norm": "linalg_norm"},
+    "torch._C._nn.": {"inside": "gelu log_sigmoid softplus softshrink", "one_hot": "one_hot"},
+    "torch._C._special.special_": {
+        "inside": """entr erf erfc exp2 expit expm1 log1p log_softmax logit logsumexp ndtr round
+        sinc softmax""",
+        "slow": "digamma erfcx erfinv gammaln log_ndtr ndtri psi",
+        "broadcast": "xlog1py xlogy",
+    },
+    "torch.nn.functional.": {
+        "inside": """cross_entropy glu log_softmax nll_loss normalize softmax softmin softsign
+        tanhshrink""",
+        "broadcast": """binary_cross_entropy binary_cross_entropy_with_logits gaussian_nll_loss
+        hinge_embedding_loss huber_loss kl_div l1_loss margin_ranking_loss mse_loss poisson_nll_loss
+        smooth_l1_loss soft_margin_loss""",
+        "pad": "pad",
+    },
+    "operator.": {
+        "getitem": "getitem",
+        "sum": "add",
+        "arithmetic": "abs and_ eq ge gt inv invert le lt mul ne neg or_ pos sub truediv xor",
+        "quotient": "floordiv mod",
+        "exponent": "pow",
+        "matmul": "matmul",
+    },
+    "math.": {
+        "math": """acos acosh asin asinh atan atan2 atanh cbrt ceil copysign cos cosh degrees erf
+        erfc exp exp2 expm1 fabs floor fmod gamma gcd hypot isclose isfinite isinf isnan isqrt
+        lgamma log log10 log1p log2 pow prod radians remainder sin sinh sqrt tan tanh trunc"""
+    },
+    "": {"getattr": "getattr"},
 }
 # Their next positional argument is `inplace`; the tracer gives everything else by name.
 MAYBE_IN_PLACE = """celu elu hardsigmoid hardswish hardtanh leaky_relu mish relu relu6
@@ -170,7 +164,7 @@ def _list(rules: Mapping[str, str], prefix: str = "") -> Iterable[tuple[str, Op]
 
 FUNCTIONS: Mapping[str, Op] = {
     **dict(_list(BOTH, "torch.")),
-    **dict(_list(ONLY_FUNCTIONS)),
+    **{name: op for prefix, rules in ONLY_FUNCTIONS.items() for name, op in _list(rules, prefix)},
     **{
         f"torch.nn.functional.{name}": Op(rule="inside", most_args=1)
         for name in MAYBE_IN_PLACE.split()

@@ -31,6 +31,7 @@ MAX_DEPTH = 6  # of lists, tuples and slices in each other
 MAX_INPUTS = 16
 MAX_METRICS = 64
 MAX_TEXT = 200
+CALLS_A_TOKEN = 16  # calls that take as long as a token of a pass, on a device of today
 MAX_CALLS = 2**19  # of all datums of one request: seconds, on one core
 LARGEST_INT = 2**63 - 1
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from training.graphs import CustomLoss
+from training.graphs import CALLS_A_TOKEN, CustomLoss
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
@@ -76,6 +76,12 @@ class ForwardBackward:
     @property
     def num_tokens(self) -> int:
         return sum(len(datum.tokens) for datum in self.data)
+
+    @property
+    def weight(self) -> int:
+        """In tokens of a pass; the calls of a custom loss take their time beside the model's."""
+        num_calls = len(self.custom.nodes) * len(self.data) if self.custom else 0
+        return self.num_tokens + num_calls // CALLS_A_TOKEN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -158,7 +158,7 @@ def part(device: Device, jobs: Sequence[Job], failure: Failure) -> None:
 
 def end_job(device: Device, job: Job, passed: Passed) -> None:
     run_id, num_tokens = job.held.run.pk, job.request.num_tokens
-    device.spent[run_id] = device.spent.get(run_id, 0) + num_tokens
+    device.spent[run_id] = device.spent.get(run_id, 0) + job.request.weight
     output = passed.outputs[run_id]
     if isinstance(output, InvalidInput):
         end(device, job.operation, Failure(error=str(output), category="user"))

@@ -42,6 +42,11 @@ def test_the_steps_have_changed_the_model(results: Any) -> None:
     assert second["loss:sum"] < first["loss:sum"]
 
 
+def test_several_targets_a_position_are_weighed_alike(results: Any) -> None:
+    server, client = results["several"]
+    assert server == pytest.approx(client, abs=1e-4)
+
+
 def test_a_look_with_a_custom_loss_tells_its_numbers(results: Any) -> None:
     assert set(read_own(results["looked"])) == {
         "loss:sum",

@@ -20,8 +20,9 @@ from tests.workers.cast import (
     take_turns,
 )
 from tests.workers.test_journal import restart
+from training.graphs import CALLS_A_TOKEN
 from training.types import Datum, ForwardBackward
-from webapp.runs.custom_losses import create_custom_loss
+from webapp.runs.custom_losses import attach_loss, create_custom_loss
 from webapp.runs.models import CustomLoss, Operation
 from webapp.tinker.wire import encode_forward_backward
 from workers.gpu import run_turn
@@ -145,6 +146,16 @@ def test_a_loss_that_breaks_is_told_to_its_run_and_does_not_touch_the_others() -
     assert "index 99 is out of bounds" in failed[0].error
     assert "are only a part of what was asked for" in refused.error
     assert read_loss(recovered) == pytest.approx(read_loss(told[0]), rel=1e-5)
+
+
+def test_a_loss_of_many_calls_weighs_as_much_as_the_tokens_that_would_take_as_long() -> None:
+    program = open_program()
+    loss = make_loss(program)
+    plain = ForwardBackward(data=[make_datum(0)] * 64)
+    request = ForwardBackward(data=plain.data, loss_fn="custom", config={"loss_id": loss.pk})
+    calls = 64 * len(write_graph(negative_likelihood)["nodes"][2:-1])
+    assert plain.weight == plain.num_tokens
+    assert attach_loss(program.run, request).weight == plain.num_tokens + calls // CALLS_A_TOKEN
 
 
 def test_a_loss_that_is_gone_fails_its_operation_and_nothing_else() -> None:

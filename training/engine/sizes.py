@@ -30,7 +30,8 @@ from training.engine.indexing import getitem, index_select, take, take_along_dim
 from training.errors import InvalidInput
 
 SLACK = 16  # elements: a result may be small where nothing comes in
-SORTING = 16  # times as slow as an addition
+SLOW = 4  # times as slow as an exponential
+SORTING = 16
 PIECE = 1024  # elements that a tensor object costs as much as
 MATMUL_SPEED = 8  # products are that much cheaper than other arithmetic
 MAX_DIFF = 8  # repeats of diff
@@ -43,6 +44,11 @@ def look(_args: Args, _kwargs: Kwargs) -> Cost:
 def inside(args: Args, kwargs: Kwargs) -> Cost:
     tensors = find_tensors(args, kwargs)
     return Cost(2 * sum(tensor.numel() for tensor in tensors) + SLACK * (1 + len(tensors)))
+
+
+def slow(args: Args, kwargs: Kwargs) -> Cost:
+    cost = inside(args, kwargs)
+    return Cost(cost.elements, SLOW * cost.elements)
 
 
 def sorting(args: Args, kwargs: Kwargs) -> Cost:
@@ -96,7 +102,7 @@ def check_division(values: Args) -> None:
 
 def power(args: Args, kwargs: Kwargs) -> Cost:
     cost = broadcast(args, kwargs)
-    return Cost(cost.elements, 4 * cost.elements)
+    return Cost(cost.elements, SLOW * cost.elements)
 
 
 def raise_to(args: Args, kwargs: Kwargs) -> Cost:
@@ -365,6 +371,7 @@ RULES: Mapping[str, Rule] = {
     "quantile": quantile,
     "quotient": quotient,
     "repeat_interleave": repeat_interleave,
+    "slow": slow,
     "sorting": sorting,
     "split": split,
     "sum": add,

@@ -135,7 +135,7 @@ def forward_backward(*, actor: Actor, body: bytes) -> Operation:
             seq=message.seq_id,
             kind=Kind.FORWARD_BACKWARD,
             payload=body,
-            num_tokens=request.num_tokens,
+            num_tokens=request.weight,
             forward_only=forward_only,
         )
 

@@ -65,6 +65,31 @@ def train(loss: Any) -> dict[str, Any]:
     return {"metrics": metrics, "logprobs": read_logprobs(after)}
 
 
+def distil(logprobs, target_distribution):  # noqa: ANN001, ANN201
+    loss = -(target_distribution * logprobs).sum()
+    return loss, {"custom/best:mean": logprobs.max(dim=-1).values.mean()}
+
+
+def make_candidates(seed: int) -> types.Datum:
+    random = np.random.default_rng(seed)
+    ids = random.integers(5, 500, 9 + seed)
+    inputs = {
+        "target_tokens": torch.tensor(random.integers(5, 500, (len(ids), 3))),
+        "target_distribution": torch.tensor(random.dirichlet(np.ones(3), len(ids))).float(),
+    }
+    return types.Datum(model_input=types.ModelInput.from_ints(ids.tolist()), loss_fn_inputs=inputs)
+
+
+def weigh(loss: Any) -> dict[str, float]:
+    """Two gradients of several targets a position: the second is after a step."""
+    model = open_model(service)
+    candidates = [make_candidates(seed) for seed in range(4)]
+    model.forward_backward_custom(candidates, loss).result()
+    model.optim_step(ADAM).result()
+    metrics = model.forward_backward_custom(candidates, loss).result().metrics
+    return {key: metrics[key] for key in ("loss:sum", "custom/best:mean")}
+
+
 def tell(act: Callable[[], Any]) -> str:
     try:
         act()
@@ -105,6 +130,8 @@ handle = service.create_custom_loss(clipped, RANKS).result()
 local = dataclasses.replace(handle, loss_id=None)
 again = service.create_custom_loss(plain, {"logprobs": 1, "weights": 1}).result()
 
+several = service.create_custom_loss(distil, {"logprobs": 2, "target_distribution": 2}).result()
+
 model = open_model(service)
 short = make_plain(0, 8)
 told = {
@@ -123,7 +150,6 @@ whole = model.forward(many, "cross_entropy").result()
 looked = model.forward(data, "custom", {"loss_id": handle.loss_id}).result()
 after_mistakes = tell(lambda: model.optim_step(ADAM).result())
 results = {"server": train(handle), "client": train(local), "callable": train(sum_all)}
-service.close("success").result()
 report(
     loss_id=handle.loss_id,
     told=told,
@@ -131,5 +157,8 @@ report(
     many={"metrics": sums.metrics, "loss": whole.metrics["loss:sum"]},
     length=float(np.mean([2 + seed % 3 for seed in range(1100)])),
     looked=looked.metrics,
+    several=[weigh(several), weigh(dataclasses.replace(several, loss_id=None))],
     **results,
 )
+
+service.close("success").result()

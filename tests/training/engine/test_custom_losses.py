@@ -183,6 +183,47 @@ def test_a_first_request_that_breaks_leaves_a_run_without_gradients(engine: Engi
     assert not read_gradients(engine).any()
 
 
+def distil(logprobs: Tensor, target_distribution: Tensor) -> Any:
+    cross = -(target_distribution * logprobs).sum()
+    return cross, {"custom/best:mean": logprobs.max(dim=-1).values.mean()}
+
+
+def make_candidates(length: int, num_targets: int) -> Datum:
+    random = np.random.default_rng(length)
+    tokens = random.integers(0, 97, (length, num_targets + 1))
+    weights = random.dirichlet(np.ones(num_targets), length).astype(np.float32)
+    inputs: dict[str, Any] = {"target_tokens": tokens[:, 1:]}
+    inputs |= {"target_distribution": weights, "weights": weights}
+    return Datum(tokens=tokens[:, 0], inputs=inputs)
+
+
+def test_several_targets_a_position_are_two_dimensions_of_logprobs(
+    engine: Engine, stir: Stir
+) -> None:
+    """Some with one column, which is a dimension too, in passes with a run that has none."""
+    stir(engine, "run")
+    engine.create_adapter("other", LoraSpec(rank=2))
+    data = [make_candidates(9, 3), make_candidates(5, 1), make_candidates(7, 3)]
+    expected = run_request(engine, ForwardBackward(data=data))
+    gradients = read_gradients(engine)
+    engine.drop_gradients("run")
+    request = ask(data, trace(distil, logprobs=2, target_distribution=2))
+    outputs = engine.forward_backward({"run": request, "other": ask(make_rollouts(8))})
+    output = outputs["run"]
+    assert isinstance(output, ForwardBackwardOutput)
+    assert isinstance(outputs["other"], ForwardBackwardOutput)
+    torch.testing.assert_close(read_gradients(engine), gradients, atol=1e-5, rtol=1e-5)
+    assert output.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"], rel=1e-5)
+    best = np.mean([logprobs.max(axis=1).mean() for logprobs in expected.logprobs])
+    assert output.metrics["custom/best:mean"] == pytest.approx(best, rel=1e-5)
+
+
+def test_a_rank_that_the_targets_do_not_have_is_named(engine: Engine) -> None:
+    loss = trace(distil, logprobs=2, target_distribution=2)
+    request = ask([make_candidates(9, 3), *make_data(5)], loss)
+    assert "datum 1: target_tokens has the shape (5,)" in refuse(engine, request)
+
+
 def refuse(engine: Engine, request: ForwardBackward) -> str:
     outcome = engine.forward_backward({"run": request})["run"]
     assert isinstance(outcome, InvalidInput)

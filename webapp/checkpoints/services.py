@@ -121,7 +121,8 @@ def check_loadable(checkpoint: Checkpoint) -> None:
 def find_by_tinker_path(actor: Actor, path: str) -> Checkpoint:
     """`tinker://<model id>/<kind>/<name>` of a run that the actor may see, or a public one."""
     parts = path.removeprefix("tinker://").split("/")
-    if not path.startswith("tinker://") or len(parts) != 3 or parts[1] not in PATH_KINDS:
+    is_path = path.startswith("tinker://") and "\0" not in path
+    if not is_path or len(parts) != 3 or parts[1] not in PATH_KINDS:
         raise UserError(
             f"{path[:300]!r} is no checkpoint's path: it reads tinker://<run>/<kind>/<name>, and"
             f" the kind is one of {', '.join(PATH_KINDS)}.",

@@ -139,8 +139,12 @@ def save_weights(*, actor: Actor, fields: Fields, kind: str) -> Operation:
 
 
 def read_save(fields: Fields, kind: str) -> dict[str, Any]:
-    if kind == Kind.SAVE_WEIGHTS_FOR_SAMPLER and not fields.has("path"):
-        return read_ephemeral_save(fields)
+    if kind == Kind.SAVE_WEIGHTS_FOR_SAMPLER:
+        is_inflight = read_kind(fields) == "inflight"
+        if not fields.has("path"):
+            return read_ephemeral_save(fields, is_inflight)
+        if is_inflight:
+            raise UserError("kind inflight is for sampling clients: leave path out.", field="kind")
     payload: dict[str, Any] = {
         "name": read_name(fields),
         "ttl_seconds": read_ttl(fields) if fields.has("ttl_seconds") else None,
@@ -154,14 +158,21 @@ def read_save(fields: Fields, kind: str) -> dict[str, Any]:
     return payload
 
 
-def read_ephemeral_save(fields: Fields) -> dict[str, Any]:
-    """For a sampling client; those of kind inflight all follow the run's newest inflight save."""
+def read_kind(fields: Fields) -> str:
     kind = fields.text("kind", "snapshot")
     if kind not in KINDS:
         raise UserError(f"kind is {kind!r:.60}: send {' or '.join(KINDS)}.", field="kind")
-    seq_id = fields.whole("sampling_session_seq_id")
-    payload: dict[str, Any] = {"sampling_session_seq_id": seq_id, "is_ephemeral": True}
-    return payload | ({"is_inflight": True} if kind == "inflight" else {})
+    return kind
+
+
+def read_ephemeral_save(fields: Fields, is_inflight: bool) -> dict[str, Any]:
+    """For a sampling client; inflight ones all follow the run's newest inflight save."""
+    return {
+        "sampling_session_seq_id": fields.whole("sampling_session_seq_id"),
+        "is_ephemeral": True,
+        "is_inflight": is_inflight,
+        "ttl_seconds": read_ttl(fields) if fields.has("ttl_seconds") else None,
+    }
 
 
 def read_name(fields: Fields) -> str:

@@ -120,7 +120,14 @@ def test_a_checkpoint_is_found_by_the_path_that_the_sdk_was_told(actor: Actor, r
 
 @pytest.mark.parametrize(
     "path",
-    ["half", "tinker://a/b", "tinker://a/weights/b/c", "file://a/weights/b", "tinker://a/x/b"],
+    [
+        "half",
+        "tinker://a/b",
+        "tinker://a/weights/b/c",
+        "file://a/weights/b",
+        "tinker://a/x/b",
+        "tinker://a/weights/\0",
+    ],
 )
 def test_what_is_no_path_is_refused(actor: Actor, path: str) -> None:
     with pytest.raises(UserError, match="no checkpoint's path"):

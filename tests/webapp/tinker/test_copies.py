@@ -7,7 +7,7 @@ import pytest
 from django.utils.timezone import now
 from pytest_django import Settings
 
-from tests.webapp.cast import make_actor, make_viewer
+from tests.webapp.cast import make_actor, make_viewer, sign_in
 from tests.webapp.checkpoints.test_services import SAVED
 from tests.webapp.tinker.conftest import Program
 from webapp.accounts.services import create_project
@@ -74,6 +74,19 @@ def test_a_copy_goes_into_another_project_of_its_user(program: Program, source: 
     assert told["tinker_path"] == f"tinker://{run_id}/weights/half"
     (listed,) = there.read(f"training_runs/{run_id}/checkpoints")["checkpoints"]
     assert listed["tinker_path"] == told["tinker_path"]
+
+
+def test_a_copy_has_its_pages(program: Program, source: Checkpoint) -> None:
+    made = find(copy(program, source, destination_project_id=source.project_id)["tinker_path"])
+    browser = sign_in(program.actor)
+    run_page = browser.get(f"/runs/{made.run_id}/").content.decode()
+    assert "Copy of" in run_page
+    for page in (f"/checkpoints/{made.pk}/", "/checkpoints/lineage/", "/checkpoints/", "/runs/"):
+        answer = browser.get(page)
+        assert (page, answer.status_code) == (page, 200)
+        assert "Copy of" in answer.content.decode()
+    log = browser.get(f"/runs/{made.run_id}/?tab=log").content.decode()
+    assert f"Copied from {source.tinker_path}" in log
 
 
 def make_actor_of(program: Program, project: Any) -> Any:

@@ -89,6 +89,8 @@ def test_a_sampling_client_takes_a_snapshot_or_follows(program: Program, run: Ru
         assert read_payload(run, seq).get("is_inflight", False) is (seq == 3)
     told = program.post("save_weights_for_sampler", seq_id=4, kind="live", **fields)
     assert told["detail"] == "kind is 'live': send snapshot or inflight."
+    told = program.post("save_weights_for_sampler", seq_id=5, kind="inflight", path="a", **fields)
+    assert "leave path out" in told["detail"]
 
 
 @pytest.mark.parametrize("kind", ["training", "sampler"])

@@ -15,8 +15,10 @@ def test_hundreds_of_samples_come_by_one_poller_also_to_copies_of_the_client(liv
     first, second = told["copies"]
     assert first == [f"{sampler}/1000000000/0", "20"]
     assert second == [f"{sampler}/2000000000/0", "20"]
-    # Those that were abandoned were cancelled: their program did not wait for them, nor did others.
     assert told["num_late"] > 0
+    session = f"SamplingSession.objects.get(pk={sampler!r}).calls"
+    assert int(live.manage(f"print({session}.filter(status='cancelled').count())")) > 0
+    assert live.manage(f"print({session}.filter(status__in=('queued', 'running')).count())") == "0"
 
 
 def test_the_sdk_exchanges_its_key_for_a_token_and_works_by_it(live: Live) -> None:

@@ -4,6 +4,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 
 from webapp.core.errors import NotFound
+from webapp.fleet.capacity import read_capacity
 from webapp.runs.models import Operation, Run
 from webapp.runs.services import finish_session
 from webapp.tinker import services, weights, wire
@@ -26,6 +27,8 @@ def config(request: TinkerRequest) -> JsonResponse:
             "proto_compress_fwdbwd": not is_on_this_machine(request),
             "custom_loss_server_side": True,
             "pjwt_auth_enabled": True,
+            "sample_use_retrieve_futures": True,
+            "sample_join_sampling_session": True,
         }
     )
 
@@ -48,7 +51,15 @@ def create_session(request: TinkerRequest) -> JsonResponse:
         fields=read_fields(request.body),
         idempotency_key=request.headers.get("X-Idempotency-Key", ""),
     )
-    return JsonResponse({"type": "create_session", "session_id": session.pk})
+    capacity = read_capacity()
+    return JsonResponse(
+        {
+            "type": "create_session",
+            "session_id": session.pk,
+            # A poller of samples is told nothing while it waits: here the SDK logs it once.
+            "warning_message": capacity.sampling or capacity.training or None,
+        }
+    )
 
 
 @endpoint("POST")

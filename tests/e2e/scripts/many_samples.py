@@ -36,16 +36,17 @@ futures = [sample(index) for index in range(300)]
 answers = [future.result() for future in futures]
 again = [sample(index).result().sequences[0].tokens for index in range(3)]
 
-long = types.SamplingParams(max_tokens=100, seed=3, stop=[])
+long = types.SamplingParams(max_tokens=200, seed=3, stop=[])
 prompt = types.ModelInput.from_ints([5, 6, 7])
-abandoned = [client.sample(prompt, sampling_params=long, num_samples=8) for _ in range(20)]
+abandoned = [client.sample(prompt, sampling_params=long, num_samples=8) for _ in range(30)]
+abandoned[0].result()
 num_late = 0
-for future in abandoned:
+for future in reversed(abandoned):
     try:
         future.result(timeout=0.001)
     except TooLate:
         num_late += 1
-        future.cancel() if hasattr(future, "cancel") else future.future().cancel()
+        future.future().cancel()
 
 copies = [
     subprocess.run(

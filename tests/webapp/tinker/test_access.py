@@ -120,3 +120,8 @@ def test_a_model_of_a_stranger_in_the_same_base_model_is_a_run_of_its_own(
     mine, theirs = program.open_model(base_model), stranger.open_model(base_model)
     assert mine != theirs
     assert stranger.read("training_runs")["cursor"]["total_count"] == 1
+
+
+def test_a_session_begins_with_what_its_program_will_wait_for(program: Program) -> None:
+    answer = program.post("create_session")
+    assert answer["warning_message"] == "waiting for a sampler: none is alive"

@@ -7,12 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import sft, stack
+from bench import load, sft, stack
 from bench.contest import ROOT
 
 Rows = list[dict[str, Any]]
 
-BENCHES: Mapping[str, Callable[[], Rows]] = {"sft": sft.measure, "stack": stack.measure}
+BENCHES: Mapping[str, Callable[[], Rows]] = {
+    "sft": sft.measure,
+    "stack": stack.measure,
+    "load": load.measure,
+}
 
 
 def main(names: Sequence[str]) -> int:

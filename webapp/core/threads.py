@@ -5,8 +5,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from asgiref.sync import ThreadSensitiveContext
+from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.core.handlers.asgi import ASGIHandler
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -19,6 +21,7 @@ class PooledHandler(ASGIHandler):
 
     def __init__(self, *, num_threads: int) -> None:
         super().__init__()
+        self.load_middleware(is_async=False)
         self.executors = [ThreadPoolExecutor(1, f"api-{n}") for n in range(num_threads)]
         # The last one used first: fewest connections, warmest caches.
         self.free: asyncio.LifoQueue[ThreadPoolExecutor] = asyncio.LifoQueue()
@@ -32,3 +35,8 @@ class PooledHandler(ASGIHandler):
                 await self.handle(scope, receive, send)
         finally:
             self.free.put_nowait(executor)
+
+    async def get_response_async(self, request: HttpRequest) -> HttpResponseBase:
+        """All middleware and the view in one go; stock comes back to the event loop between them."""
+        response: HttpResponseBase = await sync_to_async(self.get_response)(request)
+        return response

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from hashlib import sha256
 
 from django.db import IntegrityError, transaction
@@ -54,8 +55,14 @@ def submit_operation(
             operation.save(force_insert=True)
     except IntegrityError:
         return _find_first(operation)
-    _kick(run)
+    transaction.on_commit(partial(_kick_for, operation))
     return operation
+
+
+def _kick_for(operation: Operation) -> None:
+    """Only where nothing before it is to be done: who ends that goes on with this one by itself."""
+    if Run.objects.filter(pk=operation.run_id, done_seq__gte=operation.seq - 1).exists():
+        _kick(operation.run)
 
 
 def _check_seq(seq: int) -> None:
@@ -107,7 +114,12 @@ def name_holder(worker: str, start: str) -> str:
 
 
 def lease_run(run: Run, *, worker: str) -> bool:
-    """Take or renew the run for this worker. False: another worker holds it."""
+    """Take or renew the run for this worker. False: another worker holds it.
+
+    Half a lease is enough: whatever is written under it asks again whose the run is.
+    """
+    if run.worker == worker and run.lease_until and run.lease_until > now() + LEASE / 2:
+        return True
     until = now() + LEASE
     taken = Run.objects.filter(_is_free_for(worker), pk=run.pk).update(
         worker=worker, lease_until=until

@@ -1,6 +1,7 @@
 """The operation log: order, idempotency, leases, gaps and replay."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.utils.timezone import now
@@ -293,3 +294,38 @@ def test_outcomes_of_unknown_and_malformed_ids_are_left_out(run: Run) -> None:
     outcomes = read_outcomes(wanted)
     assert list(outcomes) == [operation.request_id]
     assert not outcomes[operation.request_id].is_over
+
+
+def test_a_lease_is_written_again_only_in_its_second_half(run: Run) -> None:
+    assert queue.lease_run(run, worker="w1")
+    until = run.lease_until
+    assert queue.lease_run(run, worker="w1")
+    run.refresh_from_db()
+    assert run.lease_until == until
+    Run.objects.update(lease_until=now() + queue.LEASE / 3)
+    run.refresh_from_db()
+    assert queue.lease_run(run, worker="w1")
+    run.refresh_from_db()
+    assert until is not None
+    assert run.lease_until is not None
+    assert run.lease_until >= until
+
+
+def test_only_an_operation_whose_turn_it_is_wakes_a_worker(
+    run: Run, monkeypatch: pytest.MonkeyPatch, django_capture_on_commit_callbacks: Any
+) -> None:
+    kicks: list[str] = []
+    monkeypatch.setattr(queue, "send_task", lambda *_, queue: kicks.append(queue))
+    with django_capture_on_commit_callbacks(execute=True):
+        submit(run, 0)
+    assert len(kicks) == 1
+    with django_capture_on_commit_callbacks(execute=True):
+        submit(run, 1)
+        submit(run, 2)
+    assert len(kicks) == 1
+    queue.lease_run(run, worker="w1")
+    while execute(run):
+        pass
+    with django_capture_on_commit_callbacks(execute=True):
+        submit(run, 3)
+    assert len(kicks) == 2

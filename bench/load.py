@@ -1,0 +1,262 @@
+"""Many clients at once: 2,000 parked samples beside 200 sessions, and 8 training loops."""
+
+import asyncio
+import json
+import os
+import resource
+import signal
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.contest import QUIET, ROOT
+from bench.stack import TINY, serve
+from bench.wire import PROTOBUF, Address, Wire
+from training.types import Datum, ForwardBackward
+from webapp.tinker.wire import encode_forward_backward
+
+MODEL = "tiny-chatml-1m"
+NUM_SAMPLES, NUM_SESSIONS = 2000, 200
+BEAT_EVERY, BEATS = 10.0, 6  # of each session: a minute
+LIMIT_P50, LIMIT_P99 = 10.0, 250.0  # milliseconds of a heartbeat
+NUM_CLIENTS, NUM_PAIRS = 8, 1000  # pairs of all clients together
+AT_ONCE = 50  # submissions, as the SDK's pool has them
+LEARNING_RATE = 1e-4
+PATIENCE = 240.0  # for all answers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """What the system says of the web process while the samples wait."""
+
+    pid: int
+
+    @property
+    def num_threads(self) -> int:
+        return len(list(Path(f"/proc/{self.pid}/task").iterdir()))
+
+    @property
+    def megabytes(self) -> float:
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+
+
+def measure() -> list[dict[str, Any]]:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with tempfile.TemporaryDirectory() as home, serve(Path(home), {MODEL: TINY}) as connection:
+        told = json.loads(connection.read_text())
+        address = Address(url=told["url"], api_key=told["api_key"])
+        web = Process(pid=find_web_process(address))
+        waiting = asyncio.run(measure_waiting(address, Path(home), web))
+        steps = asyncio.run(measure_steps(address))
+    return waiting + compare_steps(steps, run_engine())
+
+
+async def measure_waiting(address: Address, home: Path, web: Process) -> list[dict[str, Any]]:
+    idle = web.megabytes, web.num_threads
+    sessions = [await open_session(address) for _ in range(NUM_SESSIONS)]
+    sampler = find_worker(home, "sampler")
+    os.kill(sampler, signal.SIGSTOP)  # nothing is answered until the heartbeats are counted
+    try:
+        parked = await park(address, sessions[0])
+        beats = await asyncio.gather(*(beat(address, *each) for each in enumerate(sessions)))
+        busy = web.megabytes, web.num_threads
+    finally:
+        os.kill(sampler, signal.SIGCONT)
+    started = time.perf_counter()
+    async with asyncio.timeout(PATIENCE):
+        answers = await asyncio.gather(*parked)
+    seconds = time.perf_counter() - started
+    assert len(answers) == NUM_SAMPLES
+    print(
+        f"2,000 samples were answered within {seconds:.1f} s; the web process grew from"
+        f" {idle[0]:.0f} to {busy[0]:.0f} MB and from {idle[1]} to {busy[1]} threads."
+    )
+    milliseconds = sorted(1000 * each for times in beats for each in times)
+    name = f"heartbeat of {NUM_SESSIONS} sessions beside {NUM_SAMPLES} parked samples"
+    return [
+        limit_row(f"load p50 {name}", statistics.median(milliseconds), LIMIT_P50),
+        limit_row(f"load p99 {name}", quantile(milliseconds, 0.99), LIMIT_P99),
+        limit_row("load memory of the web process meanwhile", busy[0], 1000.0, "MB"),
+    ]
+
+
+async def open_session(address: Address) -> str:
+    wire = Wire(address)
+    answer = await wire.post("create_session", tags=[], sdk_version="0.38.0")
+    wire.close()
+    return str(answer["session_id"])
+
+
+async def park(address: Address, session: str) -> list[asyncio.Task[bytes]]:
+    """Every sample is asked for, and waits with a connection of its own."""
+    opener = Wire(address)
+    fields = {"session_id": session, "sampling_session_seq_id": 0, "base_model": MODEL}
+    opened = await opener.post("create_sampling_session", **fields)
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def submit(number: int) -> asyncio.Task[bytes]:
+        wire = Wire(address)
+        async with gate:
+            promise = await wire.post(
+                "asample",
+                sampling_session_id=opened["sampling_session_id"],
+                seq_id=number,
+                num_samples=1,
+                prompt={"chunks": [{"type": "encoded_text", "tokens": [5, 6, 7, 8]}]},
+                sampling_params={"max_tokens": 4, "seed": number},
+            )
+        return asyncio.create_task(close_after(wire, wire.wait(promise["request_id"])))
+
+    return list(await asyncio.gather(*(submit(number) for number in range(NUM_SAMPLES))))
+
+
+async def close_after(wire: Wire, answer: Awaitable[bytes]) -> bytes:
+    try:
+        return await answer
+    finally:
+        wire.close()
+
+
+async def beat(address: Address, number: int, session: str) -> list[float]:
+    """Seconds of each heartbeat; the sessions take turns within the ten seconds."""
+    await asyncio.sleep(BEAT_EVERY * number / NUM_SESSIONS)
+    times = []
+    for _ in range(BEATS):
+        wire = Wire(address)  # the server closes what was silent for five seconds
+        started = time.perf_counter()
+        await wire.post("session_heartbeat", session_id=session)
+        times.append(time.perf_counter() - started)
+        wire.close()
+        await asyncio.sleep(BEAT_EVERY - times[-1])
+    return times
+
+
+def find_worker(home: Path, kind: str) -> int:
+    with sqlite3.connect(f"file:{home / 'hone.sqlite3'}?mode=ro", uri=True) as database:
+        (pid,) = database.execute("SELECT pid FROM fleet_worker WHERE kind = ?", [kind]).fetchone()
+    return int(pid)
+
+
+def find_web_process(address: Address) -> int:
+    command = f"--port\0{address.url.rsplit(':', 1)[1]}".encode()
+    lines = {path: path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
+    return next(
+        int(path.parent.name)
+        for path, line in lines.items()
+        if b"webapp.asgi:application" in line and command in line
+    )
+
+
+def make_request(number: int) -> ForwardBackward:
+    tokens = np.random.default_rng(number).integers(4, 500, 17)
+    inputs = {"target_tokens": tokens[1:], "weights": np.ones(16, np.float32)}
+    return ForwardBackward(data=[Datum(tokens=tokens[:-1], inputs=inputs)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """Seconds of every step of every client, and of all of them together."""
+
+    each: Sequence[float]
+    total: float
+
+
+async def measure_steps(address: Address) -> Steps:
+    models = [await open_model(address) for _ in range(NUM_CLIENTS)]
+    await asyncio.gather(*(train(address, model, 1, 5) for model in models))  # warm
+    started = time.perf_counter()
+    of_each = NUM_PAIRS // NUM_CLIENTS
+    times = await asyncio.gather(*(train(address, model, 11, of_each) for model in models))
+    total = time.perf_counter() - started
+    return Steps(each=[each for client in times for each in client], total=total)
+
+
+async def open_model(address: Address) -> str:
+    session = await open_session(address)
+    wire = Wire(address)
+    fields = {"session_id": session, "model_seq_id": 0, "base_model": MODEL}
+    promise = await wire.post("create_model", **fields, lora_config={"rank": 8})
+    await wire.wait(promise["request_id"])
+    wire.close()
+    return str(promise["model_id"])
+
+
+async def train(address: Address, model: str, first_seq: int, num_steps: int) -> list[float]:
+    """As the SDK does: both are submitted, then both are waited for at once."""
+    one, other = Wire(address), Wire(address)
+    times = []
+    for seq in range(first_seq, first_seq + 2 * num_steps, 2):
+        body = encode_forward_backward(model, seq, make_request(seq))
+        started = time.perf_counter()
+        _, answer = await one.send("forward_backward", body, PROTOBUF)
+        gradient = json.loads(answer)["request_id"]
+        adam = {"learning_rate": LEARNING_RATE}
+        update = await one.post("optim_step", model_id=model, seq_id=seq + 1, adam_params=adam)
+        await asyncio.gather(one.wait(gradient), other.wait(update["request_id"]))
+        times.append(time.perf_counter() - started)
+    one.close()
+    other.close()
+    return times
+
+
+def run_engine() -> Steps:
+    """The same pairs in a process that has nothing but the engine."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "bench.load_engine"],
+        cwd=ROOT,
+        env={**os.environ, **QUIET},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return Steps(**json.loads(finished.stdout))
+
+
+def compare_steps(ours: Steps, engine: Steps) -> list[dict[str, Any]]:
+    name = f"of {NUM_PAIRS} steps by {NUM_CLIENTS} clients at once, against the bare engine"
+    measures: Sequence[tuple[str, Callable[[Steps], float], float]] = (
+        ("p50", lambda steps: 1000 * statistics.median(steps.each), 0.2),
+        ("p95", lambda steps: 1000 * quantile(sorted(steps.each), 0.95), 0.1),
+        ("mean", lambda steps: 1000 * steps.total / NUM_PAIRS * NUM_CLIENTS, 0.2),
+    )
+    return [
+        {
+            "name": f"load {what} {name}",
+            "ours": round(read(ours), 1),
+            "theirs": round(read(engine), 1),
+            "unit": "ms a step",
+            "ratio": round(read(engine) / read(ours), 2),
+            "target": target,
+            "met": read(engine) / read(ours) >= target,
+            "command": "make bench",
+        }
+        for what, read, target in measures
+    ]
+
+
+def limit_row(name: str, measured: float, limit: float, unit: str = "ms") -> dict[str, Any]:
+    """What is to stay below a limit: a ratio of 1 is at it."""
+    return {
+        "name": name,
+        "ours": round(measured, 1),
+        "theirs": limit,
+        "unit": f"{unit} (limit)",
+        "ratio": round(limit / measured, 2),
+        "target": 1.0,
+        "met": measured <= limit,
+        "command": "make bench",
+    }
+
+
+def quantile(ascending: Sequence[float], share: float) -> float:
+    return ascending[min(len(ascending) - 1, round(share * len(ascending)))]

@@ -37,6 +37,6 @@ class PooledHandler(ASGIHandler):
             self.free.put_nowait(executor)
 
     async def get_response_async(self, request: HttpRequest) -> HttpResponseBase:
-        """All middleware and the view in one go; stock comes back to the event loop between them."""
+        """All middleware and the view in one go: stock comes back here between them."""
         response: HttpResponseBase = await sync_to_async(self.get_response)(request)
         return response

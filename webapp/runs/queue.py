@@ -36,15 +36,21 @@ def submit_operation(
     payload: bytes,
     num_tokens: int = 0,
     forward_only: bool = False,
+    identity: bytes | None = None,
 ) -> Operation:
-    """Queue one operation; a retry with the same seq and bytes returns the first one."""
+    """Queue one operation; a retry with the same seq and bytes returns the first one.
+
+    `identity` stands for the payload where a retry may differ in what does not matter.
+    """
     _check_seq(seq)
     operation = Operation(
         run=run,
         seq=seq,
         kind=kind,
         payload=payload,
-        digest=sha256(payload).hexdigest(),  # outlives the payload, which is erased in time
+        digest=sha256(
+            identity or payload
+        ).hexdigest(),  # outlives the payload, which is erased in time
         num_tokens=num_tokens,
         forward_only=forward_only,
     )

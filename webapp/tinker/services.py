@@ -24,6 +24,7 @@ from webapp.runs.services import LORA_FLAGS, open_client_run
 from webapp.tinker import wire
 from webapp.tinker.fields import LARGEST, Fields
 
+RENUMBERED = ("sampling_session_seq_id",)  # the SDK counts on when it repeats an ephemeral save
 CLIENT_RANK = 32  # what the SDK sends where its user says nothing
 
 Kind = Operation.Kind
@@ -177,8 +178,14 @@ def read_adam(given: Fields) -> AdamParams:
 
 def submit_json(run: Run, seq: int, kind: str, payload: Mapping[str, Any]) -> Operation:
     check_open(run)
-    encoded = json.dumps(payload, sort_keys=True).encode()
-    return submit_operation(run, seq=seq, kind=kind, payload=encoded)
+    same = {key: value for key, value in payload.items() if key not in RENUMBERED}
+    return submit_operation(
+        run, seq=seq, kind=kind, payload=encode_json(payload), identity=encode_json(same)
+    )
+
+
+def encode_json(payload: Mapping[str, Any]) -> bytes:
+    return json.dumps(payload, sort_keys=True).encode()
 
 
 def check_open(run: Run) -> None:

@@ -277,7 +277,8 @@ def test_saves_are_queued_with_what_was_asked(program: Program, model_id: str) -
     assert payloads[0]["name"] == "000010"
     assert (payloads[0]["ttl_seconds"], payloads[0]["overwrite"]) == (7200, True)
     assert payloads[1]["name"] == "s"
-    assert payloads[2] == {"sampling_session_seq_id": 0, "is_ephemeral": True}
+    assert payloads[2]["sampling_session_seq_id"] == 0
+    assert payloads[2]["is_ephemeral"]
 
 
 @pytest.mark.parametrize(
@@ -297,3 +298,16 @@ def test_a_run_that_has_ended_takes_no_more_work(program: Program, model_id: str
     program.train(model_id, 1)
     assert program.status == 400
     assert find_run().status == Run.Status.DONE
+
+
+def test_an_ephemeral_save_that_is_repeated_under_a_new_number_is_the_same_save(
+    program: Program, model_id: str
+) -> None:
+    """The SDK takes the sampling session's next number for each attempt at one save."""
+    fields = {"model_id": model_id, "seq_id": 1, "kind": "snapshot"}
+    first = program.post("save_weights_for_sampler", **fields, sampling_session_seq_id=0)
+    assert program.post("save_weights_for_sampler", **fields, sampling_session_seq_id=1) == first
+    payload = json.loads(bytes(Operation.objects.get(seq=1).payload or b""))
+    assert payload["sampling_session_seq_id"] == 0
+    program.post("save_weights_for_sampler", model_id=model_id, seq_id=1, path="named")
+    assert program.status == 400

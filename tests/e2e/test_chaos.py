@@ -1,11 +1,11 @@
 """Through a bad network every run ends with the weights it would have had on a good one."""
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.e2e.chaos import BadNetwork, Fault, bad_network
@@ -57,8 +57,6 @@ def test_a_run_through_a_bad_network_is_the_quiet_run(
     name = f"chaos {script} {network.url}"
     started = time.monotonic()
     report = live.run(script, RUN_NAME=name, TINKER_BASE_URL=network.url)
-    import sys
-
     sys.stderr.write(f"{script} {time.monotonic() - started:.1f}s {network.done} {network.hit}\n")
     assert [fault for fault in Fault if network.done[fault] < LEAST] == []
     assert look(live, name) == look(live, quiet_name)

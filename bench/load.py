@@ -36,7 +36,7 @@ PATIENCE = 240.0  # for all answers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
-    """What the system says of the web process while the samples wait."""
+    """What the system says of one of the installation's processes."""
 
     pid: int
 
@@ -49,16 +49,22 @@ class Process:
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
+    @property
+    def cpu_seconds(self) -> float:
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
 
 def measure() -> list[dict[str, Any]]:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with tempfile.TemporaryDirectory() as home, serve(Path(home), {MODEL: TINY}) as connection:
+    with tempfile.TemporaryDirectory() as folder, serve(Path(folder), {MODEL: TINY}) as connection:
+        home = Path(folder)
         told = json.loads(connection.read_text())
         address = Address(url=told["url"], api_key=told["api_key"])
         web = Process(pid=find_web_process(address))
-        waiting = asyncio.run(measure_waiting(address, Path(home), web))
-        steps = asyncio.run(measure_steps(address))
+        waiting = asyncio.run(measure_waiting(address, home, web))
+        steps = asyncio.run(measure_steps(address, web, Process(pid=find_worker(home, "gpu"))))
     return waiting + compare_steps(steps, run_engine())
 
 
@@ -160,26 +166,33 @@ def find_web_process(address: Address) -> int:
 
 def make_request(number: int) -> ForwardBackward:
     tokens = np.random.default_rng(number).integers(4, 500, 17)
-    inputs = {"target_tokens": tokens[1:], "weights": np.ones(16, np.float32)}
+    inputs: dict[str, Any] = {"target_tokens": tokens[1:], "weights": np.ones(16, np.float32)}
     return ForwardBackward(data=[Datum(tokens=tokens[:-1], inputs=inputs)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steps:
-    """Seconds of every step of every client, and of all of them together."""
+    """Seconds of every step of every client, of all together, and of the processors."""
 
     each: Sequence[float]
     total: float
+    cpu: float
 
 
-async def measure_steps(address: Address) -> Steps:
+async def measure_steps(address: Address, web: Process, gpu: Process) -> Steps:
     models = [await open_model(address) for _ in range(NUM_CLIENTS)]
     await asyncio.gather(*(train(address, model, 1, 5) for model in models))  # warm
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), (web.cpu_seconds, gpu.cpu_seconds)
     of_each = NUM_PAIRS // NUM_CLIENTS
     times = await asyncio.gather(*(train(address, model, 11, of_each) for model in models))
     total = time.perf_counter() - started
-    return Steps(each=[each for client in times for each in client], total=total)
+    used = web.cpu_seconds - cpu[0], gpu.cpu_seconds - cpu[1]
+    print(
+        f"A step took {1000 * used[0] / NUM_PAIRS:.1f} ms of processor in the web process and"
+        f" {1000 * used[1] / NUM_PAIRS:.1f} ms in the gpu worker."
+    )
+    each = [seconds for client in times for seconds in client]
+    return Steps(each=each, total=total, cpu=sum(used))
 
 
 async def open_model(address: Address) -> str:
@@ -228,6 +241,7 @@ def compare_steps(ours: Steps, engine: Steps) -> list[dict[str, Any]]:
         ("p50", lambda steps: 1000 * statistics.median(steps.each), 0.2),
         ("p95", lambda steps: 1000 * quantile(sorted(steps.each), 0.95), 0.1),
         ("mean", lambda steps: 1000 * steps.total / NUM_PAIRS * NUM_CLIENTS, 0.2),
+        ("processor time", lambda steps: 1000 * steps.cpu / NUM_PAIRS, 0.2),
     )
     return [
         {

@@ -1,7 +1,7 @@
 """What a call of a custom loss costs, and how its arguments are read before it runs."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +31,15 @@ def list_tensors(*values: Any) -> Iterator[torch.Tensor]:
             yield value
         elif isinstance(value, list | tuple):
             yield from list_tensors(*value)
+
+
+def count_cells(shape: Iterable[int]) -> int:
+    """Nothing in one dimension counts as one: a sum over it leaves all the others."""
+    return math.prod(max(1, size) for size in shape)
+
+
+def count(tensor: torch.Tensor) -> int:
+    return count_cells(tensor.shape)
 
 
 def find_tensors(args: Args, kwargs: Kwargs) -> list[torch.Tensor]:

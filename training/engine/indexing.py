@@ -1,6 +1,5 @@
 """How many numbers an index of a custom loss chooses: see `training.engine.sizes`."""
 
-import math
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
@@ -12,6 +11,8 @@ from training.engine.costs import (
     Cost,
     Kwargs,
     broadcast_shapes,
+    count,
+    count_cells,
     find_option,
     find_tensors,
     list_tensors,
@@ -26,17 +27,17 @@ def index_select(args: Args, kwargs: Kwargs) -> Cost:
     dim = read_whole(find_option(args, kwargs, 1, "dim", 0))
     index = find_option(args, kwargs, 2, "index", None)
     size = tensor.shape[dim] if tensor.ndim else 1
-    return Cost(tensor.numel() // max(1, size) * max(map(torch.numel, list_tensors(index))))
+    return Cost(count(tensor) // max(1, size) * max(map(count, list_tensors(index))))
 
 
 def take(args: Args, kwargs: Kwargs) -> Cost:
-    return Cost(max(tensor.numel() for tensor in find_tensors(args, kwargs)))
+    return Cost(max(map(count, find_tensors(args, kwargs))))
 
 
 def take_along_dim(args: Args, kwargs: Kwargs) -> Cost:
     tensors = find_tensors(args, kwargs)
     pairs = zip_longest(*(reversed(tensor.shape) for tensor in tensors), fillvalue=1)
-    return Cost(math.prod(max(sizes) for sizes in pairs))
+    return Cost(count_cells(max(sizes) for sizes in pairs))
 
 
 def getitem(args: Args, _kwargs: Kwargs) -> Cost:
@@ -44,7 +45,7 @@ def getitem(args: Args, _kwargs: Kwargs) -> Cost:
     if not isinstance(value, torch.Tensor):
         if not isinstance(value, tuple | list) or not isinstance(index, int | slice):
             raise InvalidInput("only tensors and tuples have items")
-        return Cost(1 + sum(tensor.numel() for tensor in list_tensors(value)))
+        return Cost(1 + sum(map(count, list_tensors(value))))
     items = index if isinstance(index, tuple) else (index,)
     return Cost(count_chosen(value.shape, items))
 
@@ -58,15 +59,15 @@ def count_chosen(shape: Sequence[int], items: Sequence[Any]) -> int:
     for item, own in zip(items, widths, strict=True):
         width = rest if item is ... else own
         if item is ... or isinstance(item, slice):
-            left *= math.prod(shape[place : place + width])
+            left *= count_cells(shape[place : place + width])
         elif is_mask(item):
-            chosen = max(chosen, math.prod(shape[place : place + width]))
+            chosen = max(chosen, count_cells(shape[place : place + width]))
         elif isinstance(item, list):
             shapes.append((len(item),))
         elif isinstance(item, torch.Tensor):
             shapes.append(tuple(item.shape))
         place += width
-    return left * chosen * math.prod(broadcast_shapes(*shapes)) * math.prod(shape[place:])
+    return left * chosen * count_cells(broadcast_shapes(*shapes)) * count_cells(shape[place:])
 
 
 def is_mask(item: Any) -> bool:

@@ -18,6 +18,8 @@ from training.engine.costs import (
     Kwargs,
     Rule,
     broadcast_shapes,
+    count,
+    count_cells,
     find_option,
     find_tensors,
     list_tensors,
@@ -43,7 +45,7 @@ def look(_args: Args, _kwargs: Kwargs) -> Cost:
 
 def inside(args: Args, kwargs: Kwargs) -> Cost:
     tensors = find_tensors(args, kwargs)
-    return Cost(2 * sum(tensor.numel() for tensor in tensors) + SLACK * (1 + len(tensors)))
+    return Cost(2 * sum(map(count, tensors)) + SLACK * (1 + len(tensors)))
 
 
 def slow(args: Args, kwargs: Kwargs) -> Cost:
@@ -60,9 +62,9 @@ def broadcast(args: Args, kwargs: Kwargs) -> Cost:
     """One tensor alone is reduced, or looked through: then its dimensions count."""
     tensors = find_tensors(args, kwargs)
     if len(tensors) == 1:
-        return Cost(tensors[0].numel() * max(2, tensors[0].ndim) + SLACK)
+        return Cost(count(tensors[0]) * max(2, tensors[0].ndim) + SLACK)
     shape = broadcast_shapes(*(tensor.shape for tensor in tensors))
-    return Cost(2 * math.prod(shape) + SLACK)
+    return Cost(2 * count_cells(shape) + SLACK)
 
 
 def arithmetic(args: Args, kwargs: Kwargs) -> Cost:
@@ -128,7 +130,7 @@ def matmul(args: Args, kwargs: Kwargs) -> Cost:
     left, right = (list(tensor.shape) for tensor in tensors)
     left = left if len(left) > 1 else [1, *left]
     right = right if len(right) > 1 else [*right, 1]
-    batch = math.prod(broadcast_shapes(left[:-2], right[:-2]))
+    batch = count_cells(broadcast_shapes(left[:-2], right[:-2]))
     rows, inner, columns = left[-2], left[-1], right[-1]
     elements = batch * rows * columns
     if batch > 1:  # an operand is repeated where only the other one has a batch
@@ -137,7 +139,7 @@ def matmul(args: Args, kwargs: Kwargs) -> Cost:
 
 
 def outer(args: Args, kwargs: Kwargs) -> Cost:
-    return Cost(math.prod(tensor.numel() for tensor in find_tensors(args, kwargs)))
+    return Cost(math.prod(map(count, find_tensors(args, kwargs))))
 
 
 def einsum(args: Args, _kwargs: Kwargs) -> Cost:
@@ -153,17 +155,17 @@ def einsum(args: Args, _kwargs: Kwargs) -> Cost:
     for term, operand in zip(terms, operands, strict=True):
         for label, size in zip(term, operand.shape, strict=True):
             sizes[label] = max(size, sizes.get(label, 0))
-    space = math.prod(sizes.values())
+    space = count_cells(sizes.values())
     if len(operands) > 2:
         return Cost(space, space * len(operands))
     kept = equation.partition("->")[2] if "->" in equation else "".join(sizes)
-    made = math.prod(sizes.get(label, 1) for label in set(kept.strip()))
-    return Cost(made + sum(operand.numel() for operand in operands), space // MATMUL_SPEED)
+    made = count_cells(sizes.get(label, 1) for label in set(kept.strip()))
+    return Cost(made + sum(map(count, operands)), space // MATMUL_SPEED)
 
 
 def nonzero(args: Args, kwargs: Kwargs) -> Cost:
     tensor = take_tensor(args, kwargs)
-    return Cost(tensor.numel() * max(1, tensor.ndim))
+    return Cost(count(tensor) * max(1, tensor.ndim))
 
 
 def diff(args: Args, kwargs: Kwargs) -> Cost:
@@ -176,13 +178,13 @@ def diff(args: Args, kwargs: Kwargs) -> Cost:
 def diag(args: Args, kwargs: Kwargs) -> Cost:
     tensor = take_tensor(args, kwargs)
     offset = read_whole(find_option(args, kwargs, 1, "diagonal", 0))
-    return Cost((tensor.numel() + abs(offset)) ** 2 if tensor.ndim == 1 else tensor.numel())
+    return Cost((count(tensor) + abs(offset)) ** 2 if tensor.ndim == 1 else count(tensor))
 
 
 def tile(args: Args, kwargs: Kwargs) -> Cost:
     tensor = take_tensor(args, kwargs)
     repeats = read_sizes(args[1:], kwargs, "repeats", "dims", "sizes")
-    return Cost(tensor.numel() * math.prod(abs(repeat) for repeat in repeats))
+    return Cost(count(tensor) * count_cells(repeats))
 
 
 def expand(args: Args, kwargs: Kwargs) -> Cost:
@@ -191,7 +193,7 @@ def expand(args: Args, kwargs: Kwargs) -> Cost:
     sizes = read_sizes(args[1:], kwargs, "size", "shape")
     own = reversed(tensor.shape)
     return Cost(
-        math.prod(
+        count_cells(
             here if size == -1 else size
             for size, here in zip_longest(reversed(sizes), own, fillvalue=1)
         )
@@ -204,19 +206,19 @@ def view(args: Args, kwargs: Kwargs) -> Cost:
 
 
 def create(args: Args, kwargs: Kwargs) -> Cost:
-    return Cost(math.prod(read_sizes(args, kwargs, "size")))
+    return Cost(count_cells(read_sizes(args, kwargs, "size")))
 
 
 def create_like(args: Args, kwargs: Kwargs) -> Cost:
-    return Cost(math.prod(read_sizes(args[1:], kwargs, "size")))
+    return Cost(count_cells(read_sizes(args[1:], kwargs, "size")))
 
 
 def fill(args: Args, kwargs: Kwargs) -> Cost:
-    return Cost(math.prod(read_sizes(args[:1], kwargs, "size")))
+    return Cost(count_cells(read_sizes(args[:1], kwargs, "size")))
 
 
 def fill_like(args: Args, kwargs: Kwargs) -> Cost:
-    return Cost(math.prod(read_sizes(args[1:2], kwargs, "size")))
+    return Cost(count_cells(read_sizes(args[1:2], kwargs, "size")))
 
 
 def arange(args: Args, kwargs: Kwargs) -> Cost:
@@ -240,12 +242,12 @@ def linspace(args: Args, kwargs: Kwargs) -> Cost:
 
 def eye(args: Args, kwargs: Kwargs) -> Cost:
     rows = read_whole(find_option(args, kwargs, 0, "n", 0))
-    return Cost(rows * read_whole(find_option(args, kwargs, 1, "m", rows)))
+    return Cost(count_cells((rows, read_whole(find_option(args, kwargs, 1, "m", rows)))))
 
 
 def quantile(args: Args, kwargs: Kwargs) -> Cost:
     tensors = find_tensors(args, kwargs)
-    elements = 2 * math.prod(max(1, tensor.numel()) for tensor in tensors) + SLACK
+    elements = 2 * math.prod(map(count, tensors)) + SLACK
     return Cost(elements, SORTING * elements)
 
 
@@ -257,13 +259,13 @@ def repeat_interleave(args: Args, kwargs: Kwargs) -> Cost:
         most = read_whole(repeats.max()) if repeats.numel() else 0
     else:
         most = read_whole(repeats)
-    return Cost(tensor.numel() * max(0, most))
+    return Cost(count(tensor) * max(1, most))
 
 
 def count_pieces(tensor: torch.Tensor, pieces: int) -> Cost:
     if not 0 <= pieces <= MAX_ITEMS:
         raise InvalidInput(f"it makes {pieces} pieces; at most {MAX_ITEMS} are made here")
-    return Cost(tensor.numel() + SLACK, PIECE * pieces)
+    return Cost(count(tensor) + SLACK, PIECE * pieces)
 
 
 def split(args: Args, kwargs: Kwargs) -> Cost:
@@ -301,12 +303,12 @@ def unbind(args: Args, kwargs: Kwargs) -> Cost:
 def broadcast_all(args: Args, kwargs: Kwargs) -> Cost:
     found = find_tensors(args, kwargs)
     shape = broadcast_shapes(*(tensor.shape for tensor in found))
-    return Cost(len(found) * math.prod(shape))
+    return Cost(len(found) * count_cells(shape))
 
 
 def meshgrid(args: Args, kwargs: Kwargs) -> Cost:
     found = find_tensors(args, kwargs)
-    return Cost(len(found) * math.prod(tensor.numel() for tensor in found))
+    return Cost(len(found) * math.prod(map(count, found)))
 
 
 def one_hot(args: Args, kwargs: Kwargs) -> Cost:
@@ -314,14 +316,14 @@ def one_hot(args: Args, kwargs: Kwargs) -> Cost:
     classes = read_whole(find_option(args, kwargs, 1, "num_classes", -1))
     if classes == -1:
         classes = read_whole(tensor.max()) + 1 if tensor.numel() else 1
-    return Cost(tensor.numel() * max(1, classes))
+    return Cost(count(tensor) * max(1, classes))
 
 
 def pad(args: Args, kwargs: Kwargs) -> Cost:
     tensor = take_tensor(args, kwargs)
     widths = read_sizes([find_option(args, kwargs, 1, "pad", ())], {})
     pairs = zip_longest(reversed(tensor.shape), widths[::2], widths[1::2], fillvalue=0)
-    return Cost(math.prod(size + max(0, before) + max(0, after) for size, before, after in pairs))
+    return Cost(count_cells(size + max(0, before) + max(0, after) for size, before, after in pairs))
 
 
 def norm(args: Args, kwargs: Kwargs) -> Cost:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from training.allowlist import FUNCTIONS, METHODS, PAIR_ATTRIBUTES
-from training.engine.costs import MAX_ITEMS, find_tensors
+from training.engine.costs import MAX_ITEMS, count, find_tensors
 from training.engine.sizes import RULES
 from training.errors import InvalidInput
 from training.graphs import (
@@ -105,7 +105,9 @@ class Frame:
         self.meter.spend(0, cost.work + CALL_WORK)
         value = CALLS[node.op][node.target](*args, **kwargs)
         made = check_value(value)
-        self.meter.spend(made, made + sum(map(torch.numel, find_tensors(args, kwargs))))
+        if made > NODE_ELEMENTS:  # without an element to it, or nothing would have been made
+            raise InvalidInput(f"its result has dimensions for {made} numbers")
+        self.meter.spend(made, made + sum(map(count, find_tensors(args, kwargs))))
         return value
 
     def resolve(self, argument: Argument) -> Any:
@@ -189,7 +191,7 @@ def check_value(value: Any) -> int:
     if isinstance(value, torch.Tensor):
         if value.dtype.is_complex or value.layout != torch.strided:
             raise InvalidInput("complex and sparse tensors are not allowed in a custom loss")
-        return value.numel()
+        return count(value)
     if isinstance(value, tuple | list):
         if len(value) > MAX_ITEMS:
             raise InvalidInput(f"it makes {len(value)} values; at most {MAX_ITEMS} are made here")
@@ -211,7 +213,7 @@ def read_attribute(value: Any, name: str) -> Any:
     return getattr(value, name)
 
 
-def count(value: torch.Tensor | torch.Size) -> int:
+def read_numel(value: torch.Tensor | torch.Size) -> int:
     return value.numel()
 
 
@@ -269,7 +271,7 @@ CALLS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
         **{name: getattr(torch.Tensor, name) for name in METHODS},
         "cpu": stay,
         "cuda": stay,
-        "numel": count,
+        "numel": read_numel,
         "to": convert,
     },
 }

@@ -306,6 +306,34 @@ def test_a_result_that_is_too_large_is_refused_before_it_is_made(bomb: dict[str,
     tracemalloc.stop()
 
 
+HOLLOW: dict[str, dict[str, Any]] = {
+    "zeros": call("torch.zeros", BIG, 0),
+    "reshape": call_method("reshape", {"ref": "n2"}, BIG, 0),
+    "expand": call_method("expand", {"ref": "n2"}, BIG, 0),
+    "repeat": call_method("repeat", {"ref": "n2"}, BIG, 1),
+    "index": call("operator.getitem", {"ref": "n2"}, {"tuple": [{"ref": "n1"}, {"ref": "n1"}]}),
+    "sum": call("operator.add", {"ref": "n3"}, {"ref": "n4"}),
+    "product": call("torch.matmul", {"ref": "n3"}, {"ref": "n5"}),
+    "outer": call("torch.outer", {"ref": "n1"}, {"ref": "n1"}),
+}
+
+
+@pytest.mark.parametrize("bomb", HOLLOW.values(), ids=HOLLOW)
+def test_dimensions_beside_an_empty_one_count_too(bomb: dict[str, Any]) -> None:
+    """A sum over the empty one would leave all the others."""
+    prepared = [
+        call_method("long", LOGPROBS),
+        call("torch.zeros", 2**20, dtype={"dtype": "int64"}),
+        call("torch.zeros", 1, 0),
+        call("torch.zeros", 2**12, 1, 0),
+        call("torch.zeros", 1, 2**12, 0),
+        call("torch.zeros", 2**11, 0, 2**11),
+        bomb,
+        call_method("sum", {"ref": "n6"}, -1),
+    ]
+    assert "node n6 " in refuse(*chain(*prepared))
+
+
 def test_many_middling_results_are_too_much_together() -> None:
     calls = [call("torch.zeros", 2**21) for _ in range(40)]
     assert "makes more than" in refuse(*chain(*calls))

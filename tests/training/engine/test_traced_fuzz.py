@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -22,16 +21,11 @@ from training.engine.traced import NODE_ELEMENTS, Frame, Meter, check_value, jud
 from training.errors import InvalidInput
 from training.graphs import CustomLoss, GraphReader, Node, read_custom_loss
 
-FACTOR = int(os.environ.get("FUZZ_FACTOR", "1"))  # as many times more examples
+slow_to_draw = [HealthCheck.too_slow, HealthCheck.filter_too_much]
 
 
-def fuzz(max_examples: int) -> settings:
-    return settings(
-        max_examples=FACTOR * max_examples,
-        derandomize=FACTOR == 1,
-        deadline=None,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-    )
+def fuzz(number: int) -> settings:
+    return settings(max_examples=number, suppress_health_check=slow_to_draw)
 
 
 INPUTS = write_inputs(logprobs=1, weights=1)
@@ -164,6 +158,8 @@ FITTING: dict[str, list[Any]] = {
     "index_fill": [LOGPROBS, 0, INDEX, 1.0],
     "index_select": [MATRIX, 1, INDEX],
     "isqrt": [12],
+    "kthvalue": [LOGPROBS, 2],
+    "lerp": [LOGPROBS, WEIGHTS, 0.5],
     "linspace": [0, 1, 5],
     "margin_ranking_loss": [LOGPROBS, WEIGHTS, WEIGHTS],
     "masked_fill": [MATRIX, {"ref": "wide_mask"}, 0.0],
@@ -184,6 +180,7 @@ FITTING: dict[str, list[Any]] = {
     "swapaxes": [MATRIX, 0, 1],
     "swapdims": [MATRIX, 0, 1],
     "_threshold": [LOGPROBS, 0.5, 1.0],
+    "threshold": [LOGPROBS, 0.5, 1.0],
     "take": [LOGPROBS, INDEX],
     "take_along_dim": [LOGPROBS, INDEX, 0],
     "tensor_split": [LOGPROBS, 3],
@@ -201,14 +198,15 @@ def list_arguments(target: str) -> Iterator[list[Any]]:
     if target == "getattr":
         yield from ([tensor, name] for tensor in TENSORS for name in sorted(ATTRIBUTES))
         return
-    for first in (*TENSORS, *OTHERS[2:3], 3, *(() if target in METHODS else SHAPES)):
-        yield [first]
-        yield [[first, first]]
+    pool = [*TENSORS, *INTEGERS, *SHAPES, *OTHERS, 3, 2.5]
+    yield from ([first] for first in pool)
+    yield from ([[first, first]] for first in TENSORS)
     random = np.random.default_rng(zlib.crc32(target.encode()))
-    pool = [*TENSORS, *INTEGERS, *SHAPES, *OTHERS]
-    for _ in range(100 * FACTOR):
-        picked = random.integers(0, len(pool), random.integers(1, 4))
-        yield [TENSORS[random.integers(0, len(TENSORS))], *(pool[place] for place in picked)]
+    for first in (LOGPROBS, MATRIX, MASK, {"ref": "whole"}, 3):
+        yield from ([first, second] for second in pool)
+        for _ in range(10):
+            picked = random.integers(0, len(pool), 3)
+            yield [first, *(pool[place] for place in picked[: random.integers(2, 4)])]
 
 
 def decode(target: str, args: list[Any], op: str) -> Node | None:

@@ -17,13 +17,14 @@ from django.urls.resolvers import RegexPattern, URLPattern
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.training.tracing import LOGPROBS, call, make_graph, write_inputs
 from tests.webapp.tinker import fuzz
 from tests.webapp.tinker.conftest import Program, make_request
 from webapp.checkpoints.models import Checkpoint
 from webapp.deployments.models import SamplingCall, SamplingSession
 from webapp.fleet.models import BaseModel
 from webapp.runs import queue
-from webapp.runs.models import LogLine, Operation, Run, Session
+from webapp.runs.models import CustomLoss, LogLine, Operation, Run, Session
 from webapp.tinker import waiting, wire
 from webapp.tinker.urls import urlpatterns
 from webapp.tinker.waiting import ParkedPolls
@@ -39,7 +40,7 @@ def bodies(number: int) -> settings:
 
 
 TABLES: tuple[type[Model], ...] = (
-    *(Operation, Session, Run, LogLine, SamplingSession, SamplingCall, Checkpoint),
+    *(Operation, Session, Run, LogLine, SamplingSession, SamplingCall, Checkpoint, CustomLoss),
 )
 COUNTS = "SELECT (SELECT COUNT(*) FROM runs_operation WHERE status = 'refused')" + "".join(
     f", (SELECT COUNT(*) FROM {table._meta.db_table})" for table in TABLES
@@ -204,6 +205,13 @@ TEMPLATES: Mapping[str, Mapping[str, Any]] = {
         "model_id": "$model",
         "seq_id": "$number",
         "adam_params": {"learning_rate": 0.001, "beta1": 0.9, "eps": 1e-8, "grad_clip_norm": 1},
+    },
+    "create_custom_loss": {
+        "session_id": "$session",
+        "custom_loss_seq_id": "$number",
+        "name": "mine",
+        "inputs": write_inputs(logprobs=1, weights=1),
+        "graph": make_graph(call("torch.sum", LOGPROBS)),
     },
     "save_weights": {
         "model_id": "$model",

@@ -19,6 +19,8 @@ NO_TOKEN = -99999.0  # the log-probability of a cell that holds none
 
 CheckpointKind = Literal["training", "sampler"]
 StopReason = Literal["stop", "length"]
+Optimizer = Literal["adamw", "dimuon"]  # of a run, from its creation to its end
+OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "dimuon")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,18 @@ class AdamParams:
     eps: float = 1e-12
     weight_decay: float = 0.0
     grad_clip_norm: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DimuonParams:
+    """Momentum made orthogonal; `grad_clip_norm` of 0 or less clips nothing."""
+
+    learning_rate: float
+    grad_clip_norm: float = 0.0
+    beta1: float = 0.9
+
+
+OptimizerParams = AdamParams | DimuonParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

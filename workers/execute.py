@@ -14,11 +14,14 @@ from django.template.loader import render_to_string
 
 from training.engine.core import Engine
 from training.errors import InvalidInput
+from training.requests import POLICY_METRICS
 from training.types import (
     AdamParams,
+    DimuonParams,
     ForwardBackward,
     ForwardBackwardOutput,
     LoraSpec,
+    OptimizerParams,
     SavedWeights,
 )
 from webapp.checkpoints.models import Checkpoint
@@ -41,6 +44,8 @@ class Tally:
     loss: float = 0.0
     weight: float = 0.0
     num_tokens: int = 0
+    policy: dict[str, float] = field(default_factory=dict)  # each metric times its scored tokens
+    policy_tokens: float = 0.0
     seconds: float = 0.0  # of the device, this run's share
     spoiled_by: int | None = None  # the seq of a forward_backward whose gradients are missing
 
@@ -140,10 +145,24 @@ def count_output(
     tally.weight += weight if weight > 0 else output.metrics.get("num_scored:sum", 0.0)
     tally.num_tokens += num_tokens
     tally.seconds += seconds
+    count_policy(tally, output.metrics)
+
+
+def count_policy(tally: Tally, metrics: Mapping[str, float]) -> None:
+    """One that a part of the step lacks was not finite there, and the step has none."""
+    if not any(f"{key}:mean" in metrics for key in POLICY_METRICS):
+        return
+    weight = metrics["num_scored:sum"]
+    tally.policy_tokens += weight
+    for key in POLICY_METRICS:
+        value = metrics.get(f"{key}:mean", math.nan)
+        tally.policy[key] = tally.policy.get(key, 0.0) + weight * value
 
 
 def create_model(held: Held, _operation: Operation, payload: Mapping[str, Any]) -> Done:
-    held.engine.create_adapter(held.run.pk, LoraSpec(**payload))
+    spec = {key: value for key, value in payload.items() if key != "optimizer"}
+    kind = payload.get("optimizer", "adamw")
+    held.engine.create_adapter(held.run.pk, LoraSpec(**spec), kind)
     held.tally = Tally()
     return answer({"model_id": held.run.model_id, "type": "create_model"})
 
@@ -153,7 +172,9 @@ def load_weights(held: Held, _operation: Operation, payload: Mapping[str, Any]) 
     if checkpoint.deleted_at is not None:
         raise InvalidInput(f"the checkpoint {checkpoint.name} was deleted: load another one")
     folder = find_folder(checkpoint)
-    held.engine.load_weights(held.run.pk, folder, optimizer=bool(payload["optimizer"]))
+    held.engine.load_weights(
+        held.run.pk, folder, optimizer=bool(payload["optimizer"]), kind=payload.get("kind", "adamw")
+    )
     held.tally = Tally()
     held.is_settled = True  # the checkpoint may go; what came of it stays in the autosave
     held.autosaved_at = -math.inf
@@ -165,12 +186,18 @@ def optim_step(held: Held, _operation: Operation, payload: Mapping[str, Any]) ->
     check_whole(held)
     tally, held.tally = held.tally, Tally()
     started = time.perf_counter()
-    output = held.engine.optim_step(held.run.pk, AdamParams(**payload["adam_params"]))
+    output = held.engine.optim_step(held.run.pk, read_params(payload))
     seconds = tally.seconds + time.perf_counter() - started
     held.is_settled = True
     metrics = {**output.metrics, **describe_tally(tally, seconds)}
     done = answer({"metrics": dict(output.metrics)})
     return Done(result=done.result, metrics=metrics, num_tokens=tally.num_tokens)
+
+
+def read_params(payload: Mapping[str, Any]) -> OptimizerParams:
+    if "dimuon_params" in payload:
+        return DimuonParams(**payload["dimuon_params"])
+    return AdamParams(**payload["adam_params"])
 
 
 def check_whole(held: Held) -> None:
@@ -189,6 +216,9 @@ def describe_tally(tally: Tally, seconds: float) -> dict[str, float]:
     numbers = {"num_tokens": float(tally.num_tokens)}
     if tally.weight > 0:
         numbers["loss"] = tally.loss / tally.weight
+    for key, total in tally.policy.items():
+        if math.isfinite(total):
+            numbers[key] = total / tally.policy_tokens
     if tally.num_tokens and seconds > 0:
         numbers["tokens_per_second"] = tally.num_tokens / seconds
     return numbers

@@ -95,6 +95,9 @@ class Program:
     def step(self, learning_rate: float = 1e-2) -> Operation:
         return self.send(Kind.OPTIM_STEP, adam_params={"learning_rate": learning_rate})
 
+    def step_dimuon(self) -> Operation:
+        return self.send(Kind.OPTIM_STEP, dimuon_params={"learning_rate": 0.02})
+
     def train(self, steps: range) -> list[Operation]:
         """A forward_backward and a step for each number; returns the forward_backwards."""
         operations = []

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from training.errors import InvalidInput
-from training.types import LoraSpec, Probe
+from training.types import LoraSpec, Optimizer, Probe
 
 FORMAT = 1
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -39,6 +39,7 @@ class Manifest:
     step: int
     probe: Probe
     versions: Mapping[str, str]
+    optimizer: Optimizer = "adamw"  # the run's; folders of before there were two do not say
     format: int = FORMAT
 
     @property
@@ -54,6 +55,7 @@ class Contents:
     optimizer: Tensors | None
     spec: LoraSpec
     step: int
+    kind: Optimizer = "adamw"
 
 
 def digest_tensors(tensors: Tensors) -> str:
@@ -95,6 +97,7 @@ def write_folder(
         base_digest=base_digest,
         spec=contents.spec,
         step=contents.step,
+        optimizer=contents.kind,
         probe=probe,
         versions={"torch": torch.__version__, "transformers": transformers.__version__},
     )
@@ -202,6 +205,7 @@ def read_folder(folder: Path, *, base_digest: str, optimizer: bool) -> Contents:
         optimizer=moments,
         spec=manifest.spec,
         step=manifest.step,
+        kind=manifest.optimizer,
     )
 
 

@@ -16,17 +16,25 @@ from training.encryption import encrypt_files, read_recipients
 from training.engine import checkpoint
 from training.engine.attention import ATTENTION
 from training.engine.lora import Adapter, Adapters
-from training.engine.optim import AdamState, check_params, update_weights
+from training.engine.optim import (
+    STATES,
+    OptimizerState,
+    check_params,
+    name_moments,
+    name_optimizer,
+    update_adapter,
+)
 from training.engine.packing import Item, pack_items
 from training.engine.passes import Tally, run_pass
 from training.errors import InvalidInput
 from training.requests import check_request
 from training.types import (
-    AdamParams,
     Datum,
     ForwardBackward,
     ForwardBackwardOutput,
     LoraSpec,
+    Optimizer,
+    OptimizerParams,
     OptimStepOutput,
     Probe,
     SavedWeights,
@@ -53,7 +61,7 @@ class Engine:
         self.context: int = model.config.max_position_embeddings
         self.flops = 0.0  # of all passes so far
         self.adapters = Adapters(model)
-        self.optimizers: dict[str, AdamState] = {}
+        self.optimizers: dict[str, OptimizerState] = {}
 
     @classmethod
     def load(
@@ -104,10 +112,10 @@ class Engine:
     def runs(self) -> tuple[str, ...]:
         return tuple(self.adapters.by_run)
 
-    def create_adapter(self, run: str, spec: LoraSpec) -> None:
+    def create_adapter(self, run: str, spec: LoraSpec, kind: Optimizer = "adamw") -> None:
         """Fresh weights, no gradients, no moments; what the run had before is gone."""
         adapter = self.adapters.add(run, spec)
-        self.optimizers[run] = AdamState.fresh(adapter.values)
+        self.optimizers[run] = STATES[kind].fresh(adapter.values)
 
     def drop(self, run: str) -> None:
         self.adapters.drop(run)
@@ -182,18 +190,16 @@ class Engine:
         # Weights are frozen: the backward is as large as the forward, 2 a weight and token.
         self.flops += (2 if forward_only else 4) * self.num_parameters * num_tokens
 
-    def optim_step(self, run: str, adam: AdamParams) -> OptimStepOutput:
+    def optim_step(self, run: str, params: OptimizerParams) -> OptimStepOutput:
         """Uses up the gradients, also those that are refused because they are not finite.
 
         Without any it is a step on zeros: the moments fade, and still move the weights.
         """
         adapter = self._adapter(run)
-        check_params(adam)
+        check_params(params)
         try:
             with torch.no_grad():
-                metrics = update_weights(
-                    adapter.values, adapter.gradients, self.optimizers[run], adam
-                )
+                metrics = update_adapter(adapter, self.optimizers[run], params)
         finally:
             adapter.drop_gradients()
         return OptimStepOutput(metrics=metrics)
@@ -205,6 +211,7 @@ class Engine:
             optimizer=name_moments(adapter, state) if optimizer else None,
             spec=adapter.spec,
             step=state.num_steps,
+            kind=name_optimizer(state),
         )
         probe = self.probe(run)
         manifest = checkpoint.write_folder(
@@ -256,10 +263,12 @@ class Engine:
         shares = embedding is self.adapters.head.weight
         return shares and self._adapter(run).spec.train_unembed
 
-    def load_weights(self, run: str, folder: Path, *, optimizer: bool) -> None:
-        """The folder's weights, and its moments or fresh ones; gradients are dropped."""
+    def load_weights(
+        self, run: str, folder: Path, *, optimizer: bool, kind: Optimizer = "adamw"
+    ) -> None:
+        """The folder's weights and optimizer, or a fresh one of a kind; gradients are dropped."""
         contents = checkpoint.read_folder(folder, base_digest=self.base_digest, optimizer=optimizer)
-        self.create_adapter(run, contents.spec)
+        self.create_adapter(run, contents.spec, contents.kind if optimizer else kind)
         adapter, state = self.adapters.by_run[run], self.optimizers[run]
         if contents.adapter.keys() != adapter.tensors.keys():
             self.drop(run)
@@ -312,14 +321,6 @@ def find_kind(config: Mapping[str, Any]) -> str:
 def name_modules(adapter: Adapter) -> list[str]:
     """The kinds of layers that it has weights for, as PEFT's target_modules say it."""
     return sorted({name.rpartition(".")[2] for name in adapter.pairs})
-
-
-def name_moments(adapter: Adapter, state: AdamState) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}.{kind}": view
-        for kind, flat in (("mean", state.mean), ("square", state.square))
-        for name, view in adapter.view(flat).items()
-    }
 
 
 def _copy_tensors(targets: checkpoint.Tensors, sources: checkpoint.Tensors) -> None:

@@ -1,12 +1,15 @@
-"""AdamW with decoupled decay over an adapter's flat buffers, refusing what is not finite."""
+"""One step of a run's optimizer over its adapter's flat buffers, refusing what is not finite."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
 
+from training.engine.dimuon import DimuonState, step_dimuon
+from training.engine.lora import Adapter
 from training.errors import InvalidInput
-from training.types import AdamParams
+from training.types import AdamParams, DimuonParams, Optimizer, OptimizerParams
 
 
 @dataclass(slots=True, kw_only=True)
@@ -21,23 +24,69 @@ class AdamState:
     def fresh(cls, values: torch.Tensor) -> "AdamState":
         return cls(mean=torch.zeros_like(values), square=torch.zeros_like(values))
 
+    @property
+    def moments(self) -> Mapping[str, torch.Tensor]:
+        return {"mean": self.mean, "square": self.square}
 
-def check_params(params: AdamParams) -> None:
+
+OptimizerState = AdamState | DimuonState
+STATES: Mapping[Optimizer, type[AdamState] | type[DimuonState]] = {
+    "adamw": AdamState,
+    "dimuon": DimuonState,
+}
+
+
+def name_optimizer(state: OptimizerState) -> Optimizer:
+    return "adamw" if isinstance(state, AdamState) else "dimuon"
+
+
+def name_moments(adapter: Adapter, state: OptimizerState) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{kind}": view
+        for kind, flat in state.moments.items()
+        for name, view in adapter.view(flat).items()
+    }
+
+
+def check_params(params: OptimizerParams) -> None:
     for field in fields(params):
         value = getattr(params, field.name)
-        if not math.isfinite(value) or value < 0:
+        may_be_negative = field.name == "grad_clip_norm" and isinstance(params, DimuonParams)
+        if not math.isfinite(value) or (value < 0 and not may_be_negative):
             raise InvalidInput(f"{field.name} is {value}: send a finite number from 0 up")
-    for name, value in (("beta1", params.beta1), ("beta2", params.beta2)):
-        if value >= 1:
-            raise InvalidInput(f"{name} is {value}: it must be below 1")
-    if params.eps == 0:
+        if field.name.startswith("beta") and value >= 1:
+            raise InvalidInput(f"{field.name} is {value}: it must be below 1")
+    if isinstance(params, AdamParams) and params.eps == 0:
         raise InvalidInput("eps is 0.0: weights without a gradient would become 0 / 0")
+
+
+def update_adapter(
+    adapter: Adapter, state: OptimizerState, params: OptimizerParams
+) -> dict[str, float]:
+    """One step in place, by the optimizer that the run was created with."""
+    if isinstance(state, AdamState) and isinstance(params, AdamParams):
+        return update_weights(adapter.values, adapter.gradients, state, params)
+    if isinstance(state, DimuonState) and isinstance(params, DimuonParams):
+        metrics = clip_gradients(adapter.gradients, params)
+        means = adapter.view(state.mean)
+        step_dimuon(adapter.tensors, adapter.gradients, means, state, params)
+        return metrics
+    raise InvalidInput(
+        f"this run's optimizer is {name_optimizer(state)}, from its creation on: the step was "
+        f"refused, because its parameters are {type(params).__name__}"
+    )
 
 
 def update_weights(
     values: torch.Tensor, gradients: torch.Tensor, state: AdamState, params: AdamParams
 ) -> dict[str, float]:
-    """One step in place. On gradients that are not finite: InvalidInput, and nothing changed."""
+    metrics = clip_gradients(gradients, params)
+    _apply(values, gradients, state, params)
+    return metrics
+
+
+def clip_gradients(gradients: torch.Tensor, params: OptimizerParams) -> dict[str, float]:
+    """In place. On gradients that are not finite: InvalidInput, and nothing changed."""
     norm = float(torch.linalg.vector_norm(gradients))
     if not math.isfinite(norm):
         raise InvalidInput(
@@ -47,7 +96,6 @@ def update_weights(
     share = params.grad_clip_norm / (norm + 1e-6)  # 1e-6 as torch.nn.utils.clip_grad_norm_ has it
     if 0 < share < 1:
         gradients.mul_(share)
-    _apply(values, gradients, state, params)
     return {"grad_norm": norm, "learning_rate": params.learning_rate}
 
 

@@ -33,6 +33,8 @@ def record_copy(
         asked_model=source.asked_model,
         rank=source.rank,
         lora=source.lora,
+        optimizer=source.optimizer,
+        notes=source.notes,
         # A client's own words, such as its renderer's name, go with the weights; a recipe does not.
         config={} if source.recipe else source.config,
         parent=parent,

@@ -120,7 +120,11 @@ class Run(models.Model):
     asked_model = models.CharField(max_length=200, blank=True)  # the name its program gave
     rank = models.PositiveIntegerField()
     lora = models.JSONField(default=dict)  # alpha, seed, train_mlp, train_attn, train_unembed
+    optimizer = models.CharField(max_length=10, default="adamw")  # from its creation to its end
     config = models.JSONField(default=dict)  # the recipe's; a client's user_metadata otherwise
+    notes = models.JSONField(
+        default=dict
+    )  # losses and optimizers of it that are Hone's own reading
     steering = models.JSONField(default=dict)  # learning_rate, save_now, evaluate_now
     dataset_version = models.ForeignKey(
         DatasetVersion, on_delete=models.PROTECT, null=True, related_name="runs"

@@ -12,6 +12,7 @@ from django.utils.timezone import now
 
 from training.errors import InvalidInput
 from training.recipes.sft_config import SftConfig
+from training.requests import OWN_READINGS
 from training.types import LORA_ALPHA, MAX_RANK
 from webapp.accounts.models import Actor, Project
 from webapp.core.dispatch import TRAIN_RUN, send_task
@@ -135,7 +136,9 @@ def choose_lora(config: dict[str, Any]) -> dict[str, Any]:
     return {"alpha": float(config.get("alpha", LORA_ALPHA)), "seed": seed, **flags}
 
 
-def check_parent(parent: Any | None, base_model: BaseModel, with_optimizer: bool) -> None:
+def check_parent(
+    parent: Any | None, base_model: BaseModel, with_optimizer: bool, optimizer: str = "adamw"
+) -> None:
     if parent is None:
         return
     if parent.deleted_at is not None:
@@ -150,6 +153,12 @@ def check_parent(parent: Any | None, base_model: BaseModel, with_optimizer: bool
         raise UserError(
             f"The checkpoint {parent.name} belongs to {parent.base_model}, not to {base_model}.",
             field="parent",
+        )
+    if with_optimizer and optimizer != parent.run.optimizer:
+        raise UserError(
+            f"The checkpoint {parent.name} holds the state of {parent.run.optimizer}, not of "
+            f"{optimizer}: begin from its weights alone.",
+            field="with_optimizer",
         )
     if with_optimizer and not parent.has_optimizer:
         raise UserError(
@@ -169,6 +178,7 @@ def open_client_run(  # noqa: PLR0913 - the row's columns, by name
     lora: Mapping[str, Any] | None = None,
     parent: Any | None = None,
     with_optimizer: bool = False,
+    optimizer: str = "adamw",
     user_metadata: Mapping[str, Any] | None = None,
     origin: str = Origin.TINKER,
 ) -> Run:
@@ -181,7 +191,7 @@ def open_client_run(  # noqa: PLR0913 - the row's columns, by name
     first = Run.objects.filter(session=session, model_seq_id=model_seq_id).first()
     if first is not None:
         return first
-    check_parent(parent, base_model, with_optimizer)
+    check_parent(parent, base_model, with_optimizer, optimizer)
     chosen = dict(lora or {})
     run, is_new = Run.objects.get_or_create(
         session=session,
@@ -198,6 +208,7 @@ def open_client_run(  # noqa: PLR0913 - the row's columns, by name
             "config": dict(user_metadata or {}),
             "parent": parent,
             "with_optimizer": with_optimizer,
+            "optimizer": optimizer,
             "status": Status.RUNNING,
             "started_at": now(),
         },
@@ -205,8 +216,18 @@ def open_client_run(  # noqa: PLR0913 - the row's columns, by name
     if is_new:
         begins = f"the checkpoint {parent.name}" if parent else str(base_model)
         add_log(run, f"Opened by {actor.user}'s program, from {begins}.")
+        note_reading(run, optimizer)
         announce(run)
     return run
+
+
+def note_reading(run: Run, name: str) -> None:
+    """The first time that a run uses what Hone had to define itself, its page says so."""
+    if name not in OWN_READINGS or name in run.notes:
+        return
+    notes = {**run.notes, name: OWN_READINGS[name]}
+    if Run.objects.filter(pk=run.pk).exclude(notes__has_key=name).update(notes=notes):
+        add_log(run, f"This run uses {name}: {OWN_READINGS[name]}.")
 
 
 def name_run(session: Session, model_seq_id: int, user_metadata: Mapping[str, Any]) -> str:

@@ -5,6 +5,8 @@ from typing import Any
 from django.db.models import Q, QuerySet
 from django.http import JsonResponse
 
+from training.requests import LOSS_INPUTS, OWN_READINGS
+from training.types import OPTIMIZERS
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.core.counts import read_count
@@ -30,7 +32,15 @@ def capabilities(_request: TinkerRequest) -> JsonResponse:
         }
         for row in BaseModelName.objects.select_related("base_model")
     ]
-    return JsonResponse({"supported_models": models})
+    # The SDK reads the models; the rest is for people: what there is, and what of it is our own.
+    return JsonResponse(
+        {
+            "supported_models": models,
+            "losses": list(LOSS_INPUTS),
+            "optimizers": list(OPTIMIZERS),
+            "notes": OWN_READINGS,
+        }
+    )
 
 
 @endpoint("GET")

@@ -23,7 +23,7 @@ from webapp.tinker.catalog_views import cut_page, list_readable
 from webapp.tinker.describing import describe_checkpoint
 from webapp.tinker.endpoints import TinkerRequest, endpoint
 from webapp.tinker.fields import read_fields
-from webapp.tinker.services import find_run_among
+from webapp.tinker.services import describe_optimizer, find_run_among
 
 
 def list_checkpoints(actor: Actor) -> CheckpointQuerySet:
@@ -134,7 +134,7 @@ def weights_info(request: TinkerRequest) -> JsonResponse:
             "base_model": found.run.model_name,
             "is_lora": True,
             "lora_rank": found.rank,
-            "optimizer_config": {"type": "adamw"},
+            "optimizer_config": describe_optimizer(found.run.optimizer),
             **{flag: found.run.lora.get(flag, True) for flag in flags},
         }
     )

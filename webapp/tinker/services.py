@@ -1,18 +1,16 @@
 """Writes of the Tinker dialect: sessions, and operations of the runs behind model ids."""
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields
 from typing import Any
 
 from django.db import IntegrityError, transaction
 
 from training.errors import InvalidInput
 from training.requests import check_request
-from training.types import MAX_RANK, AdamParams
+from training.types import MAX_RANK, OPTIMIZERS
 from webapp.accounts.models import Actor
 from webapp.core.errors import NotFound, UserError
 from webapp.fleet.models import BaseModel
@@ -20,9 +18,10 @@ from webapp.fleet.services import find_base_model
 from webapp.runs.custom_losses import attach_loss, create_custom_loss
 from webapp.runs.models import CustomLoss, Operation, Run, RunQuerySet, Session
 from webapp.runs.queue import MAX_SEQ, refuse_operation, submit_operation
-from webapp.runs.services import LORA_FLAGS, open_client_run
+from webapp.runs.services import LORA_FLAGS, note_reading, open_client_run
 from webapp.tinker import wire
 from webapp.tinker.fields import LARGEST, Fields
+from webapp.tinker.optimizers import read_params
 
 RENUMBERED = ("sampling_session_seq_id",)  # the SDK counts on when it repeats an ephemeral save
 CLIENT_RANK = 32  # what the SDK sends where its user says nothing
@@ -77,7 +76,7 @@ def find_run_among(runs: RunQuerySet, model_id: str) -> Run:
 
 def create_model(*, actor: Actor, fields: Fields) -> Operation:
     session = find_session(actor, fields.text("session_id"))
-    check_optimizer(fields)
+    optimizer = read_optimizer(fields)
     name = fields.text("base_model")
     base_model = find_offered(name)
     lora = fields.inner("lora_config")
@@ -92,11 +91,13 @@ def create_model(*, actor: Actor, fields: Fields) -> Operation:
             "seed": lora.whole("seed", 0, least=-LARGEST),
             **{flag: lora.flag(flag, True) for flag in LORA_FLAGS},
         },
+        optimizer=optimizer,
         user_metadata=fields.document("user_metadata"),
     )
-    if run.base_model_id != base_model.pk:
+    if (run.base_model_id, run.optimizer) != (base_model.pk, optimizer):
         raise UserError(f"model_seq_id {run.model_seq_id} already names a model of {run}.")
-    return submit_json(run, 0, Kind.CREATE_MODEL, {"rank": run.rank, **run.lora})
+    spec = {"rank": run.rank, **run.lora, "optimizer": optimizer}
+    return submit_json(run, 0, Kind.CREATE_MODEL, spec)
 
 
 def read_rank(lora: Fields) -> int:
@@ -117,10 +118,20 @@ def find_offered(name: str) -> BaseModel:
         raise UserError(error.message, field="base_model") from None
 
 
-def check_optimizer(fields: Fields) -> None:
-    kind = fields.inner("optimizer_config").text("type", "adamw")
-    if kind != "adamw":
-        raise UserError(f"optimizer_config.type {kind} is not offered here: use adamw.")
+def read_optimizer(fields: Fields, default: str = "adamw") -> str:
+    config = fields.inner("optimizer_config")
+    kind = config.text("type", default)
+    if kind not in OPTIMIZERS:
+        raise UserError(
+            f"optimizer_config.type {kind[:60]} is not offered here: use adamw or dimuon."
+        )
+    if kind == "dimuon" and config.whole("version", 1) != 1:
+        raise UserError("optimizer_config.version of dimuon is 1: no other is known here.")
+    return kind
+
+
+def describe_optimizer(kind: str) -> dict[str, str | int]:
+    return {"type": kind, "version": 1} if kind == "dimuon" else {"type": kind}
 
 
 def forward_backward(*, actor: Actor, body: bytes) -> Operation:
@@ -131,6 +142,7 @@ def forward_backward(*, actor: Actor, body: bytes) -> Operation:
         check_open(run)
         request = attach_loss(run, wire.read_forward_backward(message))
         check_request(request, run.base_model.vocab_size, run.base_model.context_tokens)
+        note_reading(run, request.loss_fn)
         return submit_operation(
             run,
             seq=message.seq_id,
@@ -155,25 +167,7 @@ def optim_step(*, actor: Actor, fields: Fields) -> Operation:
     run = find_run(actor, fields.text("model_id"))
     seq = fields.whole("seq_id", least=1, most=MAX_SEQ)
     with refusing(run, seq, Kind.OPTIM_STEP):
-        if fields.has("optimizer_params"):
-            kind = fields.inner("optimizer_params").text("type", "")
-            raise UserError(f"The optimizer {kind} is not offered here: send adam_params.")
-        adam = read_adam(fields.inner("adam_params"))
-        return submit_json(run, seq, Kind.OPTIM_STEP, {"adam_params": asdict(adam)})
-
-
-def read_adam(given: Fields) -> AdamParams:
-    defaults = asdict(AdamParams())
-    unknown = set(given.values) - set(defaults)
-    if unknown:
-        raise UserError(f"adam_params.{min(unknown)} is unknown: send {', '.join(defaults)}.")
-    numbers = {f.name: given.number(f.name, defaults[f.name]) for f in fields(AdamParams)}
-    for name, value in numbers.items():
-        limit = 1.0 if name.startswith("beta") else math.inf
-        if not 0 <= value < limit:
-            bounds = "from 0 to below 1" if name.startswith("beta") else "of 0 or more"
-            raise UserError(f"adam_params.{name} is {value}: send a number {bounds}.")
-    return AdamParams(**numbers)
+        return submit_json(run, seq, Kind.OPTIM_STEP, read_params(run, fields))
 
 
 def submit_json(run: Run, seq: int, kind: str, payload: Mapping[str, Any]) -> Operation:

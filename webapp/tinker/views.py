@@ -97,7 +97,7 @@ def describe_model(run: Run, *, is_local: bool) -> dict[str, object]:
         "type": "get_info",
         "model_id": run.model_id,
         "model_data": data,
-        "optimizer_config": {"type": "adamw"},
+        "optimizer_config": services.describe_optimizer(run.optimizer),
         "is_lora": True,
         "lora_rank": run.rank,
         "model_name": name,

@@ -16,10 +16,10 @@ from webapp.runs.services import LORA_FLAGS, open_client_run
 from webapp.tinker.authentication import find_actor
 from webapp.tinker.fields import Fields
 from webapp.tinker.services import (
-    check_optimizer,
     find_offered,
     find_run,
     find_session,
+    read_optimizer,
     refusing,
     submit_json,
 )
@@ -34,9 +34,9 @@ Kind = Operation.Kind
 
 def create_model_from_checkpoint(*, actor: Actor, fields: Fields) -> Operation:
     session = find_session(actor, fields.text("session_id"))
-    check_optimizer(fields)
     checkpoint = find_source(actor, fields)
     optimizer = fields.flag("optimizer", False)
+    kind = read_optimizer(fields, checkpoint.run.optimizer if optimizer else "adamw")
     name = fields.text("base_model", checkpoint.run.asked_model)
     if fields.has("base_model"):
         check_same_model(checkpoint, find_offered(name))
@@ -48,9 +48,10 @@ def create_model_from_checkpoint(*, actor: Actor, fields: Fields) -> Operation:
         asked_model=name,
         parent=checkpoint,
         with_optimizer=optimizer,
+        optimizer=kind,
         user_metadata=fields.document("user_metadata"),
     )
-    payload = {"checkpoint": checkpoint.pk, "optimizer": optimizer}
+    payload = {"checkpoint": checkpoint.pk, "optimizer": optimizer, "kind": kind}
     return submit_json(run, 0, Kind.LOAD_WEIGHTS, payload)
 
 
@@ -127,7 +128,12 @@ def load_weights(*, actor: Actor, fields: Fields) -> Operation:
         optimizer = fields.flag("optimizer", False)
         if optimizer and not checkpoint.has_optimizer:
             raise UserError(f"{checkpoint.tinker_path} was saved without its optimizer.")
-        payload = {"checkpoint": checkpoint.pk, "optimizer": optimizer}
+        if optimizer and checkpoint.run.optimizer != run.optimizer:
+            raise UserError(
+                f"{checkpoint.tinker_path} holds the state of {checkpoint.run.optimizer}, this"
+                f" model has {run.optimizer}: load its weights alone."
+            )
+        payload = {"checkpoint": checkpoint.pk, "optimizer": optimizer, "kind": run.optimizer}
         return submit_json(run, seq, Kind.LOAD_WEIGHTS, payload)
 
 

@@ -8,6 +8,7 @@ import pytest
 import zstandard
 
 from tests.webapp.tinker.conftest import Program, make_datum, make_request
+from training.requests import OWN_READINGS
 from webapp.fleet.models import BaseModel
 from webapp.runs.models import Operation, Origin, Run, Session
 from webapp.tinker import wire
@@ -239,7 +240,7 @@ def test_an_optimizer_step_keeps_every_parameter(program: Program, model_id: str
         ({"adam_params": {"beta1": 1.0}}, "adam_params.beta1 is 1.0"),
         ({"adam_params": {"momentum": 1.0}}, "adam_params.momentum is unknown"),
         ({"adam_params": []}, "adam_params is []"),
-        ({"optimizer_params": {"type": "dimuon"}}, "dimuon is not offered"),
+        ({"optimizer_params": {"type": "adamw"}}, "of the type adamw are not read here"),
     ],
 )
 def test_bad_optimizer_parameters_are_refused_by_name(
@@ -248,6 +249,20 @@ def test_bad_optimizer_parameters_are_refused_by_name(
     answer = program.post("optim_step", model_id=model_id, seq_id=1, **fields)
     assert program.status == 400
     assert complaint in answer["detail"]
+
+
+def test_the_first_use_of_a_loss_of_our_own_is_noted_once(program: Program, model_id: str) -> None:
+    for seq in (1, 2):
+        request = make_request(make_datum(**policy()), loss_fn="stable_reinforce")
+        program.train(model_id, seq, request)
+        assert program.status == 200
+    run = find_run()
+    assert run.notes == {"stable_reinforce": OWN_READINGS["stable_reinforce"]}
+    lines = [line.text for line in run.log_lines.all() if "stable_reinforce" in line.text]
+    assert lines == [f"This run uses stable_reinforce: {run.notes['stable_reinforce']}."]
+    told = program.read("get_server_capabilities")
+    assert told["notes"] == OWN_READINGS
+    assert "gspo" in told["losses"]
 
 
 def test_nan_in_json_is_refused(program: Program, model_id: str) -> None:

@@ -103,11 +103,12 @@ def test_a_branch_has_its_parents_optimizer_or_the_one_it_asks_for(
 ) -> None:
     saved = save(muon_id, program, kind=Checkpoint.Kind.TRAINING, has_optimizer=True)
     found = {}
-    for name, fields in {
+    asked: dict[str, dict[str, Any]] = {
         "with": {"optimizer": True},
         "without": {"optimizer": False},
         "chosen": {"optimizer": False, "optimizer_config": DIMUON},
-    }.items():
+    }
+    for name, fields in asked.items():
         model_id = branch(program, saved, **fields)["model_id"]
         found[name] = program.post("get_info", model_id=model_id)["optimizer_config"]["type"]
     assert found == {"with": "dimuon", "without": "adamw", "chosen": "dimuon"}

@@ -26,6 +26,7 @@ from webapp.runs.queue import fail_waiting
 NOT_OF_THE_RECIPE = ("eval_suite",)  # of a run's config: the worker sees to it
 LONGEST_SILENCE = timedelta(minutes=10)  # the SDK beats every 10 s and itself gives up after 2 min
 LONGEST_NAME = 120  # of the column
+FINISH_REASONS = ("success", "errored", "interrupted")  # a program gives; silence is "lost"
 LORA_FLAGS = ("train_mlp", "train_attn", "train_unembed")
 
 Status = Run.Status

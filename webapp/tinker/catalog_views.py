@@ -12,10 +12,10 @@ from webapp.checkpoints.models import Checkpoint
 from webapp.core.counts import read_count
 from webapp.core.errors import NotFound, UserError
 from webapp.fleet.models import BaseModelName
-from webapp.runs.models import Run, RunQuerySet, Session
+from webapp.runs.models import Run, RunQuerySet
 from webapp.tinker.describing import describe_run
 from webapp.tinker.endpoints import TinkerRequest, endpoint
-from webapp.tinker.services import find_run_among, find_session
+from webapp.tinker.services import find_run_among
 
 SCOPES = ("owned", "accessible")
 MOST_ROWS = 1000  # in one page
@@ -87,23 +87,3 @@ def cut_page(request: TinkerRequest, rows: QuerySet[Any]) -> tuple[list[Any], di
     limit = min(read_count(request.GET.get("limit", "100"), "limit"), MOST_ROWS)
     cursor = {"offset": offset, "limit": limit, "total_count": rows.count()}
     return list(rows[offset : offset + limit]), cursor
-
-
-@endpoint("GET")
-def sessions(request: TinkerRequest) -> JsonResponse:
-    rows = Session.objects.in_project(request.actor).only("pk")
-    page, _ = cut_page(request, rows)
-    return JsonResponse({"sessions": [session.pk for session in page]})
-
-
-@endpoint("GET")
-def session(request: TinkerRequest, session_id: str) -> JsonResponse:
-    found = find_session(request.actor, session_id)
-    return JsonResponse(
-        {
-            "training_run_ids": [run.model_id for run in found.runs.all()],
-            "sampler_ids": list(found.sampling_sessions.values_list("pk", flat=True)),
-            "user_metadata": found.user_metadata,
-            "display_name": found.display_name or None,
-        }
-    )

@@ -31,6 +31,7 @@ Kind = Operation.Kind
 
 def open_session(*, actor: Actor, fields: Fields, idempotency_key: str) -> Session:
     """A retry with the same key returns the first one."""
+    check_project(actor, fields)
     session = Session(
         project=actor.project,
         user=actor.user,
@@ -46,6 +47,17 @@ def open_session(*, actor: Actor, fields: Fields, idempotency_key: str) -> Sessi
     except IntegrityError:
         return Session.objects.get(project=actor.project, idempotency_key=session.idempotency_key)
     return session
+
+
+def check_project(actor: Actor, fields: Fields) -> None:
+    """A key works in its own project alone: what it opened elsewhere it could not use."""
+    project_id = fields.text("project_id", actor.project.pk)
+    if project_id != actor.project.pk:
+        raise UserError(
+            f"This API key works in the project {actor.project} ({actor.project.pk}), not in"
+            f" {project_id[:60]}: open the session with a key of that project.",
+            field="project_id",
+        )
 
 
 def find_session(actor: Actor, session_id: str) -> Session:

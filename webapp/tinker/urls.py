@@ -2,7 +2,14 @@
 
 from django.urls import path, re_path
 
-from webapp.tinker import account_views, catalog_views, checkpoint_views, sampling_views, views
+from webapp.tinker import (
+    account_views,
+    catalog_views,
+    checkpoint_views,
+    sampling_views,
+    session_views,
+    views,
+)
 
 RUN = "training_runs/<run_id>"
 CHECKPOINT = f"{RUN}/checkpoints/<kind>/<name>"
@@ -15,8 +22,12 @@ urlpatterns = [
     path("auth/token", account_views.token),
     path("auth/apikey/me", account_views.own_key),
     path("create_session", views.create_session),
-    path("sessions", catalog_views.sessions),
-    path("sessions/<session_id>", catalog_views.session),
+    path("sessions", session_views.sessions),
+    path("sessions/search", session_views.search),
+    path("sessions/<session_id>", session_views.session),
+    path("sessions/<session_id>/project", session_views.project),
+    path("sessions/<session_id>/trace_export", session_views.trace_export),
+    path("sessions/<session_id>/trace", session_views.trace, name="session-trace"),
     path("sessions/<session_id>/finish", views.finish),
     # The log of a run. Polls and heartbeats are answered before Django: see door.py.
     path("create_model", views.create_model),

@@ -64,13 +64,11 @@ def create_session(request: TinkerRequest) -> JsonResponse:
 
 @endpoint("POST")
 def finish(request: TinkerRequest, session_id: str) -> HttpResponse:
+    """The first one counts, and a repeated one is no mistake."""
     fields = read_fields(request.body)
     session = services.find_session(request.actor, session_id)
-    finish_session(
-        session,
-        reason=fields.inner("reason").text("type", "success")[:20],
-        detail=fields.text("detail", ""),
-    )
+    reason = fields.inner("reason").text("type", "success")
+    finish_session(session, reason=reason[:20], detail=fields.text("detail", ""))
     return HttpResponse(status=204)
 
 

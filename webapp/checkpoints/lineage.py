@@ -201,7 +201,7 @@ def checkpoint_node(
     checkpoint: Checkpoint, *, is_current: bool = False, with_uses: bool = True
 ) -> Node:
     kind = "deleted" if checkpoint.deleted_at else checkpoint.kind
-    sealed = ", encrypted" if checkpoint.is_encrypted else ""
+    sealed = " (age)" if checkpoint.is_encrypted else ""
     return Node(
         kind="checkpoint",
         key=checkpoint.pk,

@@ -13,7 +13,7 @@ from webapp.core.counts import read_count
 from webapp.core.errors import NotFound, UserError
 from webapp.fleet.models import BaseModelName
 from webapp.runs.models import Run, RunQuerySet
-from webapp.tinker.describing import describe_run
+from webapp.tinker.describing import describe_runs
 from webapp.tinker.endpoints import TinkerRequest, endpoint
 from webapp.tinker.services import find_run_among
 
@@ -49,8 +49,9 @@ def training_runs(request: TinkerRequest) -> JsonResponse:
     runs = Run.objects.in_project(request.actor)
     if read_scope(request) == "accessible":
         runs = list_readable(request.actor)
-    page, cursor = cut_page(request, runs.select_related("base_model", "created_by"))
-    described = [describe_run(run, request.actor) for run in page]
+    runs = runs.select_related("base_model", "created_by").prefetch_related("base_model__names")
+    page, cursor = cut_page(request, runs)
+    described = describe_runs(page, request.actor)
     return JsonResponse({"training_runs": described, "cursor": cursor})
 
 
@@ -59,7 +60,8 @@ def training_run(request: TinkerRequest, run_id: str) -> JsonResponse:
     """Whatever the scope: a path of somebody's public checkpoint leads to its run."""
     read_scope(request)
     run = find_run_among(list_readable(request.actor), run_id)
-    return JsonResponse(describe_run(run, request.actor))
+    (described,) = describe_runs([run], request.actor)
+    return JsonResponse(described)
 
 
 def list_readable(actor: Actor) -> RunQuerySet:

@@ -1,18 +1,37 @@
 """What runs and checkpoints look like on the Tinker wire."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from django.db.models import QuerySet
+from django.db.models import Q
 
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.runs.models import Run
 
+Last = Mapping[tuple[str, str], Checkpoint]  # by run and kind
 
-def describe_run(run: Run, actor: Actor) -> dict[str, Any]:
-    saved = run.checkpoints.filter(deleted_at=None, is_ephemeral=False)
-    if run.project_id != actor.project.pk:
-        saved = saved.filter(is_public=True)
+
+def describe_runs(runs: Sequence[Run], actor: Actor) -> list[dict[str, Any]]:
+    last = find_last(runs, actor)
+    return [describe_run(run, last) for run in runs]
+
+
+def find_last(runs: Sequence[Run], actor: Actor) -> Last:
+    """Of each run and kind, as far as the actor may see them, in one query for all runs."""
+    readable = Q(project=actor.project) | Q(is_public=True)
+    saved = Checkpoint.objects.alive().filter(readable, run__in=runs, is_ephemeral=False)
+    by_id = {run.pk: run for run in runs}
+    last = {}
+    for row in saved.defer("probe").order_by("created_at"):
+        row.run = by_id[row.run_id]  # whose names are there already
+        last[row.run_id, row.kind] = row
+    return last
+
+
+def describe_run(run: Run, last: Last) -> dict[str, Any]:
+    state = last.get((run.pk, Checkpoint.Kind.TRAINING))
+    sampler = last.get((run.pk, Checkpoint.Kind.SAMPLER))
     return {
         "training_run_id": run.model_id,
         "base_model": run.model_name,
@@ -21,18 +40,10 @@ def describe_run(run: Run, actor: Actor) -> dict[str, Any]:
         "corrupted": False,
         "lora_rank": run.rank,
         "last_request_time": run.last_request_at.isoformat(),
-        "last_checkpoint": describe_last(run, saved, Checkpoint.Kind.TRAINING),
-        "last_sampler_checkpoint": describe_last(run, saved, Checkpoint.Kind.SAMPLER),
+        "last_checkpoint": describe_checkpoint(state) if state else None,
+        "last_sampler_checkpoint": describe_checkpoint(sampler) if sampler else None,
         "user_metadata": write_texts(run.config),
     }
-
-
-def describe_last(run: Run, saved: QuerySet[Checkpoint], kind: str) -> dict[str, Any] | None:
-    last = saved.filter(kind=kind).first()
-    if last is None:
-        return None
-    last.run = run
-    return describe_checkpoint(last)
 
 
 def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:

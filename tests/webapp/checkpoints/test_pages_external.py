@@ -69,7 +69,7 @@ def test_the_page_says_what_an_export_is_for(browser: Client, export: Checkpoint
     page = read(browser, f"/checkpoints/{export.pk}/")
     assert "encrypted with age: only who holds one of its keys can read it" in page
     assert f"tinker://{export.run.model_id}/external_weights/hf" in page
-    assert "step 10, external, encrypted" in page
+    assert "step 10, external (age)" in page
     assert "Not loaded by a sampling server yet" not in page
     assert not [use for use in USES if f"> {use}" in page]
 

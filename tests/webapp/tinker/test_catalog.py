@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
 from tests.webapp.checkpoints.test_services import SAVED
 from tests.webapp.tinker.conftest import Program
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import register_checkpoint
+from webapp.fleet.models import BaseModel
 from webapp.runs.models import Run
 
 pytestmark = pytest.mark.django_db
@@ -71,6 +74,27 @@ def test_what_others_have_published_is_not_changed(
     assert stranger.status == 404
     shared.refresh_from_db()
     assert (shared.deleted_at, shared.is_public, shared.expires_at) == (None, True, None)
+
+
+def test_many_runs_take_the_queries_of_one(
+    program: Program, base_model: BaseModel, model_id: str
+) -> None:
+    headers = {"X-API-Key": program.secret}
+    program.read("training_runs")  # from now on the key is remembered
+    for number in (1, 2, 3):
+        register(f"c{number}", number)
+    with CaptureQueriesContext(connection) as one:
+        (run,) = program.client.get("/api/v1/training_runs", headers=headers).json()[
+            "training_runs"
+        ]
+    assert run["last_checkpoint"]["checkpoint_id"] == "weights/c3"
+    assert run["last_sampler_checkpoint"] is None
+    for _ in range(5):
+        program.open_model(base_model)
+    with CaptureQueriesContext(connection) as six:
+        runs = program.client.get("/api/v1/training_runs", headers=headers).json()["training_runs"]
+    assert len(runs) == 6
+    assert len(six) == len(one)
 
 
 def test_a_scope_that_is_none_and_a_strange_project_are_refused(

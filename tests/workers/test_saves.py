@@ -5,8 +5,21 @@ from pathlib import Path
 import pytest
 from pytest_django import Settings
 
-from tests.workers.cast import Kind, Program, make_device, read_answer, take_turns
+from tests.workers.cast import (
+    Kind,
+    Program,
+    make_client_run,
+    make_device,
+    read_answer,
+    read_loss,
+    take_turns,
+)
+from webapp.accounts.models import Actor, Role
+from webapp.checkpoints.models import Checkpoint
+from webapp.checkpoints.services import delete_checkpoint
 from webapp.deployments.models import SamplingSession
+from webapp.runs import queue
+from webapp.runs.models import Run
 
 pytestmark = pytest.mark.django_db
 
@@ -51,3 +64,26 @@ def test_a_sampler_saved_again_by_its_name_is_the_later_one_and_a_state_is_refus
     refused.refresh_from_db()
     assert (refused.status, refused.error_category) == ("failed", "user")
     assert "say overwrite" in refused.error
+
+
+def test_a_run_goes_on_after_its_parent_was_deleted_and_its_device_lost() -> None:
+    program = Program()
+    program.create()
+    program.train(range(2))
+    program.send(Kind.SAVE_WEIGHTS, name="half")
+    scored = program.learn(5, forward_only=True)
+    take_turns(make_device())
+    parent = Checkpoint.objects.get()
+
+    branch = Program(run=make_client_run(1))
+    Run.objects.filter(pk=branch.run.pk).update(parent=parent)
+    branch.send(Kind.LOAD_WEIGHTS, checkpoint=parent.pk, optimizer=True)
+    take_turns(make_device("w2"))
+    owner = parent.run.created_by
+    assert owner is not None
+    actor = Actor(user=owner, project=parent.project, role=Role.OWNER)
+    delete_checkpoint(actor=actor, checkpoint=parent)
+    queue.release_worker(worker="w2")
+    again = branch.learn(5, forward_only=True)
+    take_turns(make_device("w3"))
+    assert read_loss(again) == pytest.approx(read_loss(scored), rel=1e-6)

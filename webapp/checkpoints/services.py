@@ -186,7 +186,7 @@ def delete_checkpoint(*, actor: Actor, checkpoint: Checkpoint) -> None:
     if not without_users(mine).exists():
         raise UserError(
             f"{checkpoint.name} is in use by a deployment, a sampling client, an evaluation or a "
-            "run that began with it: stop that first."
+            "run that is about to begin with it: stop that first."
         )
     _delete(checkpoint)
 
@@ -200,12 +200,18 @@ def without_users(checkpoints: CheckpointQuerySet) -> CheckpointQuerySet:
 
 
 def without_work(checkpoints: CheckpointQuerySet) -> CheckpointQuerySet:
-    """Not served, not being sampled from, no live run's parent."""
+    """Not served, not being sampled from, and no live run has yet to begin with them.
+
+    One that has begun has made them its own: its autosave holds what it loaded.
+    """
+    awaited = checkpoints.filter(
+        branches__status__in=(*LIVE, "paused"), branches__autosave_seq__lt=0
+    )
     return (
         checkpoints.exclude(deployments__status__in=("loading", "ready", "failed"))
         .exclude(sampling_calls__status__in=LIVE)
         .exclude(evaluations__status__in=LIVE)
-        .exclude(branches__status__in=(*LIVE, "paused"))
+        .exclude(pk__in=awaited)
     )
 
 

@@ -192,6 +192,18 @@ def test_what_is_served_sampled_or_a_parent_is_neither_expired_nor_deleted(
     assert expire(served, sampled, parent) == 3
 
 
+def test_a_parent_may_go_once_its_branch_has_saved_what_it_loaded(actor: Actor, run: Run) -> None:
+    parent = register(run)
+    first, second = (make_run(make_actor(name), run.base_model) for name in ("dora", "eve"))
+    Run.objects.filter(pk__in=[first.pk, second.pk]).update(parent=parent)
+    Run.objects.filter(pk=first.pk).update(autosave_seq=0)
+    with pytest.raises(UserError, match="about to begin with it"):
+        services.delete_checkpoint(actor=actor, checkpoint=parent)
+    Run.objects.filter(pk=second.pk).update(autosave_seq=3)
+    services.delete_checkpoint(actor=actor, checkpoint=parent)
+    assert not exists(parent)
+
+
 def test_the_best_of_a_run_does_not_expire(run: Run) -> None:
     for step, loss in ((1, 2.0), (2, 1.0), (3, 1.5)):
         Metric.objects.create(run=run, step=step, key="held_out_loss", value=loss)

@@ -41,21 +41,21 @@ class Op:
 
 # Both `torch.<name>(x)` and `x.<name>()`. "inside": no more than what comes in, twice.
 BOTH: Mapping[str, str] = {
-    "inside": """abs absolute acos acosh all amax amin aminmax any arccos arcsin arctan argmax
-    argmin asin asinh atan atanh bitwise_not ceil clone cos cosh count_nonzero
-    cumsum deg2rad detach diagonal erf erfc exp exp2 expm1 fix flatten flip
-    fliplr flipud floor frac gather index_add index_fill isfinite isinf isnan isneginf isposinf
-    log log10 log1p log2 log_softmax logical_not logit logsumexp mean median
-    moveaxis movedim nan_to_num nanmean nanmedian nansum narrow neg negative permute positive prod
-    rad2deg ravel reciprocal relu reshape roll round rsqrt scatter scatter_add select sgn sigmoid
-    sign signbit sin sinc sinh softmax sqrt square squeeze std sum swapaxes swapdims t tan tanh
-    transpose tril triu trunc unflatten unsqueeze""",
-    "slow": "cummax cummin cumprod digamma erfinv lgamma",
-    "sorting": "argsort kthvalue logcumsumexp sort topk",
+    "inside": """abs absolute acos acosh all amax amin aminmax any arccos arccosh arcsin arcsinh
+    arctan arctanh argmax argmin asin asinh atan atanh bitwise_not ceil clone cos cosh
+    count_nonzero cumsum deg2rad detach diagonal erf erfc exp exp2 expm1 fix flatten flip fliplr
+    flipud floor frac gather index_add index_fill isfinite isinf isnan isneginf isposinf log log10
+    log1p log2 log_softmax logical_not logit logsumexp mean median moveaxis movedim nan_to_num
+    nanmean nanmedian nansum narrow neg negative permute positive prod rad2deg ravel reciprocal
+    relu reshape roll rot90 round rsqrt scatter scatter_add select sgn sigmoid sign signbit sin
+    sinc sinh softmax sqrt square squeeze std sum swapaxes swapdims t tan tanh trace transpose tril
+    triu trunc unflatten unsqueeze""",
+    "slow": "i0 cummax cummin cumprod digamma erfinv lgamma",
+    "sorting": "argsort kthvalue logcumsumexp msort sort topk",
     "broadcast": """add addcdiv addcmul arctan2 atan2 bitwise_and bitwise_or bitwise_xor clamp
-    clamp_max clamp_min clip copysign eq fmax fmin ge greater greater_equal gt heaviside hypot
-    isclose ldexp le lerp less less_equal logaddexp logaddexp2 logical_and logical_or logical_xor lt
-    masked_fill masked_select max maximum min minimum mul multiply ne nextafter not_equal sub
+    clamp_max clamp_min clip copysign dist eq fmax fmin ge greater greater_equal gt heaviside hypot
+    isclose ldexp le lerp less less_equal logaddexp logaddexp2 logical_and logical_or logical_xor
+    lt masked_fill masked_select max maximum min minimum mul multiply ne nextafter not_equal sub
     subtract true_divide where xlogy""",
     "power": "float_power pow",
     "division": "div divide floor_divide fmod remainder",
@@ -76,8 +76,8 @@ BOTH: Mapping[str, str] = {
     "unbind": "unbind",
 }
 ONLY_METHODS: Mapping[str, str] = {
-    "inside": """bfloat16 bool byte char contiguous cpu cuda double float half int long
-    short to type_as view_as var""",
+    "inside": """bfloat16 bool byte char contiguous cpu cuda double float half int long reshape_as
+    short to type_as var view_as""",
     "number": "dim ndimension nelement size",
     "view": "view",
     "expand": "expand",
@@ -91,8 +91,8 @@ ONLY_METHODS: Mapping[str, str] = {
 # By where the tracer finds them, which is not always where people do.
 ONLY_FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     "torch.": {
-        "inside": """cat column_stack concat concatenate full_like hardshrink hstack ones_like stack
-        std_mean threshold var var_mean vstack zeros_like""",
+        "inside": """cat column_stack concat concatenate dstack full_like hardshrink hstack
+        ones_like real selu stack std_mean threshold var var_mean vstack zeros_like""",
         "broadcast": "cosine_similarity rsub",
         "create": "ones zeros",
         "fill": "full",
@@ -101,6 +101,7 @@ ONLY_FUNCTIONS: Mapping[str, Mapping[str, str]] = {
         "eye": "eye",
     },
     "torch.functional.": {
+        "inside": "atleast_1d atleast_2d atleast_3d",
         "tensors": "broadcast_tensors",
         "meshgrid": "meshgrid",
         "einsum": "einsum",
@@ -112,15 +113,15 @@ ONLY_FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     "torch._C._special.special_": {
         "inside": """entr erf erfc exp2 expit expm1 log1p log_softmax logit logsumexp ndtr round
         sinc softmax""",
-        "slow": "digamma erfcx erfinv gammaln log_ndtr ndtri psi",
+        "slow": "i0 i0e i1 i1e digamma erfcx erfinv gammaln log_ndtr ndtri psi",
         "broadcast": "xlog1py xlogy",
     },
     "torch.nn.functional.": {
-        "inside": """cross_entropy glu log_softmax nll_loss normalize softmax softmin softsign
-        tanhshrink""",
+        "inside": """cross_entropy glu log_softmax nll_loss normalize sigmoid softmax softmin
+        softsign tanh tanhshrink""",
         "broadcast": """binary_cross_entropy binary_cross_entropy_with_logits gaussian_nll_loss
-        hinge_embedding_loss huber_loss kl_div l1_loss margin_ranking_loss mse_loss poisson_nll_loss
-        smooth_l1_loss soft_margin_loss""",
+        hinge_embedding_loss huber_loss kl_div l1_loss margin_ranking_loss mse_loss
+        poisson_nll_loss smooth_l1_loss soft_margin_loss""",
         "pad": "pad",
     },
     "operator.": {
@@ -134,7 +135,7 @@ ONLY_FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     "math.": {
         "math": """acos acosh asin asinh atan atan2 atanh cbrt ceil copysign cos cosh degrees erf
         erfc exp exp2 expm1 fabs floor fmod gamma gcd hypot isclose isfinite isinf isnan isqrt
-        lgamma log log10 log1p log2 pow prod radians remainder sin sinh sqrt tan tanh trunc"""
+        lgamma log log10 log1p log2 pow prod radians remainder sin sinh sqrt tan tanh trunc""",
     },
     "": {"getattr": "getattr"},
 }

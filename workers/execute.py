@@ -46,6 +46,8 @@ class Tally:
     num_tokens: int = 0
     policy: dict[str, float] = field(default_factory=dict)  # each metric times its scored tokens
     policy_tokens: float = 0.0
+    custom: dict[str, float] = field(default_factory=dict)  # a custom loss's; means times datums
+    custom_datums: dict[str, float] = field(default_factory=dict)  # behind each of its means
     seconds: float = 0.0  # of the device, this run's share
     spoiled_by: int | None = None  # the seq of a forward_backward whose gradients are missing
 
@@ -146,6 +148,7 @@ def count_output(
     tally.num_tokens += num_tokens
     tally.seconds += seconds
     count_policy(tally, output.metrics)
+    count_custom(tally, output.metrics)
 
 
 def count_policy(tally: Tally, metrics: Mapping[str, float]) -> None:
@@ -157,6 +160,18 @@ def count_policy(tally: Tally, metrics: Mapping[str, float]) -> None:
     for key in POLICY_METRICS:
         value = metrics.get(f"{key}:mean", math.nan)
         tally.policy[key] = tally.policy.get(key, 0.0) + weight * value
+
+
+def count_custom(tally: Tally, metrics: Mapping[str, float]) -> None:
+    """What a custom loss tells, by the keys that it gave: they are curves on the run's page."""
+    num_datums = metrics["num_datums:sum"]
+    for key, value in metrics.items():
+        if key.startswith("custom/"):
+            is_mean = key.endswith(":mean")
+            share = value * num_datums if is_mean else value
+            tally.custom[key] = tally.custom.get(key, 0.0) + share
+            if is_mean:
+                tally.custom_datums[key] = tally.custom_datums.get(key, 0.0) + num_datums
 
 
 def create_model(held: Held, _operation: Operation, payload: Mapping[str, Any]) -> Done:
@@ -219,6 +234,8 @@ def describe_tally(tally: Tally, seconds: float) -> dict[str, float]:
     for key, total in tally.policy.items():
         if math.isfinite(total):
             numbers[key] = total / tally.policy_tokens
+    for key, total in tally.custom.items():
+        numbers[key] = total / tally.custom_datums.get(key, 1.0)
     if tally.num_tokens and seconds > 0:
         numbers["tokens_per_second"] = tally.num_tokens / seconds
     return numbers

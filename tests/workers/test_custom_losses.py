@@ -1,5 +1,6 @@
 """Custom losses on a worker: in the passes of others, again after a crash, and never their harm."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tests.workers.test_journal import restart
 from training.graphs import CALLS_A_TOKEN
 from training.types import Datum, ForwardBackward
 from webapp.runs.custom_losses import attach_loss, create_custom_loss
-from webapp.runs.models import CustomLoss, Operation
+from webapp.runs.models import CustomLoss, Metric, Operation
 from webapp.tinker.wire import encode_forward_backward
 from workers.gpu import run_turn
 
@@ -58,9 +59,11 @@ def make_loss(program: Program, function: Any = negative_likelihood) -> CustomLo
     )
 
 
-def learn(program: Program, loss: CustomLoss, seed: int, **settings: Any) -> Operation:
+def learn(
+    program: Program, loss: CustomLoss, seed: int, data: list[Datum] | None = None, **settings: Any
+) -> Operation:
     """What `Program.learn` does, by a custom loss."""
-    data: list[Datum] = [make_datum(seed), make_datum(seed + 1000, 7)]
+    data = data or [make_datum(seed), make_datum(seed + 1000, 7)]
     request = ForwardBackward(data=data, loss_fn="custom", config={"loss_id": loss.pk}, **settings)
     body = encode_forward_backward(program.run.model_id, program.seq, request)
     columns = {"num_tokens": request.num_tokens, "forward_only": request.forward_only}
@@ -89,6 +92,24 @@ def test_a_custom_loss_trains_as_the_loss_that_it_repeats() -> None:
     metrics = read_output(told[0]).metrics
     assert metrics["custom/loss:sum"] == pytest.approx(metrics["loss:sum"])
     assert metrics["custom/share:mean"] == 1.0
+
+
+def test_what_a_custom_loss_tells_is_a_curve_of_its_run() -> None:
+    program = open_program()
+    loss = make_loss(program)
+    heavy = make_datum(2)
+    heavy = replace(heavy, inputs={**heavy.inputs, "weights": np.full(12, 2.0, np.float32)})
+    told = [
+        learn(program, loss, 0, data=[make_datum(0)]),
+        learn(program, loss, 1, data=[heavy] * 2),
+    ]
+    program.step()
+    take_turns(make_device())
+    curves = dict(Metric.objects.filter(run=program.run).values_list("key", "value"))
+    outputs = [read_output(each).metrics for each in told]
+    assert curves["custom/loss:sum"] == pytest.approx(sum(x["custom/loss:sum"] for x in outputs))
+    assert [x["custom/share:mean"] for x in outputs] == [1.0, 2.0]
+    assert curves["custom/share:mean"] == pytest.approx(5 / 3)  # one datum, then two
 
 
 def test_forward_only_leaves_the_step_without_gradients() -> None:

@@ -115,14 +115,14 @@ def _make_row(source: Checkpoint, run: Run, path: str) -> Checkpoint:
 
 def _link_folder(source: Checkpoint, target: Path) -> None:
     """Hard links: files of checkpoints are never written again, only removed."""
-    target.mkdir(parents=True)
     try:
+        target.mkdir(parents=True)
         for file in find_folder(source).iterdir():
             _link_file(file, target / file.name)
     except OSError as error:
         shutil.rmtree(target, ignore_errors=True)
         raise UserError(
-            f"The files of {source.name} could not be copied: it may just have been deleted."
+            f"The files of {source.name} could not be copied: {error.strerror}."
         ) from error
 
 

@@ -121,7 +121,12 @@ def store_answer(call: SamplingCall, answer: Answer, worker: str) -> None:
     columns = _describe_result(evaluation, call, answer) if evaluation else {}
     with transaction.atomic():
         stored = calls.finish_call(
-            call, worker=worker, result=result, content_type=content_type, hot_load=answer.load
+            call,
+            worker=worker,
+            result=result,
+            content_type=content_type,
+            hot_load=answer.load,
+            num_tokens=count_tokens(answer),
         )
         if stored and call.purpose == Purpose.RUN_SAMPLE:
             _keep_sample(call, answer)
@@ -130,6 +135,14 @@ def store_answer(call: SamplingCall, answer: Answer, worker: str) -> None:
             record_result(evaluation, call.about["index"], served=served, **columns)
     if evaluation:
         settle(evaluation)
+
+
+def count_tokens(answer: Answer) -> dict[str, int]:
+    return {
+        "num_prompt_tokens": answer.num_prompt_tokens,
+        "num_cached_tokens": answer.output.prompt_cache_hit_tokens,
+        "num_sampled_tokens": sum(len(each.tokens) for each in answer.output.sequences),
+    }
 
 
 def store_failure(call: SamplingCall, error: str, category: str, worker: str) -> None:

@@ -9,9 +9,16 @@ from django.utils.timezone import now
 
 from webapp.core import ids
 
+USER_URN = "hone:user:"
+
 
 class User(AbstractUser):
     """A person. Signs in by password or by a one-time link."""
+
+    @property
+    def urn(self) -> str:
+        """What the Tinker dialect calls them."""
+        return f"{USER_URN}{self.pk}"
 
 
 class Role(models.TextChoices):
@@ -145,3 +152,20 @@ class IdempotentRequest(models.Model):
 
     def __str__(self) -> str:
         return self.key
+
+
+class AuditEntry(models.Model):
+    """Somebody changed what exists in a project, or who may do what with it."""
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="+")
+    user = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
+    event = models.CharField(max_length=40)  # <resource>_<what was done>
+    details = models.JSONField(default=dict)
+    at = models.DateTimeField(default=now)
+
+    class Meta:
+        ordering: ClassVar = ["at", "id"]
+        indexes: ClassVar = [models.Index(fields=["project", "at"], name="entries_of_a_project")]
+
+    def __str__(self) -> str:
+        return f"{self.at} {self.event}"

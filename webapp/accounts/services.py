@@ -7,6 +7,7 @@ from hashlib import sha256
 from django.db import IntegrityError, transaction
 from django.utils.timezone import now
 
+from webapp.accounts.audit import record_audit
 from webapp.accounts.models import (
     Actor,
     ApiKey,
@@ -37,6 +38,7 @@ def create_project(*, user: User, name: str) -> Project:
         raise UserError("A project needs a name.", field="name")
     project = Project.objects.create(name=name)
     Membership.objects.create(project=project, user=user, role=Role.OWNER)
+    record_audit(project=project, user=user, event="project_created", name=name)
     return project
 
 
@@ -48,11 +50,14 @@ def add_member(*, actor: Actor, username: str, role: str) -> Membership:
         raise UserError(f"There is no user named {username}.", field="username")
     try:
         with transaction.atomic():
-            return Membership.objects.create(project=actor.project, user=user, role=role)
+            member = Membership.objects.create(project=actor.project, user=user, role=role)
+            _record(actor, "member_added", member=username, role=role)
     except IntegrityError:
         raise UserError(f"{username} is already a member.", field="username") from None
+    return member
 
 
+@transaction.atomic
 def create_key(*, actor: Actor, name: str) -> tuple[ApiKey, str]:
     """The row, and the secret: the only time that anybody sees it."""
     name = name.strip()
@@ -68,6 +73,7 @@ def create_key(*, actor: Actor, name: str) -> tuple[ApiKey, str]:
         hint=secret[:10],
         digest=hash_secret(secret),
     )
+    _record(actor, "key_created", key=key.pk, name=name)
     return key, secret
 
 
@@ -76,12 +82,22 @@ def revoke_key(*, actor: Actor, key_id: str) -> None:
     if key is None:
         raise NotFound("There is no such key.")
     check_can_write(actor, project_id=key.project_id)
-    ApiKey.objects.filter(pk=key_id, revoked_at=None).update(revoked_at=now())
+    _revoke(actor, key_id, key.project_id)
 
 
 def revoke_own_key(*, actor: Actor) -> None:
     """Whoever carries a key may give it up, whatever its role."""
-    ApiKey.objects.filter(pk=actor.key_id, revoked_at=None).update(revoked_at=now())
+    _revoke(actor, actor.key_id, actor.project.pk)
+
+
+@transaction.atomic
+def _revoke(actor: Actor, key_id: str, project_id: str) -> None:
+    if ApiKey.objects.filter(pk=key_id, revoked_at=None).update(revoked_at=now()):
+        record_audit(project=project_id, user=actor.user, event="key_revoked", key=key_id)
+
+
+def _record(actor: Actor, event: str, **details: str) -> None:
+    record_audit(project=actor.project, user=actor.user, event=event, **details)
 
 
 def find_actor_of_key(secret: str) -> Actor | None:

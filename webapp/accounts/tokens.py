@@ -32,7 +32,7 @@ def make_token(key: ApiKey, *, until: datetime | None = None) -> str:
         "iss": ISSUER,
         "iat": int(begins_at.timestamp()),
         "exp": int(ends_at.timestamp()),
-        "sub": f"hone:user:{key.user_id}",
+        "sub": key.user.urn,
         "org_id": key.project_id,
         "email": key.user.email,
         "key": key.pk,

@@ -9,6 +9,7 @@ from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.utils.timezone import now
 
+from webapp.accounts.audit import record_audit
 from webapp.accounts.models import Actor, Membership, Project, Role
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import announce, find_folder
@@ -52,6 +53,9 @@ def copy_checkpoint(
             copy.copy_key = key
             copy.expires_at = now() + timedelta(seconds=ttl_seconds) if ttl_seconds else None
             copy.save(force_insert=True)
+            details = {"checkpoint": copy.pk, "source": source.pk}
+            event = "checkpoint_copied"
+            record_audit(project=project, user=actor.user, event=event, **details)
             announce(copy)
     except IntegrityError:  # the same request came twice at once
         shutil.rmtree(Path(settings.HONE_HOME) / path, ignore_errors=True)

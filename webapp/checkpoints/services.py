@@ -12,6 +12,7 @@ from django.db.models import Q
 from django.utils.timezone import now
 
 from training.types import SavedWeights
+from webapp.accounts.audit import record_audit
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint, CheckpointQuerySet
 from webapp.core.errors import NotFound, UserError
@@ -156,26 +157,36 @@ def _run_is(model_id: str) -> Q:
 
 def keep_checkpoint(*, actor: Actor, checkpoint: Checkpoint) -> None:
     """It stays until somebody deletes it."""
-    _change(actor, checkpoint, expires_at=None, is_ephemeral=False)
+    _change(actor, checkpoint, "checkpoint_kept", expires_at=None, is_ephemeral=False)
 
 
 def set_lifetime(*, actor: Actor, checkpoint: Checkpoint, ttl_seconds: int | None) -> None:
     """From now on; None: for ever."""
     expires_at = now() + timedelta(seconds=ttl_seconds) if ttl_seconds else None
-    _change(actor, checkpoint, expires_at=expires_at)
+    _change(actor, checkpoint, "checkpoint_ttl_set", expires_at=expires_at)
 
 
 def set_public(*, actor: Actor, checkpoint: Checkpoint, is_public: bool) -> None:
     """A public one may be sampled and branched from in every project."""
-    _change(actor, checkpoint, is_public=is_public)
+    event = "checkpoint_published" if is_public else "checkpoint_unpublished"
+    _change(actor, checkpoint, event, is_public=is_public)
 
 
-def _change(actor: Actor, checkpoint: Checkpoint, **columns: Any) -> None:
+@transaction.atomic
+def _change(actor: Actor, checkpoint: Checkpoint, event: str, **columns: Any) -> None:
     live = Checkpoint.objects.visible_to(actor).alive().filter(pk=checkpoint.pk)
     if live.update(**columns) != 1:
         raise NotFound(f"The checkpoint {checkpoint.name} was deleted.")
     checkpoint.refresh_from_db()
     announce(checkpoint)
+    expires_at = checkpoint.expires_at
+    until = {"expires_at": expires_at.isoformat()} if expires_at else {}
+    _record(actor, checkpoint, event, **until)
+
+
+def _record(actor: Actor, checkpoint: Checkpoint, event: str, **details: str) -> None:
+    named = {"checkpoint": checkpoint.pk, "tinker_path": checkpoint.tinker_path}
+    record_audit(project=checkpoint.project_id, user=actor.user, event=event, **named, **details)
 
 
 def delete_checkpoint(*, actor: Actor, checkpoint: Checkpoint) -> None:
@@ -189,6 +200,7 @@ def delete_checkpoint(*, actor: Actor, checkpoint: Checkpoint) -> None:
             "run that is about to begin with it: stop that first."
         )
     _delete(checkpoint)
+    _record(actor, checkpoint, "checkpoint_deleted")
 
 
 def without_users(checkpoints: CheckpointQuerySet) -> CheckpointQuerySet:

@@ -129,8 +129,11 @@ def finish_call(
     result: bytes,
     content_type: str,
     hot_load: HotLoad | None = None,
+    num_tokens: Mapping[str, int] | None = None,
 ) -> bool:
-    """Store the result. False: the claim was lost or the call cancelled; the result is dropped."""
+    """Store the result. `num_tokens`: of the prompt, cached and sampled, by their columns' names.
+
+    False: the claim was lost or the call cancelled; the result is dropped."""
     return _end(
         _held_by(worker, call),
         call,
@@ -138,6 +141,7 @@ def finish_call(
         result=result,
         content_type=content_type,
         hot_load=hot_load,
+        **num_tokens or {},
     )
 
 

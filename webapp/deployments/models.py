@@ -6,7 +6,7 @@ from django.db import models
 from django.db.models import Q
 from django.utils.timezone import now
 
-from webapp.accounts.models import OwnedQuerySet, Project
+from webapp.accounts.models import OwnedQuerySet, Project, User
 from webapp.checkpoints.models import Checkpoint
 from webapp.core import ids
 from webapp.fleet.models import BaseModel
@@ -164,6 +164,10 @@ class SamplingCall(models.Model):
     # where the answer belongs, by purpose: {"run", "step", "prompt_index"}, {"evaluation", "index"}
     about = models.JSONField(default=dict)
     run = models.ForeignKey(Run, on_delete=models.CASCADE, null=True, related_name="+")
+    # Of the answer: once for each prompt, of which so many were read from a cache, and all samples.
+    num_prompt_tokens = models.PositiveIntegerField(default=0)
+    num_cached_tokens = models.PositiveIntegerField(default=0)
+    num_sampled_tokens = models.PositiveIntegerField(default=0)
     worker = models.CharField(max_length=80, blank=True)
     claim_until = models.DateTimeField(null=True)
     created_at = models.DateTimeField(default=now)
@@ -198,3 +202,22 @@ class SamplingCall(models.Model):
     @property
     def request_id(self) -> str:
         return f"call-{self.pk}"
+
+
+class SampledHour(models.Model):
+    """What calls that are forgotten have used: the sums of one hour, model, program and user."""
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="+")
+    hour = models.DateTimeField()
+    base_model = models.ForeignKey(BaseModel, on_delete=models.CASCADE, related_name="+")
+    session_id = models.CharField(max_length=40, blank=True)  # the session itself may be gone
+    user = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
+    num_prompt_tokens = models.BigIntegerField(default=0)
+    num_cached_tokens = models.BigIntegerField(default=0)
+    num_sampled_tokens = models.BigIntegerField(default=0)
+
+    class Meta:
+        indexes: ClassVar = [models.Index(fields=["project", "hour"], name="hours_of_a_project")]
+
+    def __str__(self) -> str:
+        return f"{self.project_id} {self.hour}"

@@ -1,16 +1,27 @@
 """What of sampling is forgotten: answers of yesterday, and what closed clients leave behind."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from datetime import UTC
+from typing import Any, cast
 
+from django.db import transaction
+from django.db.models import F, Sum
+from django.db.models.functions import TruncHour
 from django.utils.timezone import now
 
-from webapp.deployments.models import SamplingCall, SamplingSession
+from webapp.deployments.models import (
+    SampledHour,
+    SamplingCall,
+    SamplingCallQuerySet,
+    SamplingSession,
+)
 from webapp.runs.models import Session
 from webapp.runs.retention import AT_ONCE, KEPT
 
 Purpose = SamplingCall.Purpose
 
 # A playground's conversation is made of its calls, and a run asks by them what it has sampled.
+TOKENS = ("num_prompt_tokens", "num_cached_tokens", "num_sampled_tokens")
 FORGOTTEN = (Purpose.TINKER, Purpose.REST, Purpose.EVALUATION)
 
 
@@ -18,8 +29,42 @@ def forget_calls(*, limit: int = AT_ONCE) -> int:
     """Results that nobody fetched in a day; evaluations keep theirs in rows of their own."""
     old = SamplingCall.objects.filter(finished_at__lt=now() - KEPT, purpose__in=FORGOTTEN)
     pks = list(old.order_by("finished_at").values_list("pk", flat=True)[:limit])
-    num_deleted, _ = SamplingCall.objects.filter(pk__in=pks).delete()
+    with transaction.atomic():
+        keep_sums(SamplingCall.objects.filter(pk__in=pks))
+        num_deleted, _ = SamplingCall.objects.filter(pk__in=pks).delete()
     return num_deleted
+
+
+def keep_sums(calls: SamplingCallQuerySet) -> None:
+    """A row for each hour of this turn: whoever reads adds them up."""
+    summed = sum_by_hour(calls.filter(status=SamplingCall.Status.DONE))
+    SampledHour.objects.bulk_create(
+        SampledHour(
+            project_id=row["project"],
+            hour=row["hour"],
+            base_model_id=row["base_model"],
+            session_id=row["session"] or "",
+            user_id=row["user"],
+            **{name: row[f"sum_{name}"] for name in TOKENS},
+        )
+        for row in summed
+        if row["sum_num_prompt_tokens"] or row["sum_num_sampled_tokens"]
+    )
+
+
+def sum_by_hour(calls: SamplingCallQuerySet) -> Iterable[Mapping[str, Any]]:
+    """Tokens by project, hour, base model, session and its user."""
+    grouped = calls.order_by().values(
+        "project",
+        "base_model",
+        hour=TruncHour("finished_at", tzinfo=UTC),
+        session=F("sampling_session__session"),
+        user=F("sampling_session__session__user"),
+    )
+    return cast(
+        Iterable[Mapping[str, Any]],
+        grouped.annotate(**{f"sum_{name}": Sum(name) for name in TOKENS}),
+    )
 
 
 def forget_sessions(*, limit: int = AT_ONCE) -> int:

@@ -14,6 +14,7 @@ from training.errors import InvalidInput
 from training.recipes.sft_config import SftConfig
 from training.requests import OWN_READINGS
 from training.types import LORA_ALPHA, MAX_RANK
+from webapp.accounts.audit import record_audit
 from webapp.accounts.models import Actor, Project
 from webapp.core.dispatch import TRAIN_RUN, send_task
 from webapp.core.errors import UserError
@@ -310,6 +311,8 @@ def request_stop(*, actor: Actor, run: Run) -> None:
         send_task(TRAIN_RUN, run.pk)
     elif live.exclude(wish=Wish.STOP).update(wish=Wish.STOP):
         add_log(run, f"{actor.user} pressed Stop: the run ends this step and saves a checkpoint.")
+    if not run.is_over:
+        record_audit(project=run.project_id, user=actor.user, event="run_stopped", run=run.pk)
     announce(run)
 
 

@@ -6,11 +6,12 @@ Whoever worked on it by a key of the old project sees it no longer, so it moves 
 from django.db import transaction
 from django.db.models import QuerySet
 
+from webapp.accounts.audit import record_audit
 from webapp.accounts.models import Actor, Membership, Project
 from webapp.accounts.permissions import check_can_write
 from webapp.checkpoints.models import Checkpoint
 from webapp.core.errors import NotFound, UserError
-from webapp.deployments.models import Deployment, SamplingCall, SamplingSession
+from webapp.deployments.models import Deployment, SampledHour, SamplingCall, SamplingSession
 from webapp.evals.models import Evaluation
 from webapp.runs.models import Operation, Run, Session
 from webapp.runs.services import add_log
@@ -29,6 +30,9 @@ def move_session(*, actor: Actor, session: Session, project_id: str) -> None:
     check_unused(checkpoints)
     with transaction.atomic():
         _move(session, checkpoints, target)
+        for project in (session.project, target):
+            details = {"session": session.pk, "to": target.pk}
+            record_audit(project=project, user=actor.user, event="session_moved", **details)
         for run in session.runs.all():
             add_log(run, f"Moved by {actor.user} to the project {target}.")
 
@@ -70,5 +74,6 @@ def _move(session: Session, checkpoints: QuerySet[Checkpoint], target: Project) 
     Run.objects.filter(session=session).update(project=target)
     SamplingCall.objects.filter(sampling_session__session=session).update(project=target)
     SamplingSession.objects.filter(session=session).update(project=target)
+    SampledHour.objects.filter(session_id=session.pk).update(project=target)
     # A retry of its creation belongs to the project where it was created.
     Session.objects.filter(pk=session.pk).update(project=target, idempotency_key="")

@@ -10,7 +10,7 @@ from django.db.models.fields.json import KeyTransform
 from django.db.models.functions import Coalesce
 from django.utils.dateparse import parse_datetime
 
-from webapp.accounts.models import Actor
+from webapp.accounts.models import USER_URN, Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.core.errors import NotFound, UserError
 from webapp.runs.models import Session, SessionQuerySet
@@ -20,7 +20,6 @@ from webapp.tinker.fields import Fields
 MOST_PAIRS = 32  # of user_metadata
 MOST_OWNERS = 10
 YEARS = range(1970, 9999)  # beyond, a change of zone has no date
-URN = "hone:user:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +70,9 @@ def choose_owner(actor: Actor, owner: Fields) -> Q:
     urns = owner.list_of("owner_urns", str)
     if not 1 <= len(urns) <= MOST_OWNERS:
         raise UserError(f"owner.owner_urns names 1 to {MOST_OWNERS} users.")
-    numbers = [urn.removeprefix(URN) for urn in urns]
+    numbers = [urn.removeprefix(USER_URN) for urn in urns]
     if not all(number.isdecimal() and len(number) <= 18 for number in numbers):
-        raise UserError(f"owner.owner_urns are of the form {URN}1.")
+        raise UserError(f"owner.owner_urns are of the form {USER_URN}1.")
     return Q(user__in=[int(number) for number in numbers])
 
 
@@ -140,7 +139,7 @@ def describe_summary(session: Any) -> dict[str, Any]:
     return {
         "session_id": session.pk,
         "created_at": session.created_at.isoformat(),
-        "owner": f"{URN}{session.user_id}",
+        "owner": f"{USER_URN}{session.user_id}",
         "project_id": session.project_id,
         "status": describe_status(session),
         "checkpoints_count": session.num_checkpoints,

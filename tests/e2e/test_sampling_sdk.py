@@ -64,15 +64,23 @@ def test_the_last_n_and_no_others(report: dict[str, Any], own: list[float]) -> N
     assert [len(row) for row in topk[-5:]] == [2] * 5
 
 
-def test_named_tokens_dense_and_sparse(report: dict[str, Any], logprobs: torch.Tensor) -> None:
-    assert report["is_sparse"]
-    assert report["answered_sparse"] == [False, True]
-    expected = torch.zeros(40, 3)
+def test_named_tokens_come_back_in_their_layout(
+    report: dict[str, Any], logprobs: torch.Tensor
+) -> None:
     tokens = report["tokens"]
-    expected[9, 0], expected[9, 2] = logprobs[9, tokens[10]], logprobs[9, 0]
-    expected[39, 1] = logprobs[39, tokens[40]]
-    for found in report["named"]:
-        assert torch.allclose(torch.tensor(found), expected, atol=1e-4)
+    values = [
+        logprobs[9, tokens[10]].item(),
+        logprobs[9, 0].item(),
+        logprobs[39, tokens[40]].item(),
+    ]
+    expected = torch.zeros(40, 3)
+    expected[9, 0], expected[9, 2], expected[39, 1] = values
+    starts, dense = report["named"]
+    assert starts is None
+    assert torch.allclose(torch.tensor(dense), expected, atol=1e-4)
+    shape, starts, columns, listed = report["listed"]
+    assert (shape, starts, columns) == ([40, 3], report["starts"], [0, 2, 1])
+    assert listed == pytest.approx(values, abs=1e-4)
 
 
 def test_alternatives_are_drawn_by_the_seed(report: dict[str, Any], logprobs: torch.Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import torch
+import numpy as np
 from program import MODEL, connect, report, types
 from tinker import BadRequestError
 
@@ -39,11 +39,20 @@ everything = sample(
     include_prompt_logprobs=True, topk_prompt_logprobs=4, topk_sample_logprobs=3, num_samples=2
 )
 last = sample(include_prompt_logprobs=True, topk_prompt_logprobs=2, prompt_logprobs_last_n=5)
-ids = torch.full((len(tokens) - 1, 3), -1, dtype=torch.int64)
+ids = np.full((len(tokens) - 1, 3), -1)
 ids[9, 0], ids[9, 2], ids[39, 1] = tokens[10], 0, tokens[40]
-dense = types.TensorData.from_torch(ids)
-sparse = types.TensorData.from_torch_sparse(ids, pad_value=-1)
-named = [sample(target_prompt_logprobs=each).target_prompt_logprobs for each in (dense, sparse)]
+# As TensorData.from_torch_sparse(ids, pad_value=-1) has it; torch is not needed for it here.
+starts = [0] * 10 + [2] * 30 + [3]
+sparse = types.TensorData(
+    data=[tokens[10], 0, tokens[40]],
+    dtype="int64",
+    shape=list(ids.shape),
+    sparse_crow_indices=starts,
+    sparse_col_indices=[0, 2, 1],
+)
+dense = types.TensorData.from_numpy(ids)
+named = sample(target_prompt_logprobs=dense).target_prompt_logprobs
+listed = sample(target_prompt_logprobs=sparse).target_prompt_logprobs
 drawn = sample(prompt_alt_tokens_k=4).prompt_alt_tokens
 again = sample(prompt_alt_tokens_k=4).prompt_alt_tokens
 free = read_samples(seed=2, stop=[], max_tokens=30)[0]
@@ -67,11 +76,11 @@ report(
         for each in everything.sequences
     ],
     last=[last.prompt_logprobs, last.topk_prompt_logprobs],
-    is_sparse=sparse.sparse_crow_indices is not None,
-    answered_sparse=[each.sparse_crow_indices is not None for each in named],
-    named=[each.to_torch().tolist() for each in named],
-    drawn=[drawn.tokens.to_torch().tolist(), drawn.logprobs.to_torch().tolist()],
-    drawn_again=again.tokens.to_torch().tolist(),
+    named=[named.sparse_crow_indices, named.to_numpy().tolist()],
+    listed=[listed.shape, listed.sparse_crow_indices, listed.sparse_col_indices, listed.data],
+    starts=starts,
+    drawn=[drawn.tokens.to_numpy().tolist(), drawn.logprobs.to_numpy().tolist()],
+    drawn_again=again.tokens.to_numpy().tolist(),
     seeded=[read_samples(seed=2, stop=[]) for _ in range(2)],
     unseeded=[read_samples(stop=[]) for _ in range(2)],
     cold=read_samples(temperature=0.0, stop=[]),

@@ -84,6 +84,19 @@ def test_one_that_comes_later_copies_from_one_that_runs(alone: Reader) -> None:
         assert_same(output, alone.run(request)[0])
 
 
+@pytest.mark.parametrize("lengths", [(150, 300), (300, 150), (150, 90)])
+def test_prompts_of_other_lengths_copy_what_they_share(
+    alone: Reader, lengths: tuple[int, int]
+) -> None:
+    whole = [*PROMPT, *((11 * place + 3) % 1000 for place in range(150))]
+    requests = [seeded(index, prompt=whole[:length]) for index, length in enumerate(lengths)]
+    outputs = Reader().run(*requests)
+    shared = min(lengths[0], lengths[1] - 1)
+    assert [each.prompt_cache_hit_tokens for each in outputs] == [0, shared]
+    for output, request in zip(outputs, requests, strict=True):
+        assert_same(output, alone.run(request)[0])
+
+
 def test_nothing_is_kept_when_nobody_is_there(alone: Reader) -> None:
     for _ in range(2):
         (output,) = alone.run(REQUEST)

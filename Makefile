@@ -6,12 +6,12 @@ PIP = .venv/bin/pip --disable-pip-version-check -qq
 export OMP_WAIT_POLICY = PASSIVE
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint bench conformance clean
 
 run: .venv/run.stamp
 > @exec .venv/bin/python manage.py up
 
-test: .venv/test.stamp .venv-sdk/stamp chromium
+test: .venv/test.stamp .venv-sdk/stamp .venv-sdk-oldest/stamp chromium
 > @bash tests/run.sh
 
 lint: .venv/test.stamp
@@ -19,6 +19,10 @@ lint: .venv/test.stamp
 
 bench: .venv/run.stamp .venv-sdk/stamp .venv-bench/stamp
 > @.venv/bin/python -m bench
+
+# Renews the reports that the conformance page of a fresh installation shows.
+conformance: .venv/test.stamp .venv-sdk-oldest/stamp
+> @.venv/bin/python -m tests.e2e.conformance_reports
 
 # torch first and by itself: a range in another package would bring its newest CUDA build along.
 .venv/run.stamp: requirements.txt training/requirements.txt requirements-demo.txt constraints.txt
@@ -42,6 +46,14 @@ bench: .venv/run.stamp .venv-sdk/stamp .venv-bench/stamp
 > @.venv-sdk/bin/pip --disable-pip-version-check -qq install -r tests/e2e/requirements.txt
 > @touch $@
 
+# The oldest SDK that speaks this wire. With torch, which custom losses need.
+.venv-sdk-oldest/stamp: tests/e2e/requirements-oldest.txt
+> @echo "Installing the oldest tinker SDK that speaks this wire into .venv-sdk-oldest ..."
+> @test -x .venv-sdk-oldest/bin/python || $(PYTHON) -m venv .venv-sdk-oldest
+> @.venv-sdk-oldest/bin/pip --disable-pip-version-check -qq install torch==2.13.0
+> @.venv-sdk-oldest/bin/pip --disable-pip-version-check -qq install -r tests/e2e/requirements-oldest.txt
+> @touch $@
+
 .venv-bench/stamp: bench/requirements.txt
 > @echo "Installing what the benchmark compares with into .venv-bench ..."
 > @test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
@@ -54,4 +66,4 @@ chromium:
 > @command -v chromium >/dev/null || { echo "Installing chromium for the browser tests ..."; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; }
 
 clean:
-> rm -rf .venv .venv-sdk .venv-bench .mypy_cache .ruff_cache .pytest_cache
+> rm -rf .venv .venv-sdk .venv-sdk-oldest .venv-bench .mypy_cache .ruff_cache .pytest_cache

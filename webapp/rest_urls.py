@@ -11,6 +11,7 @@ from webapp.deployments import rest as deployments
 from webapp.evals import rest as evals
 from webapp.fleet import rest as fleet
 from webapp.runs import rest as runs
+from webapp.tinker import rest as tinker
 
 urlpatterns = [
     path("schema", SpectacularAPIView.as_view(), name="rest-schema"),
@@ -22,6 +23,7 @@ urlpatterns = [
     path("base-models", fleet.BaseModelList.as_view()),
     path("base-models/<path:name>", fleet.BaseModelDetail.as_view()),
     path("workers", fleet.WorkerList.as_view()),
+    path("conformance", tinker.Conformance.as_view()),
     # /rest/dataset-versions/<str:id>
     path("dataset-versions", datasets.VersionList.as_view()),
     path("dataset-versions/<str:version_id>", datasets.VersionDetail.as_view()),

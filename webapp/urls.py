@@ -3,6 +3,8 @@
 from django.contrib import admin
 from django.urls import include, path
 
+from webapp.tinker import conformance_views
+
 urlpatterns = [
     path("admin/", admin.site.urls),
     path("rest/", include("webapp.rest_urls")),
@@ -15,4 +17,5 @@ urlpatterns = [
     path("", include("webapp.checkpoints.urls")),
     path("", include("webapp.deployments.urls")),
     path("", include("webapp.evals.urls")),
+    path("settings/conformance/", conformance_views.show, name="settings-conformance"),
 ]

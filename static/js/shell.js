@@ -169,6 +169,11 @@ document.addEventListener("htmx:afterSettle", () => {
 // What is newest stands at the right end, and is what one came to see.
 for (const wrap of document.querySelectorAll("[data-scroll-end]")) wrap.scrollLeft = wrap.scrollWidth;
 
+// On a narrow screen the tab one is on may lie outside of the row.
+for (const tab of document.querySelectorAll(".tabs [aria-current]")) {
+    tab.scrollIntoView({ block: "nearest", inline: "nearest" });
+}
+
 // Messages of success leave by themselves; errors stay until they are read.
 function expireMessages() {
     for (const message of document.querySelectorAll(".message:not(.error):not([data-timed])")) {

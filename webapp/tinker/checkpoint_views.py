@@ -1,5 +1,6 @@
 """The Tinker wire, checkpoints: listed, published, given a lifetime, deleted, fetched."""
 
+import re
 from datetime import UTC, datetime
 
 from django.db.models import Q
@@ -25,6 +26,15 @@ from webapp.tinker.endpoints import TinkerRequest, endpoint
 from webapp.tinker.fields import read_fields
 from webapp.tinker.services import describe_optimizer, find_run_among
 
+VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})\.")
+
+
+def leave_out_unknown(request: TinkerRequest, rows: CheckpointQuerySet) -> CheckpointQuerySet:
+    """An SDK fails on a list with a kind that it does not know: before 0.28 on exported weights."""
+    version = VERSION.match(request.headers.get("X-Stainless-Package-Version", ""))
+    is_old = version is not None and (int(version[1]), int(version[2])) < (0, 28)
+    return rows.exclude(kind=Checkpoint.Kind.EXTERNAL) if is_old else rows
+
 
 def list_checkpoints(actor: Actor) -> CheckpointQuerySet:
     saved = Checkpoint.objects.in_project(actor).alive().filter(is_ephemeral=False)
@@ -33,7 +43,7 @@ def list_checkpoints(actor: Actor) -> CheckpointQuerySet:
 
 @endpoint("GET")
 def checkpoints(request: TinkerRequest) -> JsonResponse:
-    page, cursor = cut_page(request, list_checkpoints(request.actor))
+    page, cursor = cut_page(request, leave_out_unknown(request, list_checkpoints(request.actor)))
     described = [describe_checkpoint(checkpoint) for checkpoint in page]
     return JsonResponse({"checkpoints": described, "cursor": cursor})
 
@@ -44,7 +54,7 @@ def run_checkpoints(request: TinkerRequest, run_id: str) -> JsonResponse:
     run = find_run_among(list_readable(request.actor), run_id)
     mine_or_public = Q(project=request.actor.project) | Q(is_public=True)
     saved = Checkpoint.objects.alive().filter(mine_or_public, run=run, is_ephemeral=False)
-    rows = saved.select_related("run")
+    rows = leave_out_unknown(request, saved.select_related("run"))
     if "limit" not in request.GET:
         return JsonResponse({"checkpoints": [describe_checkpoint(row) for row in rows]})
     page, cursor = cut_page(request, rows)

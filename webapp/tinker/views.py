@@ -29,6 +29,9 @@ def config(request: TinkerRequest) -> JsonResponse:
             "pjwt_auth_enabled": True,
             "sample_use_retrieve_futures": True,
             "sample_join_sampling_session": True,
+            # Before 0.25 training passes go as protobuf, `forward` among them, on these words.
+            "proto_write_fwdbwd": True,
+            "fwd_via_fwdbwd": True,
         }
     )
 

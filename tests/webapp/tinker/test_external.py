@@ -232,3 +232,16 @@ def test_older_sdks_are_sent_to_an_archive(program: Program, model_id: str, tmp_
     assert answer.status_code == 302
     assert answer.headers["Expires"].endswith("GMT")
     assert answer.headers["Location"].startswith("http://testserver/files/")
+
+
+@pytest.mark.parametrize(
+    ("version", "is_listed"),
+    [("0.22.3", False), ("0.27.2", False), ("0.28.0", True), ("0.38.0", True), ("next", True)],
+)
+def test_an_sdk_is_told_of_exports_where_it_knows_the_kind(
+    program: Program, export: Checkpoint, version: str, is_listed: bool
+) -> None:
+    headers = {"X-Stainless-Package-Version": version}
+    for path in ("checkpoints", f"training_runs/{export.run.model_id}/checkpoints"):
+        listed = program.send("GET", path, {}, **headers)["checkpoints"]
+        assert (len(listed) == 1) == is_listed

@@ -1,0 +1,93 @@
+"""What an installed SDK offers, by introspection: nothing here is a list kept by hand."""
+
+import inspect
+from collections.abc import Iterator
+from typing import Annotated, Any, get_args, get_origin
+
+import click
+import tinker
+from tinker import types
+from tinker.cli.__main__ import main_cli
+from tinker.lib import public_interfaces
+
+ASYNC = "_async"
+COMMANDS = "Command line"
+AUTH = "tinker.auth"
+
+
+def find_surface() -> dict[str, list[str]]:
+    """Group -> its calls; a method and its `_async` twin are one call."""
+    surface = {owner.__name__: list_calls(owner) for owner in find_classes()}
+    if hasattr(tinker, "auth"):
+        surface[AUTH] = list(tinker.auth.__all__)
+    surface[COMMANDS] = list(walk_commands(main_cli, ()))
+    return surface | find_options()
+
+
+def find_classes() -> list[type]:
+    """What APIFuture promises is called on the futures that the other calls give."""
+    exported = [getattr(public_interfaces, name) for name in public_interfaces.__all__]
+    classes = [each for each in exported if isinstance(each, type)]
+    return [each for each in classes if each is not public_interfaces.AwaitableConcurrentFuture]
+
+
+def find_class(group: str) -> type | None:
+    return next((each for each in find_classes() if each.__name__ == group), None)
+
+
+def list_calls(owner: type) -> list[str]:
+    public = [name for name in dir(owner) if not name.startswith("_") and is_call(owner, name)]
+    return sorted({name.removesuffix(ASYNC) for name in public})
+
+
+def is_call(owner: type, name: str) -> bool:
+    member = inspect.getattr_static(owner, name)
+    return isinstance(member, property | staticmethod | classmethod) or callable(member)
+
+
+def find_forms(owner: type, name: str) -> list[str]:
+    return [form for form in (name, name + ASYNC) if hasattr(owner, form)]
+
+
+def walk_commands(command: click.Command, path: tuple[str, ...]) -> Iterator[str]:
+    if not isinstance(command, click.Group):
+        yield " ".join(path)
+        return
+    context = click.Context(command)
+    for name in command.list_commands(context):
+        inner = command.get_command(context, name)
+        assert inner is not None, name
+        yield from walk_commands(inner, (*path, name))
+
+
+def find_options() -> dict[str, list[str]]:
+    """What the calls take: a new loss, chunk or parameter is as much a promise as a method."""
+    sample = inspect.signature(tinker.SamplingClient.sample).parameters
+    parameters = [name for name in sample if name not in ("self", "prompt", "sampling_params")]
+    return {
+        "Losses": list(get_args(types.LossFnType)),
+        "Optimizers": [each.__name__ for each in find_optimizers()],
+        "LoRA configuration": list(types.LoraConfig.model_fields),
+        "Training input": [f"{chunk.__name__} in training" for chunk in find_chunks()],
+        "Sampling input": [f"{chunk.__name__} in a prompt" for chunk in find_chunks()],
+        "Sampling options": parameters + list(types.SamplingParams.model_fields),
+    }
+
+
+def find_optimizers() -> list[type]:
+    """A family of optimizers is named by its base: its members are what a user passes."""
+    several = unfold(getattr(types, "OptimParams", types.AdamParams)) or [types.AdamParams]
+    return [leaf for each in several for leaf in each.__subclasses__() or [each]]
+
+
+def find_chunks() -> list[type]:
+    return unfold(types.ModelInputChunk)
+
+
+def unfold(alias: Any) -> list[type]:
+    """The classes of `Union[A, B]`, with or without `Annotated` around it or them."""
+    return [strip(member) for member in get_args(strip(alias))]
+
+
+def strip(alias: Any) -> Any:
+    return get_args(alias)[0] if get_origin(alias) is Annotated else alias

@@ -1,0 +1,199 @@
+"""What the cases work on: a user's clients, data, checkpoints; and how they call a method."""
+
+import asyncio
+import inspect
+import itertools
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from typing import Any
+
+import httpx
+import numpy as np
+import tinker
+from surface import find_forms
+from tinker import types
+
+MODEL = "tiny-chatml-1m"
+RANK = 8
+ADAM = types.AdamParams(learning_rate=1e-3)
+Performed = set[tuple[str, str]]
+
+
+class Fresh:
+    """An argument made anew for each form of a call: a checkpoint is deleted only once."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+
+
+class World:
+    """Clients that are made when a case first asks. `performed` is what was really called."""
+
+    def __init__(self) -> None:
+        self.performed: Performed = set()
+        self.numbers = itertools.count(1)
+
+    @property
+    def key(self) -> str:
+        return os.environ["TINKER_API_KEY"]
+
+    @cached_property
+    def service(self) -> Any:
+        return tinker.ServiceClient(user_metadata={"suite": "conformance"})
+
+    @cached_property
+    def rest(self) -> Any:
+        """Old SDKs make it from a session's client, new ones by itself."""
+        needs = inspect.signature(tinker.RestClient).parameters.get("holder")
+        is_given = needs is not None and needs.default is inspect.Parameter.empty
+        return self.service.create_rest_client() if is_given else tinker.RestClient()
+
+    @cached_property
+    def admin(self) -> Any:
+        return tinker.AdminClient()
+
+    @cached_property
+    def model(self) -> Any:
+        return self.open_model()
+
+    @cached_property
+    def model_future(self) -> Any:
+        return self.start_model()
+
+    @cached_property
+    def sampler(self) -> Any:
+        return resolve(self.start_sampler())
+
+    @cached_property
+    def sampler_future(self) -> Any:
+        return self.start_sampler()
+
+    @cached_property
+    def saved(self) -> str:
+        """The path of weights to load, read and list."""
+        return str(self.save())
+
+    @cached_property
+    def loss(self) -> Any:
+        """A custom loss: a session makes each one once."""
+        ranks = {"logprobs": 1, "weights": 1}
+        return resolve(self.service.create_custom_loss(weighted_sum, ranks))
+
+    @cached_property
+    def session_id(self) -> str:
+        return str(self.service.holder.get_session_id())
+
+    @cached_property
+    def notes(self) -> dict[str, str]:
+        """What the server says of its own: the SDK drops these from the capabilities it reads."""
+        url = f"{os.environ['TINKER_BASE_URL']}/api/v1/get_server_capabilities"
+        answer = httpx.get(url, headers={"X-API-Key": self.key}).json()
+        return {str(name): str(note) for name, note in answer["notes"].items()}
+
+    def find_note(self, call: str) -> str:
+        """Of a loss by its name, of an optimizer by that of its parameters."""
+        return self.notes.get(call) or self.notes.get(call.removesuffix("Params").lower(), "")
+
+    def start_model(self, **options: Any) -> Any:
+        return self.service.create_lora_training_client(MODEL, rank=RANK, seed=7, **options)
+
+    def open_model(self, **options: Any) -> Any:
+        return resolve(self.start_model(**options))
+
+    def start_sampler(self) -> Any:
+        return self.service.create_sampling_client(base_model=MODEL)
+
+    def name(self) -> str:
+        """A name no checkpoint has yet."""
+        return f"save-{next(self.numbers)}"
+
+    def save(self) -> Any:
+        return self.model.save_state(self.name()).result().path
+
+    def save_sampler(self) -> Any:
+        return self.model.save_weights_for_sampler(self.name()).result().path
+
+    def save_external(self) -> Any:
+        return self.model.save_weights_external(self.name()).result().path
+
+    def train(self, model: Any = None) -> Any:
+        """One step, so that there is a gradient, an optimizer's state, and weights to save."""
+        model = model or self.model
+        model.forward_backward([make_datum()], "cross_entropy").result()
+        return model.optim_step(ADAM).result()
+
+    def perform(self, subject: Any, name: str, *args: Any, **options: Any) -> Any:
+        """Both forms of a call, `name` and `name_async`; the answer of the first.
+
+        An error of the first is raised after the second has had its turn.
+        """
+        owner = subject if isinstance(subject, type) else type(subject)
+        forms = find_forms(owner, name)
+        assert forms, f"{owner.__name__} has no {name}"
+        endings = [self.call(subject, owner, form, args, options) for form in forms]
+        return take_first(name, endings)
+
+    def call(
+        self, subject: Any, owner: type, form: str, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> Future[Any]:
+        self.performed |= {(each.__name__, form) for each in owner.__mro__}
+        args = tuple(each.make() if isinstance(each, Fresh) else each for each in args)
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(run_form, subject, owner, form, args, options)
+
+
+def take_first(name: str, endings: list[Future[Any]]) -> Any:
+    errors = [ending.exception() for ending in endings]
+    if len({error is None for error in errors}) == 2:
+        raise AssertionError(f"{name} and its async form end differently: {errors}")
+    return endings[0].result()
+
+
+def run_form(
+    subject: Any, owner: type, form: str, args: tuple[Any, ...], options: dict[str, Any]
+) -> Any:
+    if isinstance(inspect.getattr_static(owner, form), property):
+        return getattr(subject, form)
+    method = getattr(subject, form)
+    if inspect.iscoroutinefunction(inspect.unwrap(method)) and form.endswith("_async"):
+        return asyncio.run(wait_for(method, args, options))
+    return resolve(method(*args, **options))
+
+
+async def wait_for(method: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Old SDKs await once for a future and once more for its result."""
+    answer = await method(*args, **options)
+    return await answer if inspect.isawaitable(answer) else answer
+
+
+def weighted_sum(logprobs: Any, weights: Any) -> tuple[Any, dict[str, Any]]:
+    return -(logprobs * weights).sum(), {}
+
+
+def resolve(answer: Any) -> Any:
+    return answer.result() if hasattr(answer, "result") else answer
+
+
+def make_tokens(count: int = 12, seed: int = 1) -> list[int]:
+    return [int(token) for token in np.random.default_rng(seed).integers(5, 500, count)]
+
+
+def make_prompt(count: int = 8) -> Any:
+    return types.ModelInput.from_ints(make_tokens(count))
+
+
+def make_datum(**inputs: Any) -> Any:
+    """A datum for cross_entropy, or for what `inputs` say."""
+    tokens = make_tokens(13)
+    given = inputs or {"weights": [1.0] * 12}
+    return types.Datum(
+        model_input=types.ModelInput.from_ints(tokens[:-1]),
+        loss_fn_inputs={"target_tokens": tokens[1:], **given},
+    )
+
+
+def make_scored_datum() -> Any:
+    """For the losses that compare with the policy that sampled."""
+    return make_datum(logprobs=[-6.0] * 12, advantages=[0.0] * 4 + [1.0] * 8)

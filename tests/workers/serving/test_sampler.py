@@ -70,6 +70,7 @@ def test_an_sdk_clients_samples_come_as_protobuf(submit: Any, work: Any) -> None
     assert call.content_type == "application/x-protobuf"
     assert [len(sequence.tokens) for sequence in output.sequences] == [4 * 6, 4 * 6]
     assert len(output.prompt_logprobs) == 4 * 3
+    assert (call.num_prompt_tokens, call.num_cached_tokens, call.num_sampled_tokens) == (3, 0, 12)
 
 
 def test_everything_that_may_be_asked_of_a_prompt_is_answered(submit: Any, work: Any) -> None:

@@ -237,7 +237,7 @@ def arange(args: Args, kwargs: Kwargs) -> Cost:
 
 
 def linspace(args: Args, kwargs: Kwargs) -> Cost:
-    return Cost(read_whole(find_option(args, kwargs, 2, "steps", 0)))
+    return Cost(count_cells((read_whole(find_option(args, kwargs, 2, "steps", 0)),)))
 
 
 def eye(args: Args, kwargs: Kwargs) -> Cost:

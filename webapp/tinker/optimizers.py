@@ -1,6 +1,5 @@
 """The parameters of one optimizer step, as the run's optimizer takes them."""
 
-import math
 from dataclasses import asdict
 from typing import Any
 
@@ -8,6 +7,8 @@ from training.types import AdamParams, DimuonParams
 from webapp.core.errors import UserError
 from webapp.runs.models import Run
 from webapp.tinker.fields import Fields
+
+MOST = 1e15  # products and quotients of two of them are still numbers of the device
 
 
 def read_params(run: Run, fields: Fields) -> dict[str, Any]:
@@ -59,6 +60,6 @@ def read_numbers(given: Fields, defaults: dict[str, Any], where: str) -> dict[st
 
 def check_number(where: str, value: float) -> None:
     is_share = where.rpartition(".")[2].startswith("beta")
-    if not 0 <= value < (1.0 if is_share else math.inf):
-        bounds = "from 0 to below 1" if is_share else "of 0 or more"
+    if not 0 <= value <= MOST or (is_share and value >= 1):
+        bounds = "from 0 to below 1" if is_share else f"of 0 or more, and up to {MOST:g}"
         raise UserError(f"{where} is {value}: send a number {bounds}.")

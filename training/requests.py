@@ -39,7 +39,7 @@ PULL_LIMIT = 1.0
 # Where Hone had to decide for itself what a name of the protocol computes.
 OWN_READINGS = {
     "stable_reinforce": "Hone's own objective: docs/stable_reinforce.md",
-    "dimuon": "Hone's own reading: Muon on each LoRA matrix (training/engine/dimuon.py)",
+    "dimuon": "Hone's own reading: Muon on each LoRA matrix, docs/dimuon.md",
 }
 # Means over the tokens with an advantage, where a loss has them.
 POLICY_METRICS = ("clipped", "ratio", "kl_sample_train_k1", "kl_sample_train_k3")

@@ -10,11 +10,20 @@ const TITLES = {
     learning_rate: "Learning rate",
     grad_norm: "Gradient norm",
     tokens_per_second: "Tokens a second",
+    ratio: "Importance ratio",
+    clipped: "Clipped share of tokens",
+    kl_sample_train: "Divergence from the sampling policy",
     tokens: "Tokens a step",
     epoch: "Epoch",
 };
 // Keys that belong on one card though they share no prefix.
-const CARD_OF = { held_out_loss: "loss", num_tokens: "tokens", num_weighted_tokens: "tokens" };
+const CARD_OF = {
+    held_out_loss: "loss",
+    num_tokens: "tokens",
+    num_weighted_tokens: "tokens",
+    kl_sample_train_k1: "kl_sample_train",
+    kl_sample_train_k3: "kl_sample_train",
+};
 const LABELS = {
     loss: "training",
     held_out_loss: "held out",

@@ -142,9 +142,9 @@ def measure_policy(
     }
     if (cut_P := _find_cut(loss_fn, log_ratio_P, given)) is not None:
         sums["clipped"] = cut_P.float()
-    return {key: float(value_P[on_P].sum()) for key, value_P in sums.items()} | {
-        "num_tokens": float(on_P.sum())
-    }
+    sums["num_tokens"] = on_P.float()
+    totals = torch.stack([value_P[on_P].sum() for value_P in sums.values()]).tolist()
+    return dict(zip(sums, totals, strict=True))
 
 
 def _find_cut(loss_fn: str, log_ratio_P: torch.Tensor, inputs: Inputs) -> torch.Tensor | None:

@@ -100,8 +100,25 @@ def damaged(draw: Draw, body: bytes) -> bytes:
     return way()
 
 
-LOSSES = ("cross_entropy", "importance_sampling", "ppo", "cispo", "dro", "gspo", "custom")
-INPUTS = ("target_tokens", "weights", "logprobs", "advantages", "clip_low_threshold", "odd\0name")
+LOSSES = (
+    "cross_entropy",
+    "importance_sampling",
+    "ppo",
+    "cispo",
+    "dro",
+    "gspo",
+    "custom",
+    "stable_reinforce",
+)
+INPUTS = (
+    "target_tokens",
+    "weights",
+    "logprobs",
+    "advantages",
+    "clip_low_threshold",
+    "odd\0name",
+    "sequence_ratio_mask",
+)
 DIMENSIONS = st.sampled_from((0, 1, 2, 4, -1, 7, 2**31, 2**62, 2**63 - 1, -(2**63)))
 NUMBERS = st.sampled_from((0.0, 1.0, -2.5, float("nan"), float("inf"), 3e38, 1e-45))
 IDS = st.sampled_from((0, 5, 499, 999, 1000, -1, 2**31 - 1, -(2**31)))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from webapp.accounts.models import Actor
 from webapp.accounts.services import find_actor_of_key, hash_secret
+from webapp.accounts.tokens import is_token, read_token
 
 REMEMBER_SECONDS = 5.0  # a revoked key works for this much longer
 MOST_REMEMBERED = 1000
@@ -33,18 +34,27 @@ def find_actor(secret: str) -> Actor | None:
     if known is not None:
         return known
     actor = find_actor_of_key(secret)
-    if actor is not None:
+    name = name_credential(secret)
+    if actor is not None and name is not None:
         if len(_remembered) >= MOST_REMEMBERED:
             _remembered.clear()
-        until = time.monotonic() + REMEMBER_SECONDS
-        _remembered[hash_secret(secret)] = _Remembered(actor, until)
+        _remembered[name] = _Remembered(actor, time.monotonic() + REMEMBER_SECONDS)
     return actor
 
 
 def recall_actor(secret: str) -> Actor | None:
     """Without a query. None: not seen in the last seconds."""
-    known = _remembered.get(hash_secret(secret))
+    name = name_credential(secret)
+    known = _remembered.get(name) if name is not None else None
     return known.actor if known is not None and known.until > time.monotonic() else None
+
+
+def name_credential(secret: str) -> str | None:
+    """All tokens of a key are one: each program has its own. None: it is invalid."""
+    if not is_token(secret):
+        return hash_secret(secret)
+    claims = read_token(secret)
+    return claims["key"] if claims else None
 
 
 def forget_actors() -> None:

@@ -16,7 +16,7 @@ from tests.webapp.tinker.test_futures import ask, close
 from webapp.accounts import tokens
 from webapp.accounts.models import ApiKey, Membership, Role
 from webapp.accounts.services import find_actor_of_key
-from webapp.tinker.authentication import forget_actors
+from webapp.tinker.authentication import find_actor, forget_actors
 from webapp.tinker.waiting import ParkedPolls
 
 CHALLENGE = 'Bearer error="invalid_token"'
@@ -111,6 +111,25 @@ def test_a_token_cannot_be_made_to_last_longer_by_itself(program: Program) -> No
     program.secret = short
     assert read_claims(exchange(program))["exp"] == read_claims(short)["exp"]
     assert read_claims(short)["exp"] < read_claims(first)["exp"]
+
+
+def test_the_programs_of_one_key_are_looked_up_as_one(
+    program: Program, django_assert_num_queries: Any
+) -> None:
+    many = [tokens.make_token(program.key) for _ in range(20)]
+    forget_actors()
+    assert find_actor(many[0]) is not None
+    with django_assert_num_queries(0):
+        assert all(find_actor(token) for token in many)
+        assert find_actor(many[0][:-4] + "AAAA") is None
+
+
+def test_a_remembered_token_still_expires(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert find_actor(exchange(program)) is not None
+    monkeypatch.setattr(tokens, "LIFETIME", timedelta(seconds=-1))
+    assert find_actor(tokens.make_token(program.key)) is None
 
 
 def test_a_viewer_exchanges_and_gives_up_their_key(program: Program) -> None:

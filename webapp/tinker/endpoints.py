@@ -45,9 +45,20 @@ def endpoint(*methods: str) -> Callable[[View], View]:
 
 
 UNKNOWN = {"WWW-Authenticate": INVALID_TOKEN}
-# By the last part of their path. Whoever carries a key may also exchange it, and give it up.
+# What a viewer may POST. Whoever carries a key may also exchange it, and give it up. Whole paths:
+# a checkpoint may have any name.
 READING = frozenset(
-    {"get_info", "weights_info", "config", "dynamic_config", "telemetry", "search", "token", "me"}
+    f"/api/v1/{path}"
+    for path in (
+        "get_info",
+        "weights_info",
+        "client/config",
+        "client/dynamic_config",
+        "telemetry",
+        "sessions/search",
+        "auth/token",
+        "auth/apikey/me",
+    )
 )
 
 
@@ -59,7 +70,7 @@ def _admit(request: TinkerRequest) -> JsonResponse | None:
     actor = find_actor(secret)
     if actor is None:
         return refuse(WRONG_KEY, 401, UNKNOWN)
-    is_reading = request.method == "GET" or request.path.rsplit("/", 1)[-1] in READING
+    is_reading = request.method == "GET" or request.path_info in READING
     if not is_reading and not actor.can_write:
         return refuse(READ_ONLY, 403)
     request.actor = actor

@@ -4,12 +4,15 @@ from typing import Any
 
 import pytest
 from django.db import OperationalError
+from django.utils.timezone import now
 
+from tests.webapp.cast import make_viewer
+from tests.webapp.deployments.conftest import make_checkpoint
 from tests.webapp.tinker.conftest import Program
 from webapp.accounts.models import ApiKey, Membership, Role
 from webapp.accounts.services import revoke_key
 from webapp.fleet.models import BaseModel
-from webapp.runs.models import Operation, Run
+from webapp.runs.models import Operation, Run, Session
 from webapp.tinker import services
 from webapp.tinker.authentication import forget_actors
 
@@ -125,3 +128,17 @@ def test_a_model_of_a_stranger_in_the_same_base_model_is_a_run_of_its_own(
 def test_a_session_begins_with_what_its_program_will_wait_for(program: Program) -> None:
     answer = program.post("create_session")
     assert answer["warning_message"] == "waiting for a sampler: none is alive"
+
+
+@pytest.mark.parametrize("name", ["me", "token", "search", "config"])
+def test_a_viewer_changes_no_checkpoint_whatever_its_name(
+    program: Program, model_id: str, name: str
+) -> None:
+    checkpoint = make_checkpoint(Run.objects.get(), name=name)
+    Session.objects.update(finished_at=now())
+    viewer = Program(make_viewer(program.actor))
+    path = f"training_runs/{model_id}/checkpoints/sampler_weights/{name}"
+    viewer.send("DELETE", path, {})
+    assert viewer.status == 403
+    checkpoint.refresh_from_db()
+    assert checkpoint.deleted_at is None

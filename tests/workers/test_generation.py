@@ -212,6 +212,22 @@ async def test_adapters_beyond_the_limit_leave_memory_and_still_answer(tmp_path:
             {"model": "tiny", "token_ids": [1], "sampling_params": {"n": True}},
             "n must be int, not True",
         ),
+        (
+            {"model": "tiny", "token_ids": [1, 2], "target_prompt_logprobs": {"shape": [1]}},
+            "target_prompt_logprobs must be an object with a shape of two numbers",
+        ),
+        (
+            {
+                "model": "tiny",
+                "token_ids": [1, 2],
+                "target_prompt_logprobs": {"shape": [1, 1], "data": [2**63]},
+            },
+            "target_prompt_logprobs has a number beyond int64",
+        ),
+        (
+            {"model": "tiny", "token_ids": [1, 2], "prompt_logprobs_last_n": 1},
+            "prompt_logprobs_last_n needs prompt_logprobs",
+        ),
     ],
 )
 async def test_a_bad_request_is_answered_with_what_is_wrong(

@@ -131,6 +131,27 @@ def test_a_call_that_cannot_be_answered_fails_alone_and_says_why(submit: Any, wo
     assert read(good)["sequences"]
 
 
+def test_what_only_our_own_server_computes_is_the_callers_mistake_on_another(
+    submit: Any, work: Any
+) -> None:
+    content = [{"token_id": 5, "logprob": -1.0}]
+    choice = {
+        "index": 0,
+        "token_ids": [5],
+        "finish_reason": "length",
+        "logprobs": {"content": content},
+    }
+    other = httpx.MockTransport(lambda _: httpx.Response(200, json={"choices": [choice]}))
+    call = submit(
+        purpose=SamplingCall.Purpose.TINKER,
+        payload={"prompt": [1, 5], "num_samples": 1, "params": PARAMS, "prompt_alt_tokens_k": 2},
+    )
+    work(over=other)
+    call.refresh_from_db()
+    assert (call.status, call.error_category) == (Status.FAILED, "user")
+    assert call.error.startswith("prompt_alt_tokens_k is computed by Hone's own sampling server")
+
+
 def test_a_call_for_a_checkpoint_that_was_deleted_is_nobodys_fault_but_the_callers(
     submit: Any, work: Any, checkpoint: Checkpoint
 ) -> None:

@@ -15,7 +15,7 @@ import httpx
 from tests.e2e.live import ROOT, TORCH_PYTHON, Live
 from webapp.tinker.conformance import COMMITTED
 
-SUITE = Path(__file__).parent / "conformance" / "suite.py"
+PROGRAMS = Path(__file__).parent / "conformance"
 # Where the tiny model's name is a folder: a tokenizer is found there, and no hub is asked.
 ASSETS = ROOT / "tests" / "assets"
 SUITE_SECONDS = 900
@@ -24,20 +24,24 @@ ENVIRONMENTS = {"oldest": OLDEST_PYTHON, "newest": TORCH_PYTHON}
 Report = dict[str, Any]
 
 
-def run_suite(live: Live, environment: str, *only: str) -> Report:
+def run_suite(live: Live, environment: str) -> Report:
     me = httpx.get(f"{live.url}/rest/me", headers={"X-API-Key": live.api_key}).json()
     with tempfile.TemporaryDirectory() as home:
         told = {"TINKER_BASE_URL": live.url, "TINKER_API_KEY": live.api_key}
         user = {"TINKER_PROJECT_ID": me["project"], "HOME": home, "HF_HUB_OFFLINE": "1"}
-        finished = subprocess.run(
-            [str(ENVIRONMENTS[environment]), str(SUITE), *only],
-            cwd=ASSETS,
-            check=False,
-            env=live.environment | told | user,
-            capture_output=True,
-            text=True,
-            timeout=SUITE_SECONDS,
-        )
+        return run_program(ENVIRONMENTS[environment], "suite.py", live.environment | told | user)
+
+
+def run_program(python: Path, program: str, environment: dict[str, str]) -> Report:
+    finished = subprocess.run(
+        [str(python), str(PROGRAMS / program)],
+        cwd=ASSETS,
+        check=False,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=SUITE_SECONDS,
+    )
     assert finished.returncode == 0, finished.stderr
     report: Report = json.loads(finished.stdout.splitlines()[-1])
     return report

@@ -18,7 +18,7 @@ def sample(world: World) -> Any:
 
 @case("APIFuture")
 def result(world: World) -> None:
-    assert world.perform(train(world), "result").loss_fn_outputs
+    assert world.perform(train(world), "result", timeout=60).loss_fn_outputs
     assert sample(world).result(timeout=60).sequences
 
 
@@ -48,7 +48,7 @@ def sampling_client_future(world: World) -> None:
 
 
 def use_future(world: World, start: Any, owner: str) -> None:
-    client = world.perform(start(), "result")
+    client = world.perform(start(), "result", timeout=60)
     assert type(world.perform(start(), "future")) is type(client)
     world.performed.add((owner, "coroutine"))
 

@@ -1,6 +1,5 @@
 """RestClient and AdminClient: what there is, and who may see it."""
 
-import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,6 +9,8 @@ from tinker import types
 from training_cases import bind
 from world import MODEL, RANK, Fresh, World, make_datum
 
+SCOPE = {"access_scope": "accessible"}
+PAGE = {"limit": 100, "offset": 0, **SCOPE}
 Play = Callable[[World, Any], object]
 
 
@@ -40,19 +41,21 @@ def get_server_capabilities(world: World) -> None:
 
 @case("RestClient")
 def list_training_runs(world: World) -> None:
-    runs = world.perform(world.rest, "list_training_runs", limit=100).training_runs
+    runs = world.perform(
+        world.rest, "list_training_runs", **PAGE, project_id=world.project
+    ).training_runs
     assert world.model.model_id in [run.training_run_id for run in runs]
 
 
 @case("RestClient")
 def get_training_run(world: World) -> None:
-    run = world.perform(world.rest, "get_training_run", world.model.model_id)
+    run = world.perform(world.rest, "get_training_run", world.model.model_id, **SCOPE)
     assert (run.base_model, run.lora_rank) == (MODEL, RANK)
 
 
 @case("RestClient")
 def get_training_run_by_tinker_path(world: World) -> None:
-    run = world.perform(world.rest, "get_training_run_by_tinker_path", world.saved)
+    run = world.perform(world.rest, "get_training_run_by_tinker_path", world.saved, **SCOPE)
     assert run.training_run_id == world.model.model_id
 
 
@@ -72,7 +75,7 @@ def list_checkpoints(world: World) -> None:
 @case("RestClient")
 def list_user_checkpoints(world: World) -> None:
     path = world.save()
-    listed = world.perform(world.rest, "list_user_checkpoints", limit=10).checkpoints
+    listed = world.perform(world.rest, "list_user_checkpoints", limit=10, offset=0).checkpoints
     assert listed[0].tinker_path == path
 
 
@@ -133,19 +136,20 @@ def get_checkpoint_archive_url_from_tinker_path(world: World) -> None:
 
 @case("RestClient")
 def copy_weights(world: World) -> None:
-    copied = world.perform(world.rest, "copy_weights", world.saved)
+    options = {"ttl_seconds": 7200, "weights_access_token": world.key}
+    copied = world.perform(world.rest, "copy_weights", world.saved, world.project, **options)
     assert copied != world.saved
 
 
 @case("RestClient")
 def list_sessions(world: World) -> None:
-    assert world.session_id in world.perform(world.rest, "list_sessions", limit=100).sessions
+    assert world.session_id in world.perform(world.rest, "list_sessions", **PAGE).sessions
 
 
 @case("RestClient")
 def get_session(world: World) -> None:
     run_id = world.model.model_id
-    session = world.perform(world.rest, "get_session", run_id.split(":")[0])
+    session = world.perform(world.rest, "get_session", run_id.split(":")[0], **SCOPE)
     assert run_id in session.training_run_ids
 
 
@@ -159,8 +163,7 @@ def search_sessions(world: World) -> None:
 @case("RestClient")
 def assign_session_project(world: World) -> None:
     """To the project that the key belongs to: another one is refused."""
-    project = os.environ["TINKER_PROJECT_ID"]
-    world.perform(world.rest, "assign_session_project", world.session_id, project)
+    world.perform(world.rest, "assign_session_project", world.session_id, world.project)
 
 
 @case("RestClient")
@@ -186,7 +189,10 @@ def get_telemetry(world: World, client: Any) -> None:
 
 @admin
 def get_audit_log(world: World, client: Any) -> None:
-    world.perform(client, "get_audit_log")
+    path = world.save()
+    world.rest.delete_checkpoint_from_tinker_path(path).result()
+    today = datetime.now(UTC).date()
+    assert world.perform(client, "get_audit_log", event_type="all", day=today).entries
 
 
 @admin
@@ -204,4 +210,5 @@ def find_days() -> tuple[datetime, datetime]:
 @admin
 def get_current_checkpoint_storage_usage(world: World, client: Any) -> None:
     world.save()
-    assert world.perform(client, "get_current_checkpoint_storage_usage").data
+    name = "get_current_checkpoint_storage_usage"
+    assert world.perform(client, name, project_id=world.project).data

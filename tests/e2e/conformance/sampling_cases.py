@@ -7,8 +7,9 @@ from typing import Any
 from registry import CASES, Case
 from tinker import types
 from tinker.lib.api_future_impl import QueueState
+from tinker.lib.retry_handler import RetryConfig
 from training_cases import bind, check_sampler
-from world import MODEL, World, make_prompt, resolve
+from world import MODEL, World, make_prompt, make_tokens, resolve
 
 Play = Callable[[World, Any], object]
 SUBJECTS: dict[str, Callable[[World], Any]] = {
@@ -16,6 +17,14 @@ SUBJECTS: dict[str, Callable[[World], Any]] = {
     "BackcompatSamplingClientFuture": lambda world: world.sampler_future,
 }
 PARAMS = types.SamplingParams(max_tokens=3, temperature=0.7)
+EVERYTHING = {
+    "include_prompt_logprobs": True,
+    "topk_prompt_logprobs": 2,
+    "topk_sample_logprobs": 2,
+    "target_prompt_logprobs": types.TensorData(data=make_tokens(14), dtype="int64", shape=[7, 2]),
+    "prompt_alt_tokens_k": 2,
+}
+LAST = {"include_prompt_logprobs": True, "prompt_logprobs_last_n": 3}
 
 
 def sampling(play: Play) -> Play:
@@ -29,6 +38,9 @@ def sample(world: World, sampler: Any) -> None:
     answer = world.perform(sampler, "sample", make_prompt(), 2, PARAMS)
     assert len(answer.sequences) == 2
     assert all(len(each.tokens) == len(each.logprobs) for each in answer.sequences)
+    for options in (EVERYTHING, LAST):
+        answer = world.perform(sampler, "sample", make_prompt(8), 1, PARAMS, **options)
+        assert len(answer.prompt_logprobs) == 8
 
 
 @sampling
@@ -36,6 +48,7 @@ def compute_logprobs(world: World, sampler: Any) -> None:
     logprobs = world.perform(sampler, "compute_logprobs", make_prompt(8))
     assert logprobs[0] is None
     assert all(each < 0 for each in logprobs[1:])
+    world.perform(sampler, "compute_logprobs", make_prompt(8), prompt_logprobs_last_n=3)
 
 
 @sampling
@@ -68,10 +81,17 @@ def get_sampler_handle(world: World, sampler: Any) -> None:
 def from_sampler_handle(world: World, sampler: Any) -> None:
     """A client in another process; a pickled one goes the same way."""
     handle = resolve(sampler).get_sampler_handle()
-    check_sampler(world.perform(type(sampler), "from_sampler_handle", handle))
+    options = {"api_key": world.key}
+    check_sampler(world.perform(type(sampler), "from_sampler_handle", handle, **options))
     check_sampler(pickle.loads(pickle.dumps(resolve(sampler))))
 
 
 @sampling
 def create(world: World, sampler: Any) -> None:
-    check_sampler(world.perform(type(sampler), "create", world.service.holder, base_model=MODEL))
+    for options in (
+        {"base_model": MODEL, "retry_config": RetryConfig(), "record_stability_info": True},
+        {"model_path": world.save_sampler()},
+        {"sampling_session_id": world.sampler._sampling_session_id},
+    ):
+        made = world.perform(type(sampler), "create", world.service.holder, **options)
+        check_sampler(made)

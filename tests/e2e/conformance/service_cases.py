@@ -4,8 +4,9 @@ from typing import Any
 
 import tinker
 from registry import case
+from tinker.lib.retry_handler import RetryConfig
 from training_cases import check_output, check_sampler
-from world import MODEL, RANK, World, make_datum, resolve
+from world import ADAMW, MODEL, RANK, World, make_datum, resolve
 
 
 def names(capabilities: Any) -> list[str | None]:
@@ -39,31 +40,54 @@ def get_server_capabilities(world: World) -> None:
 
 @case("ServiceClient")
 def create_lora_training_client(world: World) -> None:
-    check_model(world.perform(world.service, "create_lora_training_client", MODEL, rank=RANK))
+    made = world.perform(
+        world.service,
+        "create_lora_training_client",
+        MODEL,
+        rank=RANK,
+        seed=7,
+        train_mlp=True,
+        train_attn=True,
+        train_unembed=False,
+        user_metadata={"made": "from nothing"},
+        optimizer=ADAMW,
+    )
+    check_model(made)
 
 
 @case("ServiceClient")
 def create_training_client_from_state(world: World) -> None:
-    check_model(
-        world.perform(
-            world.service,
-            "create_training_client_from_state",
-            world.saved,
-            user_metadata={"made": "from a checkpoint"},
-        )
+    made = world.perform(
+        world.service,
+        "create_training_client_from_state",
+        world.saved,
+        base_model=MODEL,
+        user_metadata={"made": "from a checkpoint"},
+        weights_access_token=world.key,
+        optimizer=ADAMW,
     )
+    check_model(made)
 
 
 @case("ServiceClient")
 def create_training_client_from_state_with_optimizer(world: World) -> None:
-    name = "create_training_client_from_state_with_optimizer"
-    check_model(world.perform(world.service, name, world.saved))
+    made = world.perform(
+        world.service,
+        "create_training_client_from_state_with_optimizer",
+        world.saved,
+        base_model=MODEL,
+        user_metadata={"made": "from a checkpoint"},
+        weights_access_token=world.key,
+    )
+    check_model(made)
 
 
 @case("ServiceClient")
 def create_sampling_client(world: World) -> None:
-    path = world.save_sampler()
-    check_sampler(world.perform(world.service, "create_sampling_client", model_path=path))
+    name, path = "create_sampling_client", world.save_sampler()
+    options = {"retry_config": RetryConfig(), "record_stability_info": True}
+    check_sampler(world.perform(world.service, name, model_path=path))
+    check_sampler(world.perform(world.service, name, base_model=MODEL, **options))
 
 
 @case("ServiceClient")
@@ -74,7 +98,8 @@ def create_rest_client(world: World) -> None:
 
 @case("ServiceClient")
 def copy_weights(world: World) -> None:
-    copied = world.perform(world.service, "copy_weights", world.saved)
+    options = {"ttl_seconds": 7200, "weights_access_token": world.key}
+    copied = world.perform(world.service, "copy_weights", world.saved, **options)
     assert copied != world.saved
     assert resolve(world.rest.get_weights_info_by_tinker_path(copied)).lora_rank == RANK
 

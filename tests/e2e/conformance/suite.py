@@ -21,11 +21,20 @@ import tinker
 import training_cases  # noqa: F401
 from endings import BROKEN, SUPPORTED, UNAVAILABLE, Ending, describe_error, settle
 from registry import CASES, Case
-from surface import find_class, find_forms, find_surface
+from surface import (
+    AUTH,
+    COMMANDS,
+    find_class,
+    find_classes,
+    find_forms,
+    find_parameters,
+    find_surface,
+)
 from world import World
 
 CALL_SECONDS = 120.0  # no call of the tiny model takes a tenth of it
 NO_CASE = "No case of this suite calls it."
+NO_PARAMETER = "No case of this suite gives it."
 NO_ANSWER = f"It was left without an answer for {CALL_SECONDS:.0f} s."
 
 
@@ -42,10 +51,9 @@ def play(case: Case, world: World) -> Ending:
 def find_missed(case: Case, world: World) -> list[str]:
     """Forms of the call that exist and that the case did not perform."""
     owner = find_class(case.group)
-    if owner is None:
-        return []
-    forms = find_forms(owner, case.call)
-    return [form for form in forms if (case.group, form) not in world.performed]
+    forms = find_forms(owner, case.call) if owner else [case.call]
+    is_counted = owner or case.group in (AUTH, COMMANDS)
+    return [form for form in forms if is_counted and (case.group, form) not in world.performed]
 
 
 def examine(case: Case, surface: dict[str, list[str]], world: World) -> dict[str, Any]:
@@ -73,6 +81,19 @@ def find_uncovered(surface: dict[str, list[str]]) -> list[dict[str, Any]]:
     return [describe(*each, ending) for each in calls if each not in known]
 
 
+def find_unpassed(surface: dict[str, list[str]], world: World) -> list[dict[str, Any]]:
+    """Parameters that no case has given to the method they belong to."""
+    ending = Ending(BROKEN, NO_PARAMETER)
+    return [
+        describe(owner.__name__, f"{form}({name})", ending)
+        for owner in find_classes()
+        for call in surface[owner.__name__]
+        for form in find_forms(owner, call)
+        for name in find_parameters(owner, form)
+        if (owner.__name__, form, name) not in world.passed
+    ]
+
+
 def sort_calls(calls: list[dict[str, Any]], groups: list[str]) -> list[dict[str, Any]]:
     """In the SDK's own order of classes; what it does not have comes last."""
 
@@ -89,13 +110,17 @@ def main() -> None:
     wanted = sys.argv[1:]
     surface, world = find_surface(), World()
     cases = [case for case in CASES if not wanted or case.group in wanted or case.call in wanted]
-    calls = [examine(case, surface, world) for case in cases] + find_uncovered(surface)
+    calls = [examine(case, surface, world) for case in cases]
+    if not wanted:
+        calls += find_uncovered(surface) + find_unpassed(surface, world)
     report = {
         "sdk_version": tinker.__version__,
         "python": platform.python_version(),
         "ran_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "calls": sort_calls(calls, list(surface)),
     }
+    if hasattr(world.service, "close"):
+        world.service.close("success").result(timeout=CALL_SECONDS)
     print(json.dumps(report), flush=True)
     os._exit(0)  # without waiting for what a call left behind
 

@@ -49,6 +49,22 @@ def find_forms(owner: type, name: str) -> list[str]:
     return [form for form in (name, name + ASYNC) if hasattr(owner, form)]
 
 
+def find_known(owner: type, form: str) -> set[str]:
+    """The deprecated futures hand on whatever they get: what their client knows."""
+    owners = [each for each in owner.__mro__ if hasattr(each, form)]
+    return {name for each in owners for name in find_parameters(each, form)}
+
+
+def find_parameters(owner: type, form: str) -> list[str]:
+    """What a caller may give by its name."""
+    member = inspect.getattr_static(owner, form)
+    if isinstance(member, property):
+        return []
+    parameters = inspect.signature(getattr(owner, form)).parameters.values()
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [each.name for each in parameters if each.kind not in several and each.name != "self"]
+
+
 def walk_commands(command: click.Command, path: tuple[str, ...]) -> Iterator[str]:
     if not isinstance(command, click.Group):
         yield " ".join(path)

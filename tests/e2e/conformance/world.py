@@ -12,13 +12,24 @@ from typing import Any
 import httpx
 import numpy as np
 import tinker
-from surface import find_forms
+from surface import find_forms, find_known
 from tinker import types
 
 MODEL = "tiny-chatml-1m"
 RANK = 8
 ADAM = types.AdamParams(learning_rate=1e-3)
+
+
+def renew(argument: Any) -> Any:
+    return argument.make() if isinstance(argument, Fresh) else argument
+
+
 Performed = set[tuple[str, str]]
+Passed = set[tuple[str, str, str]]
+
+
+# Where an SDK knows one optimizer only, it has no word for it.
+ADAMW = tinker.AdamOptimizerConfig() if hasattr(tinker, "AdamOptimizerConfig") else None
 
 
 class Fresh:
@@ -29,15 +40,23 @@ class Fresh:
 
 
 class World:
-    """Clients that are made when a case first asks. `performed` is what was really called."""
+    """Clients that are made when a case first asks.
+
+    `performed` is what the case has called, `passed` what all cases have given to what they called.
+    """
 
     def __init__(self) -> None:
         self.performed: Performed = set()
+        self.passed: Passed = set()
         self.numbers = itertools.count(1)
 
     @property
     def key(self) -> str:
         return os.environ["TINKER_API_KEY"]
+
+    @property
+    def project(self) -> str:
+        return os.environ["TINKER_PROJECT_ID"]
 
     @cached_property
     def service(self) -> Any:
@@ -124,24 +143,41 @@ class World:
         model.forward_backward([make_datum()], "cross_entropy").result()
         return model.optim_step(ADAM).result()
 
-    def perform(self, subject: Any, name: str, *args: Any, **options: Any) -> Any:
-        """Both forms of a call, `name` and `name_async`; the answer of the first.
+    def perform(self, subject: Any, method: str, /, *args: Any, **options: Any) -> Any:
+        """Both forms of a call, `method` and `method_async`; the answer of the first.
 
-        An error of the first is raised after the second has had its turn.
+        An error of the first is raised after the second has had its turn. Options that this SDK
+        does not have yet are left out: the newest one's are all counted in the end.
         """
         owner = subject if isinstance(subject, type) else type(subject)
-        forms = find_forms(owner, name)
-        assert forms, f"{owner.__name__} has no {name}"
-        endings = [self.call(subject, owner, form, args, options) for form in forms]
-        return take_first(name, endings)
+        forms = find_forms(owner, method)
+        assert forms, f"{owner.__name__} has no {method}"
+        known = find_known(owner, method)
+        kept = {name: value for name, value in options.items() if name in known}
+        endings = [self.call(subject, owner, form, args, kept) for form in forms]
+        return take_first(method, endings)
 
     def call(
         self, subject: Any, owner: type, form: str, args: tuple[Any, ...], options: dict[str, Any]
     ) -> Future[Any]:
-        self.performed |= {(each.__name__, form) for each in owner.__mro__}
-        args = tuple(each.make() if isinstance(each, Fresh) else each for each in args)
+        names = find_passed(owner, form, args, options)
+        for each in owner.__mro__:
+            self.performed.add((each.__name__, form))
+            self.passed |= {(each.__name__, form, name) for name in names}
+        args = tuple(renew(each) for each in args)
+        options = {key: renew(value) for key, value in options.items()}
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(run_form, subject, owner, form, args, options)
+
+
+def find_passed(
+    owner: type, form: str, args: tuple[Any, ...], options: dict[str, Any]
+) -> list[str]:
+    member = inspect.getattr_static(owner, form)
+    if isinstance(member, property):
+        return []
+    given = args if isinstance(member, staticmethod) else (None, *args)
+    return list(inspect.signature(getattr(owner, form)).bind(*given, **options).arguments)
 
 
 def take_first(name: str, endings: list[Future[Any]]) -> Any:

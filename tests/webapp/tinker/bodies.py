@@ -16,6 +16,16 @@ TEMPLATES: Mapping[str, Mapping[str, Any]] = {
         "sdk_version": "0.38.0",
         "display_name": "d",
     },
+    "sessions/search": {
+        "session_id": "$session",
+        "display_name": "d",
+        "user_metadata": {"name": "n"},
+        "owner": {"type": "user", "owner_urns": ["hone:user:1"]},
+        "statuses": [{"type": "client_finished", "reasons": ["success"]}],
+        "limit": 5,
+        "cursor": {"last_created_at": "2026-11-25T00:00:00Z", "last_session_id": "$session"},
+    },
+    "sessions/<session_id>/project": {"project_id": "prj-none"},
     "sessions/<session_id>/finish": {"reason": {"type": "success"}, "detail": "done"},
     "create_model": {
         "session_id": "$session",

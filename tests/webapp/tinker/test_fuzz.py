@@ -223,7 +223,7 @@ def test_a_json_body_may_be_anything_and_the_run_goes_on(world: World) -> None:
         call = data.draw(st.one_of(st.sampled_from(calls), st.sampled_from([*TEMPLATES])), "call")
         template = fill(TEMPLATES.get(call, EVERYTHING), world)
         body = data.draw(fuzz.json_bodies(template), "body")
-        method = "PUT" if call.endswith("ttl") else "POST"
+        method = "PUT" if call.endswith(("ttl", "project")) else "POST"
         send(world, address(call, world), body, method)
         world.seq += 1
 

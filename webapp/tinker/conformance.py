@@ -1,7 +1,7 @@
 """Which calls of which SDK work here: reports that runs of the conformance suite have written."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,17 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Count:
+    version: str
+    supported: int
+    offered: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     name: str
     rows: list[Row]
+    counts: list[Count]  # of all its calls, whichever rows are kept
 
 
 def find_reports() -> list[Report]:
@@ -105,11 +113,22 @@ def compare_reports(reports: list[Report], *, status: str = "") -> list[Group]:
             versions = rows.setdefault(call.group, {}).setdefault(call.call, {})
             versions[report.sdk_version] = call
     order = [report.sdk_version for report in reports]
-    groups = [
-        Group(name=name, rows=[make_row(call, calls[call], order) for call in calls])
-        for name, calls in rows.items()
-    ]
+    groups = [make_group(name, calls, order) for name, calls in rows.items()]
     return keep_status(groups, status) if status else groups
+
+
+def make_group(name: str, calls: dict[str, dict[str, Call]], order: list[str]) -> Group:
+    rows = [make_row(call, versions, order) for call, versions in calls.items()]
+    return Group(name=name, rows=rows, counts=[count_calls(rows, version) for version in order])
+
+
+def count_calls(rows: list[Row], version: str) -> Count:
+    statuses = [status for row in rows for known, status in row.statuses if known == version]
+    return Count(
+        version=version,
+        supported=statuses.count(SUPPORTED),
+        offered=len(statuses) - statuses.count(UNAVAILABLE),
+    )
 
 
 def make_row(name: str, calls: dict[str, Call], order: list[str]) -> Row:
@@ -132,7 +151,7 @@ def find_status(calls: dict[str, Call], version: str) -> str:
 
 def keep_status(groups: list[Group], status: str) -> list[Group]:
     kept = [
-        Group(name=group.name, rows=[row for row in group.rows if has_status(row, status)])
+        replace(group, rows=[row for row in group.rows if has_status(row, status)])
         for group in groups
     ]
     return [group for group in kept if group.rows]

@@ -68,6 +68,7 @@ def test_a_refused_call_says_why_and_can_be_looked_at_alone(home: Path) -> None:
         write(home, version, "2099-01-02T03:04:05+00:00", CALLS)
     page = sign_in(make_actor()).get("/settings/conformance/?status=refused")
     (group,) = page.context["groups"]
+    assert [(each.supported, each.offered) for each in group.counts] == [(1, 2), (1, 2)]
     (row,) = group.rows
     assert (row.call, row.statuses) == ("gspo", [("0.38.0", "refused"), ("0.22.3", "refused")])
     assert row.sentences == [("0.38.0, 0.22.3", "loss_fn 'gspo' is not known here")]

@@ -11,9 +11,11 @@ NUM_SAMPLES, MAX_TOKENS = 3, 5
 def make_datum(prompt: list[int], sequence: Any, advantage: float) -> types.Datum:
     """Prompt tokens are no actions: no logprob to compare with, and no advantage."""
     tokens, known = prompt + list(sequence.tokens), len(prompt) - 1
+    # Which requests share a pass shows in the last bits of their logprobs, and is nobody's promise.
+    logprobs = [round(each, 2) for each in sequence.logprobs]
     inputs = {
         "target_tokens": tokens[1:],
-        "logprobs": [0.0] * known + list(sequence.logprobs),
+        "logprobs": [0.0] * known + logprobs,
         "advantages": [0.0] * known + [advantage] * len(sequence.tokens),
     }
     return types.Datum(model_input=types.ModelInput.from_ints(tokens[:-1]), loss_fn_inputs=inputs)

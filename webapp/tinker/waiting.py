@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import random
 from asyncio import Future
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -74,7 +75,8 @@ class ParkedPolls(Door):
             if outcome.project_id != actor.project.pk:
                 return None
             if not outcome.is_over:
-                async with asyncio.timeout(self.hold_seconds):
+                # Those that came together do not all come back together.
+                async with asyncio.timeout(self.hold_seconds * random.uniform(0.6, 1)):
                     outcome = await arrival
         except TimeoutError:
             pass

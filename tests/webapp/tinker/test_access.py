@@ -94,10 +94,10 @@ def test_a_bug_is_no_5xx_and_a_busy_database_is(
     program: Program, model_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(error: Exception) -> None:
-        def find_run(*_: object) -> Run:
+        def find_log(*_: object) -> Run:
             raise error
 
-        monkeypatch.setattr(services, "find_run", find_run)
+        monkeypatch.setattr(services, "find_log", find_log)
 
     fail(KeyError("a bug"))
     answer = program.train(model_id, 1)

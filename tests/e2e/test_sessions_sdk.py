@@ -1,13 +1,14 @@
 """What an SDK client holds open, waits for and reads about its account: the real SDK and CLI."""
 
 import json
+import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.live import Live
+from tests.e2e.live import SDK_PYTHON, Live
 
 pytestmark = pytest.mark.e2e
 
@@ -82,3 +83,26 @@ def test_the_command_line_says_who_it_is(live: Live, account: Any) -> None:
     who = json.loads(live.type_tinker("--format", "json", "auth", "whoami"))
     assert who["user_urn"] == account["user"]
     assert "Tinker accessible: yes" in live.type_tinker("auth", "status")
+
+
+def log_in(live: Live, home: Path, key: str) -> subprocess.CompletedProcess[str]:
+    """Without a key in its environment: what it is given is what it keeps."""
+    environment = {name: value for name, value in live.client.items() if name != "TINKER_API_KEY"}
+    return subprocess.run(
+        [str(SDK_PYTHON.with_name("tinker")), "auth", "login"],
+        env=environment | {"HOME": str(home)},
+        input=f"{key}\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_the_command_line_keeps_a_key_that_the_server_knows(live: Live, tmp_path: Path) -> None:
+    refused = log_in(live, tmp_path, "tml-wrong")
+    assert "unknown or was revoked" in refused.stderr
+    assert not (tmp_path / ".tinker" / "credentials.json").exists()
+    assert "Logged in as" in log_in(live, tmp_path, live.api_key).stdout
+    kept = json.loads((tmp_path / ".tinker" / "credentials.json").read_text())
+    assert live.api_key in json.dumps(kept)

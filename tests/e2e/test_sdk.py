@@ -130,6 +130,19 @@ def test_several_targets_a_position_are_the_same_dense_sparse_and_one_by_one(liv
     np.testing.assert_allclose(report["of_columns"], report["of_dense"], atol=1e-4)
 
 
+def test_policy_losses_with_provenance_and_dimuon_go_through_the_sdk(live: Live) -> None:
+    report = live.run("policies.py")
+    # On policy all ratios are 1: twelve tokens, six with the advantage 1, six with -0.5.
+    assert report["losses"] == pytest.approx(dict.fromkeys(report["losses"], -3.0), abs=0.02)
+    assert report["metrics"]["kl_sample_train_k3:mean"] == pytest.approx(0.0, abs=1e-3)
+    assert report["metrics"]["clipped:mean"] == 0
+    assert report["resumed"] == pytest.approx(report["went_on"], rel=1e-5)
+    assert report["fresh"][0] == pytest.approx(report["went_on"][0], rel=1e-5)
+    assert report["fresh"][1] != pytest.approx(report["went_on"][1], rel=1e-5)
+    assert "this model was created with dimuon" in report["refused"]
+    assert report["optimizers"] == ["dimuon"] * 3
+
+
 def test_weights_are_saved_and_loaded_with_and_without_the_optimizer(live: Live) -> None:
     report = live.run("checkpoints.py")
     went_on = report["went_on"]

@@ -207,7 +207,7 @@ def open_client_run(  # noqa: PLR0913 - the row's columns, by name
             "asked_model": asked_model,
             "rank": parent.rank if parent else check_rank(chosen.pop("rank", 32)),
             "lora": parent.run.lora if parent else choose_lora(chosen),
-            "config": dict(user_metadata or {}),
+            "config": {**session.user_metadata, **(user_metadata or {})},
             "parent": parent,
             "with_optimizer": with_optimizer,
             "optimizer": optimizer,
@@ -256,7 +256,8 @@ def finish_session(session: Session, *, reason: str, detail: str = "") -> bool:
 
 def _finish_client_run(run: Run, reason: str, detail: str) -> None:
     status = {"errored": Status.FAILED, "interrupted": Status.CANCELLED}.get(reason, Status.DONE)
-    error = detail if status == Status.FAILED else ""
+    untold = "Its program ended with an error and did not say which: look where it runs."
+    error = (detail or untold) if status == Status.FAILED else ""
     changed = Run.objects.filter(pk=run.pk, status=Status.RUNNING).update(
         status=status, ended_at=now(), error=error, error_category="user" if error else ""
     )

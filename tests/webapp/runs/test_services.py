@@ -239,6 +239,21 @@ def test_the_same_model_seq_id_opens_the_same_run(actor: Actor, base_model: Base
     assert (first.status, first.name, first.recipe) == (Status.RUNNING, "mine", "")
 
 
+def test_a_run_inherits_what_its_session_says_of_itself(
+    actor: Actor, base_model: BaseModel
+) -> None:
+    session = open_session(actor)
+    session.user_metadata = {"recipe_name": "recipe_sl_basic", "renderer_name": "qwen3"}
+    run = services.open_client_run(
+        actor=actor,
+        session=session,
+        model_seq_id=0,
+        base_model=base_model,
+        user_metadata={"renderer_name": "role_colon"},
+    )
+    assert run.config == {"recipe_name": "recipe_sl_basic", "renderer_name": "role_colon"}
+
+
 def test_an_ended_session_opens_nothing(actor: Actor, base_model: BaseModel) -> None:
     session = open_session(actor)
     services.finish_session(session, reason="success")
@@ -261,6 +276,14 @@ def test_a_session_ends_once_and_its_runs_with_it(actor: Actor, reason: str, sta
     run.refresh_from_db()
     assert run.status == status
     assert run.error == ("a sentence" if reason == "errored" else "")
+
+
+def test_a_failure_that_nobody_explained_says_so(actor: Actor) -> None:
+    run = make_run(actor)
+    assert run.session is not None
+    services.finish_session(run.session, reason="errored")
+    run.refresh_from_db()
+    assert "did not say which" in run.error
 
 
 def test_a_silent_session_is_reaped_when_nothing_of_it_waits(actor: Actor) -> None:

@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM = false
 run: .venv/run.stamp
 > @exec .venv/bin/python manage.py up
 
-test: .venv/test.stamp .venv-sdk/stamp .venv-sdk-oldest/stamp chromium
+test: .venv/test.stamp .venv-sdk/stamp .venv-sdk-oldest/stamp .venv-cookbook/stamp chromium
 > @bash tests/run.sh
 
 lint: .venv/test.stamp
@@ -54,6 +54,16 @@ conformance: .venv/test.stamp .venv-sdk-oldest/stamp
 > @.venv-sdk-oldest/bin/pip --disable-pip-version-check -qq install -r tests/e2e/requirements-oldest.txt
 > @touch $@
 
+# The cookbook of the SDK's makers, with torch and data sets of its own. By itself at the end: one
+# of its dependencies is only for models that hear, and not to be had everywhere.
+.venv-cookbook/stamp: tests/e2e/cookbook/requirements.txt
+> @echo "Installing the tinker cookbook into .venv-cookbook ..."
+> @test -x .venv-cookbook/bin/python || $(PYTHON) -m venv .venv-cookbook
+> @.venv-cookbook/bin/pip --disable-pip-version-check -qq install torch==2.13.0
+> @.venv-cookbook/bin/pip --disable-pip-version-check -qq install -r tests/e2e/cookbook/requirements.txt
+> @.venv-cookbook/bin/pip --disable-pip-version-check -qq install --no-deps tinker-cookbook==0.6.1
+> @touch $@
+
 .venv-bench/stamp: bench/requirements.txt
 > @echo "Installing what the benchmark compares with into .venv-bench ..."
 > @test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
@@ -66,4 +76,4 @@ chromium:
 > @command -v chromium >/dev/null || { echo "Installing chromium for the browser tests ..."; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; }
 
 clean:
-> rm -rf .venv .venv-sdk .venv-sdk-oldest .venv-bench .mypy_cache .ruff_cache .pytest_cache
+> rm -rf .venv .venv-sdk .venv-sdk-oldest .venv-cookbook .venv-bench .mypy_cache .ruff_cache .pytest_cache

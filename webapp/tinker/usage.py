@@ -174,7 +174,8 @@ def read_storage(actor: Actor, window: Window) -> Iterable[Used]:
         store.add(made_at, min(deleted_at or end, end), size)
     for (base_model_id, user_id), store in stores.items():
         for hour, amount in store.read():
-            info = {"type": "storage", "free": False, "gigabyte_hours": amount}
+            # Not free, which goes without saying: SDKs before 0.33 fail on the word.
+            info = {"type": "storage", "gigabyte_hours": amount}
             yield Used(
                 hour=hour,
                 base_model_id=base_model_id,

@@ -21,6 +21,14 @@ CHANGING = (
 )
 
 
+class HalfRefusedError(Exception):
+    """A method answers and its async form does not, or the other way round."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__(form)
+        self.form = form
+
+
 # What a command prints of an answer that it could not use.
 NO_REFUSALS = (
     "API error",
@@ -28,6 +36,15 @@ NO_REFUSALS = (
     "Failed to",
     "Internal server error",
     "Request timeout",
+)
+# What the SDK says of an answer that it could not use.
+UNREADABLE = (
+    "deserializ",
+    "exceeded",
+    "retrieving result",
+    "status",
+    "the server returned",
+    "validation error",
 )
 UNEXPECTED = "Unexpected error occurred"  # by the command: what the SDK itself has raised
 
@@ -42,6 +59,8 @@ def describe_error(error: BaseException) -> Ending:
     for kind, describe in KINDS:
         if isinstance(error, kind):
             return describe(error)
+    if isinstance(error, AssertionError):
+        return Ending(BROKEN, str(error) or "The answer is not what was asked for.")
     return Ending(BROKEN, f"{type(error).__name__}: {error}")
 
 
@@ -77,15 +96,25 @@ def describe_command(error: Any) -> Ending:
 def describe_own(error: BaseException) -> Ending:
     """The SDK refused it before anything was sent, or could not read what came."""
     text = str(error).splitlines()[0]
-    if any(word in text for word in ("retrieving result", "deserializ", "exceeded", "status")):
+    if any(words in text for words in UNREADABLE):
         return Ending(BROKEN, text)
     return Ending(REFUSED, f"The SDK itself says: {text}")
+
+
+def describe_half(error: HalfRefusedError) -> Ending:
+    """One form of two: an assertion in it is the SDK's, before anything was sent."""
+    cause = error.__cause__
+    assert cause is not None
+    is_own = isinstance(cause, AssertionError)
+    ending = describe_own(cause) if is_own else describe_error(cause)
+    return Ending(ending.status, f"{error.form} alone: {ending.sentence}")
 
 
 KINDS: tuple[tuple[Any, Callable[[Any], Ending]], ...] = (
     (tinker.APIStatusError, describe_status),
     (tinker.RequestFailedError, describe_failed_future),
     (TinkerCliError, describe_command),
+    (HalfRefusedError, describe_half),
     ((ValueError, RuntimeError, NotImplementedError), describe_own),
 )
 

@@ -1,7 +1,10 @@
 """What an installed SDK offers, by introspection: nothing here is a list kept by hand."""
 
+import ast
 import inspect
 from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import click
@@ -15,6 +18,13 @@ COMMANDS = "Command line"
 AUTH = "tinker.auth"
 
 
+PLACES = sorted(Path(public_interfaces.__path__[0]).glob("[a-z]*.py"))
+# What a reader looks for first; a class that is not named here follows.
+ORDER = ("ServiceClient", "TrainingClient", "SamplingClient", "RestClient", "AdminClient")
+# APIFuture's calls are made on the futures that the other calls give.
+PARTS = ("AwaitableConcurrentFuture", "BackcompatClientFuture")
+
+
 def find_surface() -> dict[str, list[str]]:
     """Group -> its calls; a method and its `_async` twin are one call."""
     surface = {owner.__name__: list_calls(owner) for owner in find_classes()}
@@ -25,10 +35,18 @@ def find_surface() -> dict[str, list[str]]:
 
 
 def find_classes() -> list[type]:
-    """What APIFuture promises is called on the futures that the other calls give."""
-    exported = [getattr(public_interfaces, name) for name in public_interfaces.__all__]
-    classes = [each for each in exported if isinstance(each, type)]
-    return [each for each in classes if each is not public_interfaces.AwaitableConcurrentFuture]
+    """Whatever class the modules of the SDK's public interfaces define, exported or not."""
+    found = {name: owner for path in PLACES for name, owner in read_classes(path)}
+    ordered = [name for name in ORDER if name in found]
+    return [found[name] for name in [*ordered, *sorted(found.keys() - {*ORDER, *PARTS})]]
+
+
+def read_classes(path: Path) -> Iterator[tuple[str, type]]:
+    """By its source: a class that is exported calls another module its own."""
+    module = import_module(f"{public_interfaces.__name__}.{path.stem}")
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield node.name, getattr(module, node.name)
 
 
 def find_class(group: str) -> type | None:

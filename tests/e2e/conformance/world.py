@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import numpy as np
 import tinker
+from endings import HalfRefusedError
 from surface import find_forms, find_known
 from tinker import types
 
@@ -65,9 +66,8 @@ class World:
     @cached_property
     def rest(self) -> Any:
         """Old SDKs make it from a session's client, new ones by itself."""
-        needs = inspect.signature(tinker.RestClient).parameters.get("holder")
-        is_given = needs is not None and needs.default is inspect.Parameter.empty
-        return self.service.create_rest_client() if is_given else tinker.RestClient()
+        is_whole = hasattr(tinker, "RestClient")
+        return tinker.RestClient() if is_whole else self.service.create_rest_client()
 
     @cached_property
     def admin(self) -> Any:
@@ -154,8 +154,7 @@ class World:
         assert forms, f"{owner.__name__} has no {method}"
         known = find_known(owner, method)
         kept = {name: value for name, value in options.items() if name in known}
-        endings = [self.call(subject, owner, form, args, kept) for form in forms]
-        return take_first(method, endings)
+        return take_first({form: self.call(subject, owner, form, args, kept) for form in forms})
 
     def call(
         self, subject: Any, owner: type, form: str, args: tuple[Any, ...], options: dict[str, Any]
@@ -180,11 +179,14 @@ def find_passed(
     return list(inspect.signature(getattr(owner, form)).bind(*given, **options).arguments)
 
 
-def take_first(name: str, endings: list[Future[Any]]) -> Any:
-    errors = [ending.exception() for ending in endings]
-    if len({error is None for error in errors}) == 2:
-        raise AssertionError(f"{name} and its async form end differently: {errors}")
-    return endings[0].result()
+def take_first(endings: dict[str, Future[Any]]) -> Any:
+    """The plain form's answer, or its error. Where only one form fails, that is what is told."""
+    errors = {form: ending.exception() for form, ending in endings.items()}
+    failed = {form: error for form, error in errors.items() if error is not None}
+    if failed and len(failed) < len(errors):
+        form, error = next(iter(failed.items()))
+        raise HalfRefusedError(form) from error
+    return next(iter(endings.values())).result()
 
 
 def run_form(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -58,17 +59,30 @@ def look(live: Live, name: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("script", ["chaos_sft.py", "chaos_rl.py"])
+@dataclass(frozen=True, kw_only=True)
+class Quiet:
+    """A run that nothing went wrong with: what its program said, and what it left."""
+
+    script: str
+    report: Any
+    rows: dict[str, Any]
+
+
+@pytest.fixture(scope="module", params=["chaos_sft.py", "chaos_rl.py"])
+def quiet(live: Live, request: pytest.FixtureRequest) -> Quiet:
+    name = f"quiet {request.param}"
+    report = live.run(request.param, RUN_NAME=name)
+    return Quiet(script=request.param, report=report, rows=look(live, name))
+
+
 def test_a_run_through_a_bad_network_is_the_quiet_run(
-    live: Live, network: BadNetwork, script: str
+    live: Live, network: BadNetwork, quiet: Quiet
 ) -> None:
-    quiet_name = f"quiet {script} {network.url}"
-    quiet = live.run(script, RUN_NAME=quiet_name)
-    name = f"chaos {script} {network.url}"
-    report = live.run(script, RUN_NAME=name, TINKER_BASE_URL=network.url)
+    name = f"chaos {quiet.script} {network.url}"
+    report = live.run(quiet.script, RUN_NAME=name, TINKER_BASE_URL=network.url)
     assert [fault for fault in Fault if network.done[fault] < LEAST] == []
-    assert look(live, name) == look(live, quiet_name)
-    assert report | {"final": ""} == quiet | {"final": ""}
+    assert look(live, name) == quiet.rows
+    assert report | {"final": ""} == quiet.report | {"final": ""}
 
 
 def insist(api: httpx.Client, path: str, body: bytes, content_type: str) -> httpx.Response:

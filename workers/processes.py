@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 END_SECONDS = 20.0  # a training worker may be in the middle of an operation
+OPEN_FILES = 65_536  # of one process, at most
 HEALTHY_SECONDS = 30.0  # one that ran this long has not failed to start
 LONGEST_WAIT_SECONDS = 30.0
 
@@ -117,6 +119,14 @@ def _signal_group(process: Process, number: signal.Signals) -> None:
             process.popen.send_signal(number)
     except ProcessLookupError:
         return
+
+
+def raise_file_limit() -> None:
+    """Every waiting poll is an open file, and a thousand are what most systems begin with."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def find_free_port() -> int:

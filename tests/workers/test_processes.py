@@ -1,6 +1,7 @@
 """The crew of one installation: what ends is started again, and what is stopped is gone."""
 
 import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from workers import processes
-from workers.processes import Crew, Process
+from workers.processes import Crew, Process, raise_file_limit
 
 SLEEPS = [sys.executable, "-c", "import time; time.sleep(60)"]
 ENDS = [sys.executable, "-c", "print('bye')"]
@@ -116,3 +117,15 @@ def test_what_the_others_speak_to_ends_after_them(tmp_path: Path) -> None:
     Crew([server, client], say=ignore).end()
     assert "it was there" in (tmp_path / "one.log").read_text()
     assert not is_alive(server.popen.pid)
+
+
+def test_as_many_files_may_be_open_as_the_system_allows() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+    try:
+        raise_file_limit()
+        raised = resource.getrlimit(resource.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert raised[1] == hard
+    assert raised[0] > 512

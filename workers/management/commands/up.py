@@ -22,7 +22,7 @@ from webapp.accounts.services import create_sign_in_link
 from webapp.fleet.models import Worker
 from workers import preparation
 from workers.preparation import DEFAULT_DEMO, CannotStart, python
-from workers.processes import Crew, Process, find_free_port
+from workers.processes import Crew, Process, find_free_port, raise_file_limit
 
 READY_SECONDS = 180.0
 WORKER = "local"
@@ -38,6 +38,7 @@ class Command(BaseCommand):
     def handle(self, **_: Any) -> None:
         signal.signal(signal.SIGTERM, _stop)
         signal.signal(signal.SIGINT, _stop)
+        raise_file_limit()  # for all that it starts
         home: Path = settings.HONE_HOME
         try:
             with preparation.lock_state(home):

@@ -214,7 +214,21 @@ function makeEndLabels(lines, isLog) {
     });
 }
 
+// Left to itself, a level line at 0.001 would stand at zero between -1 and 1.
+function frameY(low, high) {
+    const room = Math.abs(low) / 2;
+    return low === high && room > 0 ? [low - room, low + room] : undefined;
+}
+
+// Few steps are counted one by one: 1, 1.5, 2 would be written 1, 2, 2.
+function countX(lines) {
+    const steps = settings.across === "step" ? lines.flatMap((line) => line.x) : [];
+    return steps.length && Math.max(...steps) - Math.min(...steps) < 6 ? 1 : undefined;
+}
+
 function makeLayout(lines) {
+    const values = lines.flatMap((line) => line.y);
+    const [low, high] = [Math.min(...values), Math.max(...values)];
     const [muted, line] = [readColour("--muted"), readColour("--line")];
     const font = { family: getComputedStyle(document.body).fontFamily, size: 11, color: muted };
     const isLog = settings.log && lines.every((each) => each.y.every((value) => value > 0));
@@ -228,8 +242,8 @@ function makeLayout(lines) {
         hovermode: "x unified",
         hoverlabel: { bgcolor: readColour("--surface"), bordercolor: readColour("--line-strong"), font: { ...font, color: readColour("--text") } },
         uirevision: settings.across + isLog, // a zoom stays while points arrive
-        xaxis: { ...axis, showgrid: false, showspikes: true, spikemode: "across", spikethickness: 1, spikecolor: muted, spikedash: "solid", hoverformat: settings.across === "time" ? "%H:%M:%S" : ",d", tickformat: settings.across === "time" ? undefined : ",~d", unifiedhovertitle: { text: settings.across === "time" ? "%{x}" : "step %{x}" } },
-        yaxis: { ...axis, type: isLog ? "log" : "linear", nticks: 6, exponentformat: "power" },
+        xaxis: { ...axis, dtick: countX(lines), showgrid: false, showspikes: true, spikemode: "across", spikethickness: 1, spikecolor: muted, spikedash: "solid", hoverformat: settings.across === "time" ? "%H:%M:%S" : ",d", tickformat: settings.across === "time" ? undefined : ",~d", unifiedhovertitle: { text: settings.across === "time" ? "%{x}" : "step %{x}" } },
+        yaxis: { ...axis, type: isLog ? "log" : "linear", range: isLog ? undefined : frameY(low, high), nticks: 6, exponentformat: "power", tickformat: high >= 1000 && high < 1e6 ? ",~r" : undefined },
         annotations: makeEndLabels(lines, isLog),
     };
 }

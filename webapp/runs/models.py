@@ -172,6 +172,11 @@ class Run(models.Model):
         return self.name
 
     @property
+    def told_recipe(self) -> str:
+        """Its recipe, or what a client's program calls its loop, if it calls it anything."""
+        return self.recipe or str(self.config.get("recipe_name", "")).removeprefix("recipe_")
+
+    @property
     def model_name(self) -> str:
         """The base model's, as the run's program calls it: one model may have several names."""
         return self.asked_model or self.base_model.name

@@ -235,7 +235,7 @@ def note_reading(run: Run, name: str) -> None:
 def name_run(session: Session, model_seq_id: int, user_metadata: Mapping[str, Any]) -> str:
     given = user_metadata.get("name") or session.display_name or "SDK run"
     number = f" {model_seq_id + 1}" if model_seq_id else ""
-    return f"{given}"[:100] + number
+    return f"{given}"[: LONGEST_NAME - len(number)] + number
 
 
 @transaction.atomic

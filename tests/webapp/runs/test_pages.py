@@ -122,6 +122,16 @@ def record_paced_steps(run: Run, gaps: Sequence[float]) -> None:
         Metric.objects.create(run=run, step=step, key="loss", value=1.0, at=at)
 
 
+def test_a_clients_run_goes_by_the_recipe_that_its_program_names(
+    alice: Actor, browser: Client
+) -> None:
+    run = make_run(alice)
+    assert "own loop" in browser.get("/runs/").content.decode()
+    Run.objects.filter(pk=run.pk).update(config={"recipe_name": "recipe_math_rl"})
+    assert ">math_rl<" in browser.get("/runs/").content.decode()
+    assert "own loop, math_rl" in browser.get(f"/runs/{run.pk}/").content.decode()
+
+
 def test_what_is_left_of_a_run_is_counted_without_its_pauses(alice: Actor) -> None:
     run = make_recipe_run(alice, step=20)
     assert estimate_rests([run]) == {}

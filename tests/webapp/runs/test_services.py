@@ -254,6 +254,20 @@ def test_a_run_inherits_what_its_session_says_of_itself(
     assert run.config == {"recipe_name": "recipe_sl_basic", "renderer_name": "role_colon"}
 
 
+def test_a_long_name_keeps_what_tells_two_models_of_a_session_apart(
+    actor: Actor, base_model: BaseModel
+) -> None:
+    session = open_session(actor)
+    run = services.open_client_run(
+        actor=actor,
+        session=session,
+        model_seq_id=1,
+        base_model=base_model,
+        user_metadata={"name": "x" * 200},
+    )
+    assert run.name == "x" * 118 + " 2"
+
+
 def test_an_ended_session_opens_nothing(actor: Actor, base_model: BaseModel) -> None:
     session = open_session(actor)
     services.finish_session(session, reason="success")

@@ -2,10 +2,8 @@
 # Every check, cheapest first. `tests/run.sh lint` stops before the tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# What the conformance suite finds is kept with the installation, if there is one: its page shows
-# the last run.
-HONE_REPORTS=""
-if [ -d "${HONE_HOME:-.hone}" ]; then HONE_REPORTS="$(realpath "${HONE_HOME:-.hone}")/conformance"; fi
+# What the conformance suite finds is kept with this installation: its page shows the last run.
+HONE_REPORTS="${HONE_HOME:-$PWD/.hone}/conformance"
 HONE_HOME=$(mktemp -d)
 export HONE_HOME HONE_REPORTS
 trap 'rm -rf "$HONE_HOME"' EXIT

@@ -35,7 +35,7 @@ ANSWERS = {
 
 
 class BadNetwork:
-    """`url` takes the place of the server's; `done` counts what went wrong, by fault."""
+    """`url` takes the place of the server's; `done` counts what went wrong, by fault and path."""
 
     def __init__(self, upstream: str, seed: int) -> None:
         place = urlsplit(upstream)
@@ -43,6 +43,7 @@ class BadNetwork:
         self.dice = random.Random(seed)
         self.deck: list[Fault] = []
         self.done: Counter[Fault] = Counter()
+        self.hit: Counter[tuple[Fault, str]] = Counter()
         self.url = ""
 
     def draw(self) -> Fault:
@@ -71,6 +72,7 @@ class BadNetwork:
         path = request.split(b" ", 2)[1].decode().partition("/api/v1/")[2]
         fault = Fault.PLAIN if path in SPARED else self.draw()
         self.done[fault] += 1
+        self.hit[fault, path.split("/")[0]] += 1
         if fault is Fault.DROP:
             return False
         if fault is Fault.DELAY:

@@ -26,6 +26,25 @@ def test_another_model_answers_twenty_questions(cookbook: Cookbook) -> None:
     assert max(outcome.read_curve("optim/kl_sample_train_v2")) < 1e-5
 
 
+def test_a_model_plays_against_itself(cookbook: Cookbook) -> None:
+    outcome = cookbook.train(
+        f"{RECIPES}.multiplayer_rl.text_arena.train",
+        "game_name=TicTacToe-v0",
+        "batch_size=4",
+        "num_train_datapoints=8",
+        "num_test_datapoints=2",
+        "max_tokens=12",
+        "eval_every=1",
+        "max_steps=1",
+    )
+    check_run(outcome, "recipe_multiplayer_text_arena", steps=1)
+    # Whoever wins, the other one loses: each pair has rewards to learn from.
+    assert outcome.read_curve("env/all/by_group/frac_mixed") == [1]
+    assert outcome.series["grad_norm"][0][1] > 0
+    assert max(outcome.read_curve("optim/kl_sample_train_v2")) < 1e-5
+    assert outcome.read_curve("test/env/all/reward/total")
+
+
 def test_a_rubric_is_held_up_to_answers_by_another_model(cookbook: Cookbook) -> None:
     cookbook.run(f"{RECIPES}.rubric.generate_data")
     outcome = cookbook.train(
@@ -35,7 +54,6 @@ def test_a_rubric_is_held_up_to_answers_by_another_model(cookbook: Cookbook) -> 
         f"grader_llm_name={CHAT}",
         "grader_renderer_name=qwen3_instruct",
         f"test_jsonl_path={write_rubrics(cookbook)}",
-        "loss_fn=importance_sampling",
         "groups_per_batch=4",
         "train_group_size=4",
         "max_tokens=8",

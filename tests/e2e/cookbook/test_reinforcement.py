@@ -10,6 +10,7 @@ from tests.e2e.cookbook.hub import CHAT
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 RECIPES = "tinker_cookbook.recipes"
 MATH_ENV = f"{RECIPES}.math_rl.math_env:Gsm8kDatasetBuilder"
+LOSSES = ["importance_sampling", "cispo", "gspo", "stable_reinforce"]
 # Upstream calls 0.0002 healthy and 0.02 a bug.
 HEALTHY_KL = 1e-5
 SMALL = ["groups_per_batch=8", "group_size=4", "lora_rank=8", "eval_every=0"]
@@ -43,7 +44,7 @@ def test_the_basic_recipe_goes_on_from_weights(cookbook: Cookbook, boxed: Outcom
     assert outcome.run["rank"] == boxed.run["rank"]
 
 
-@pytest.mark.parametrize("loss_fn", ["importance_sampling", "cispo"])
+@pytest.mark.parametrize("loss_fn", LOSSES)
 def test_the_minimal_loop_goes_on_with_each_loss(
     cookbook: Cookbook, boxed: Outcome, loss_fn: str
 ) -> None:
@@ -88,6 +89,16 @@ def test_mathematics_is_trained_with_several_steps_a_batch(
     assert len(outcome.read_curve("kl_pre_post_v2")) == 2
 
 
+def test_arithmetic_is_trained_with_the_recipes_own_loss(cookbook: Cookbook) -> None:
+    """Nothing of it comes from a hub, and nothing but its sizes is said to it."""
+    outcome = cookbook.train(
+        f"{RECIPES}.math_rl.train", f"model_name={CHAT}", "max_steps=2", *SMALL
+    )
+    check_run(outcome, "recipe_math_rl", steps=2)
+    assert max(outcome.read_curve("optim/kl_sample_train_v2")) < HEALTHY_KL
+    assert len(outcome.read_curve("env/all/reward/total")) == 2
+
+
 def test_minibatches_train_while_the_rest_is_sampled(cookbook: Cookbook, boxed: Outcome) -> None:
     outcome = cookbook.train(
         f"{RECIPES}.math_rl.train",
@@ -112,7 +123,6 @@ def test_sampling_runs_ahead_of_training(cookbook: Cookbook, boxed: Outcome) -> 
         f"model_name={CHAT}",
         "env=gsm8k",
         f"load_checkpoint_path={boxed.state_path}",
-        "loss_fn=importance_sampling",
         "max_steps_off_policy=1",
         "learning_rate=1e-3",
         "max_tokens=16",

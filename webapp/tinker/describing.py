@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from django.db.models import Q
+from django.db.models import Q, Window
+from django.db.models.functions import RowNumber
 
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
@@ -21,9 +22,11 @@ def find_last(runs: Sequence[Run], actor: Actor) -> Last:
     """Of each run and kind, as far as the actor may see them, in one query for all runs."""
     readable = Q(project=actor.project) | Q(is_public=True)
     saved = Checkpoint.objects.alive().filter(readable, run__in=runs, is_ephemeral=False)
+    place = Window(RowNumber(), partition_by=["run", "kind"], order_by=["-created_at", "-pk"])
+    newest = saved.annotate(place=place).filter(place=1).order_by()
     by_id = {run.pk: run for run in runs}
     last = {}
-    for row in saved.defer("probe").order_by("created_at"):
+    for row in newest.defer("probe"):
         row.run = by_id[row.run_id]  # whose names are there already
         last[row.run_id, row.kind] = row
     return last

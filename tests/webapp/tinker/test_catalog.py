@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from django.db import connection
+from django.db.models.signals import post_init
 from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
@@ -95,6 +96,26 @@ def test_many_runs_take_the_queries_of_one(
         runs = program.client.get("/api/v1/training_runs", headers=headers).json()["training_runs"]
     assert len(runs) == 6
     assert len(six) == len(one)
+
+
+def test_of_many_checkpoints_the_last_of_each_kind_is_read(
+    program: Program, model_id: str
+) -> None:
+    for number in range(20):
+        register(f"c{number}", number, kind="training" if number % 2 else "sampler")
+    read: list[Checkpoint] = []
+
+    def note(instance: Checkpoint, **_: Any) -> None:
+        read.append(instance)
+
+    post_init.connect(note, sender=Checkpoint)
+    try:
+        (run,) = program.read("training_runs")["training_runs"]
+    finally:
+        post_init.disconnect(note, sender=Checkpoint)
+    assert run["last_checkpoint"]["checkpoint_id"] == "weights/c19"
+    assert run["last_sampler_checkpoint"]["checkpoint_id"] == "sampler_weights/c18"
+    assert len(read) == 2
 
 
 def test_a_scope_that_is_none_and_a_strange_project_are_refused(

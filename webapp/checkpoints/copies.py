@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from django.conf import settings
-from django.db import IntegrityError, transaction
+from django.db import DatabaseError, IntegrityError, transaction
 from django.utils.timezone import now
 
 from webapp.accounts.audit import record_audit
@@ -41,6 +41,7 @@ def copy_checkpoint(
     _link_folder(source, Path(settings.HONE_HOME) / path)
     try:
         with transaction.atomic():
+            _check_is_whole(source)
             run = record_copy(
                 actor=actor,
                 run_id=run_id,
@@ -57,12 +58,13 @@ def copy_checkpoint(
             event = "checkpoint_copied"
             record_audit(project=project, user=actor.user, event=event, **details)
             announce(copy)
-    except IntegrityError:  # the same request came twice at once
+    except (DatabaseError, UserError) as error:
         shutil.rmtree(Path(settings.HONE_HOME) / path, ignore_errors=True)
-        first = _find_first(source, project, key, session, model_seq_id)
-        if first is None:
-            raise
-        return first
+        if isinstance(error, IntegrityError):  # the same request came twice at once
+            first = _find_first(source, project, key, session, model_seq_id)
+            if first is not None:
+                return first
+        raise
     return copy
 
 
@@ -91,10 +93,15 @@ def _find_first(
         first = copies.filter(project=project, copy_key=key).first() if key else None
         is_taken = first is not None
     if is_taken and (first is None or first.run.parent_id != source.pk):
-        raise UserError(
-            "This place or X-Idempotency-Key was used for something else already: choose another.",
-        )
+        name = f"model_seq_id {seq_id} of this session" if session else "This X-Idempotency-Key"
+        raise UserError(f"{name} was used for something else already: choose another one.")
     return first
+
+
+def _check_is_whole(source: Checkpoint) -> None:
+    """Files go after their row says so: where it does not yet, all of them were there to link."""
+    if not Checkpoint.objects.alive().filter(pk=source.pk).exists():
+        raise UserError(f"{source.name} was deleted while it was being copied.")
 
 
 def _make_row(source: Checkpoint, run: Run, path: str) -> Checkpoint:

@@ -11,8 +11,10 @@ from tests.webapp.cast import make_actor, make_viewer, sign_in
 from tests.webapp.checkpoints.test_services import SAVED
 from tests.webapp.tinker.conftest import Program
 from webapp.accounts.services import create_project
+from webapp.checkpoints.copies import copy_checkpoint
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import find_folder, register_checkpoint
+from webapp.core.errors import UserError
 from webapp.runs.models import Run, Session
 
 pytestmark = pytest.mark.django_db
@@ -127,7 +129,8 @@ def test_a_repeat_with_the_same_key_is_the_first_copy(
     assert copy(program, source, "other", destination_project_id=project) != first
     another = register(tmp_path, name="final", seq=4)
     told = copy(program, another, destination_project_id=project)
-    assert (program.status, "used for something else" in told["detail"]) == (400, True)
+    assert program.status == 400
+    assert "X-Idempotency-Key was used for something else" in told["detail"]
 
 
 def test_a_copy_may_take_a_place_in_a_session_once(program: Program, source: Checkpoint) -> None:
@@ -136,7 +139,7 @@ def test_a_copy_may_take_a_place_in_a_session_once(program: Program, source: Che
     assert first["tinker_path"] == f"tinker://{source.run.session_id}:train:4/weights/half"
     assert copy(program, source, "other", **place) == first
     taken = copy(program, source, "third", session_id=source.run.session_id, model_seq_id=0)
-    assert "used for something else" in taken["detail"]
+    assert "model_seq_id 0 of this session was used for something else" in taken["detail"]
     Session.objects.update(finished_at=now())
     ended = copy(program, source, "x", session_id=source.run.session_id, model_seq_id=5)
     assert "session has ended" in ended["detail"]
@@ -197,3 +200,16 @@ def test_files_that_have_gone_are_said_to_have_gone(program: Program, source: Ch
     told = copy(program, source, destination_project_id=source.project_id)
     assert "could not be copied" in told["detail"]
     assert Run.objects.count() == 1
+
+
+def test_a_source_that_is_deleted_meanwhile_leaves_no_half_of_a_copy(
+    program: Program, source: Checkpoint, tmp_path: Path
+) -> None:
+    (find_folder(source) / "optimizer.safetensors").touch()
+    Checkpoint.objects.filter(pk=source.pk).update(deleted_at=now())
+    (find_folder(source) / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match="deleted while it was being copied"):
+        copy_checkpoint(actor=program.actor, source=source, project=source.project)
+    assert Run.objects.count() == 1
+    left = [path for path in (tmp_path / "checkpoints").glob("*/*") if path.is_dir()]
+    assert left == [find_folder(source)]

@@ -194,13 +194,15 @@ def delete_checkpoint(*, actor: Actor, checkpoint: Checkpoint) -> None:
     mine = Checkpoint.objects.visible_to(actor).alive().filter(pk=checkpoint.pk)
     if not mine.exists():
         raise NotFound("There is no such checkpoint.")
-    if not without_users(mine).exists():
-        raise UserError(
-            f"{checkpoint.name} is in use by a deployment, a sampling client, an evaluation or a "
-            "run that is about to begin with it: stop that first."
-        )
-    _delete(checkpoint)
-    _record(actor, checkpoint, "checkpoint_deleted")
+    with transaction.atomic():
+        if without_users(mine).update(deleted_at=now()) != 1:
+            raise UserError(
+                f"{checkpoint.name} is in use by a deployment, a sampling client, an evaluation or"
+                " a run that is about to begin with it: stop that first."
+            )
+        _record(actor, checkpoint, "checkpoint_deleted")
+        announce(checkpoint)
+    remove_folder(checkpoint)
 
 
 def without_users(checkpoints: CheckpointQuerySet) -> CheckpointQuerySet:

@@ -3,7 +3,7 @@
 from django.contrib import admin
 from django.urls import include, path
 
-from webapp.tinker import conformance_views
+from webapp.tinker import conformance_views, session_views
 
 urlpatterns = [
     path("admin/", admin.site.urls),
@@ -17,5 +17,6 @@ urlpatterns = [
     path("", include("webapp.checkpoints.urls")),
     path("", include("webapp.deployments.urls")),
     path("", include("webapp.evals.urls")),
+    path("traces/<str:session_id>", session_views.trace, name="session-trace"),
     path("settings/conformance/", conformance_views.show, name="settings-conformance"),
 ]

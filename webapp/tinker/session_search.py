@@ -99,10 +99,24 @@ def filter_metadata(sessions: SessionQuerySet, pairs: Fields) -> SessionQuerySet
     if len(pairs.values) > MOST_PAIRS:
         raise UserError(f"user_metadata has more than {MOST_PAIRS} pairs.", field="user_metadata")
     for index, key in enumerate(pairs.values):
+        if is_number(key):
+            raise UserError(
+                f"user_metadata.{key:.60} cannot be searched for: databases take a name that is a"
+                " number for a place in a list.",
+                field="user_metadata",
+            )
         name = f"metadata_{index}"
         value = KeyTransform(key, "user_metadata")
         sessions = sessions.alias(**{name: value}).filter(**{name: pairs.text(key)})
     return sessions
+
+
+def is_number(key: str) -> bool:
+    try:
+        int(key)
+    except ValueError:
+        return False
+    return True
 
 
 def begin_after(fields: Fields) -> Q:

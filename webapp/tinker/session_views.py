@@ -1,8 +1,9 @@
 """The Tinker wire, sessions as things to look up: lists, search, their project, their trace."""
 
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.views.decorators.http import require_safe
 
-from webapp.core.errors import NotFound
+from webapp.checkpoints.downloads import StreamedResponse
 from webapp.runs.models import Session
 from webapp.tinker import traces
 from webapp.tinker.catalog_views import cut_page, read_scope
@@ -64,12 +65,13 @@ def trace_export(request: TinkerRequest, session_id: str) -> JsonResponse:
     return JsonResponse({"status": "ready", "url": traces.write_url(request, found)})
 
 
-def trace(request: HttpRequest, session_id: str) -> HttpResponse:
-    """Without a key: the link carries a token."""
+@require_safe
+def trace(request: HttpRequest, session_id: str) -> HttpResponseBase:
+    """Without a key: the link carries a token. Outside /api/, as what takes long to fetch is."""
     refusal = traces.find_refusal(request.GET.get("token", ""), session_id)
     if refusal:
         return refuse(refusal, 403)
     found = Session.objects.filter(pk=session_id).first()
     if found is None:
-        raise NotFound(f"There is no session {session_id} any more.")
-    return JsonResponse(traces.make_trace(found))
+        return refuse(f"There is no session {session_id} any more.", 404)
+    return StreamedResponse(traces.write_trace(found), content_type="application/json")

@@ -1,7 +1,9 @@
 """When a session's requests waited and ran, in the JSON that Perfetto and Chrome's tracing read."""
 
+import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from itertools import chain, islice
 from typing import Any
 
 from django.core import signing
@@ -14,7 +16,8 @@ from webapp.runs.models import Operation, Session
 
 LIFETIME = timedelta(hours=1)
 SALT = "webapp.tinker.traces"
-MOST_EVENTS = 50_000  # of each kind, the newest ones
+MOST_REQUESTS = 50_000  # of each kind, the newest ones
+AT_ONCE = 2000  # rows and events in memory
 
 Times = tuple[datetime, datetime | None, datetime | None]  # created, started, finished
 
@@ -37,11 +40,16 @@ def find_refusal(token: str, session_id: str) -> str:
     return "" if signed == session_id else "This link's token is for another session."
 
 
-def make_trace(session: Session) -> dict[str, Any]:
-    """A process for each run and each sampling client."""
-    events = [*trace_operations(session), *trace_calls(session)]
+def write_trace(session: Session) -> Iterator[bytes]:
+    """A process for each run and each sampling client. That of a long session is 60 MB of JSON."""
     details = {"session_id": session.pk, "display_name": session.display_name}
-    return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": details}
+    head = json.dumps({"displayTimeUnit": "ms", "otherData": details})
+    events = chain(trace_operations(session), trace_calls(session))
+    joint = head.removesuffix("}") + ', "traceEvents": ['
+    while piece := list(islice(events, AT_ONCE)):
+        yield (joint + ",\n".join(json.dumps(event) for event in piece)).encode()
+        joint = ",\n"
+    yield (joint.removesuffix(",\n") + "]}").encode()
 
 
 def trace_operations(session: Session) -> Iterator[dict[str, Any]]:
@@ -50,7 +58,7 @@ def trace_operations(session: Session) -> Iterator[dict[str, Any]]:
     seen: set[str] = set()
     for run_id, name, number, pk, seq, kind, status, tokens, *times in rows.values_list(
         *columns, "num_tokens", "created_at", "started_at", "finished_at"
-    )[:MOST_EVENTS]:
+    )[:MOST_REQUESTS].iterator(AT_ONCE):
         pid = 2 * number + 1
         if run_id not in seen:
             seen.add(run_id)
@@ -65,7 +73,7 @@ def trace_calls(session: Session) -> Iterator[dict[str, Any]]:
     seen: set[str] = set()
     for sampler_id, number, pk, seq, status, *times in rows.values_list(
         *columns, "created_at", "started_at", "finished_at"
-    )[:MOST_EVENTS]:
+    )[:MOST_REQUESTS].iterator(AT_ONCE):
         pid = 2 * number + 2
         if sampler_id not in seen:
             seen.add(sampler_id)

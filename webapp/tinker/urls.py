@@ -30,7 +30,6 @@ urlpatterns = [
     path("sessions/<session_id>", session_views.session),
     path("sessions/<session_id>/project", session_views.project),
     path("sessions/<session_id>/trace_export", session_views.trace_export),
-    path("sessions/<session_id>/trace", session_views.trace, name="session-trace"),
     path("sessions/<session_id>/finish", views.finish),
     # The log of a run. Polls and heartbeats are answered before Django: see door.py.
     path("create_model", views.create_model),

@@ -98,9 +98,7 @@ def test_many_runs_take_the_queries_of_one(
     assert len(six) == len(one)
 
 
-def test_of_many_checkpoints_the_last_of_each_kind_is_read(
-    program: Program, model_id: str
-) -> None:
+def test_of_many_checkpoints_the_last_of_each_kind_is_read(program: Program, model_id: str) -> None:
     for number in range(20):
         register(f"c{number}", number, kind="training" if number % 2 else "sampler")
     read: list[Checkpoint] = []

@@ -20,6 +20,7 @@ from webapp.checkpoints.models import Checkpoint
 from webapp.deployments.models import Deployment, SamplingCall, SamplingSession
 from webapp.fleet.models import BaseModel
 from webapp.runs.models import Operation, Run, Session
+from webapp.tinker import traces
 
 
 def open_named(program: Program, name: str = "", **fields: Any) -> str:
@@ -75,6 +76,9 @@ def test_a_search_finds_by_every_pair_of_metadata(program: Program) -> None:
         named = open_named(program, user_metadata={odd: "v"})
         assert search(program, user_metadata={odd: "v"}) == [named]
         assert search(program, user_metadata={odd: "w"}) == []
+    for number in ("0", "-1"):
+        told = program.post("sessions/search", user_metadata={number: "v"})
+        assert (program.status, "name that is a number" in told["detail"]) == (400, True)
 
 
 def test_a_search_finds_by_owner(program: Program) -> None:
@@ -288,6 +292,10 @@ def test_what_is_served_does_not_move(moving: Moving) -> None:
     assert Project.objects.get(pk=moving.run.project_id) == Run.objects.get().project
 
 
+def read_trace(url: str) -> Any:
+    return json.loads(Client().get(url).getvalue())
+
+
 def test_a_trace_is_fetched_without_a_key(moving: Moving) -> None:
     at = now()
     Operation.objects.update(started_at=at, finished_at=at + timedelta(seconds=2))
@@ -296,7 +304,8 @@ def test_a_trace_is_fetched_without_a_key(moving: Moving) -> None:
     parts = urlsplit(answer["url"])
     assert parts.scheme == "http"
     assert parts.netloc
-    trace = Client().get(f"{parts.path}?{parts.query}").json()
+    trace = read_trace(answer["url"])
+    assert trace["otherData"]["session_id"] == moving.session_id
     events = trace["traceEvents"]
     names = [each["args"]["name"] for each in events if each["ph"] == "M"]
     assert names[0].endswith(f"({moving.model_id})")
@@ -309,6 +318,23 @@ def test_a_trace_is_fetched_without_a_key(moving: Moving) -> None:
     json.dumps(trace, allow_nan=False)
 
 
+def test_a_long_trace_is_written_in_pieces(moving: Moving, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = moving.program.read(f"sessions/{moving.session_id}/trace_export")["url"]
+    whole = read_trace(url)
+    monkeypatch.setattr(traces, "AT_ONCE", 1)
+    assert len(list(traces.write_trace(Session.objects.get()))) == len(whole["traceEvents"]) + 1
+    assert read_trace(url) == whole
+    assert len(whole["traceEvents"]) == 4
+
+
+def test_a_session_without_requests_has_an_empty_trace(program: Program) -> None:
+    session_id = program.open_session()
+    url = program.read(f"sessions/{session_id}/trace_export")["url"]
+    assert read_trace(url)["traceEvents"] == []
+    Session.objects.all().delete()
+    assert Client().get(url).status_code == 404
+
+
 def test_a_link_to_a_trace_opens_that_trace_alone(
     moving: Moving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,9 +343,9 @@ def test_a_link_to_a_trace_opens_that_trace_alone(
     other = moving.program.open_session()
     client = Client()
     for address, said in (
-        (f"/api/v1/sessions/{other}/trace?{query}", "another session"),
-        (f"/api/v1/sessions/{moving.session_id}/trace?{query}x", "was changed"),
-        (f"/api/v1/sessions/{moving.session_id}/trace", "missing"),
+        (f"/traces/{other}?{query}", "another session"),
+        (f"/traces/{moving.session_id}?{query}x", "was changed"),
+        (f"/traces/{moving.session_id}", "missing"),
     ):
         answer = client.get(address)
         assert (answer.status_code, said in answer.json()["detail"]) == (403, True)

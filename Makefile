@@ -21,7 +21,7 @@ bench: .venv/run.stamp .venv-sdk/stamp .venv-bench/stamp
 > @.venv/bin/python -m bench
 
 # Renews the reports that the conformance page of a fresh installation shows.
-conformance: .venv/test.stamp .venv-sdk-oldest/stamp
+conformance: .venv/test.stamp .venv-sdk-oldest/stamp .venv-cookbook/stamp
 > @.venv/bin/python -m tests.e2e.conformance_reports
 
 # torch first and by itself: a range in another package would bring its newest CUDA build along.

@@ -141,10 +141,15 @@ def note_pass(
 def count_output(
     tally: Tally, output: ForwardBackwardOutput, num_tokens: int, seconds: float
 ) -> None:
-    """Weights may be anything; where they do not sum to a share, scored tokens count alike."""
+    """Weights may be anything; where they are not shares, scored tokens count alike.
+
+    Some are negative where a program computes its loss by itself and sends the slopes: their sum
+    says nothing, and the mean over it would jump about.
+    """
     weight = output.metrics.get("weights:sum", 0.0)
+    are_shares = weight > 0 and output.metrics["weights:min"] >= 0
     tally.loss += output.metrics["loss:sum"]
-    tally.weight += weight if weight > 0 else output.metrics.get("num_scored:sum", 0.0)
+    tally.weight += weight if are_shares else output.metrics.get("num_scored:sum", 0.0)
     tally.num_tokens += num_tokens
     tally.seconds += seconds
     count_policy(tally, output.metrics)

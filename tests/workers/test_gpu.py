@@ -23,6 +23,7 @@ from training.types import AdamParams, ForwardBackward, LoraSpec
 from webapp.fleet.models import BaseModel, Worker
 from webapp.runs import queue
 from webapp.runs.models import Metric, Operation, Run
+from webapp.tinker.wire import encode_forward_backward
 from workers.device import beat, register, unregister
 from workers.gpu import gather, run_turn
 
@@ -75,6 +76,21 @@ def test_each_optimizer_step_leaves_its_numbers() -> None:
     program.run.refresh_from_db()
     assert (program.run.step, program.run.num_tokens) == (1, 38)
     assert program.run.last_loss == pytest.approx(metrics["loss"])
+
+
+def test_the_curve_of_slopes_is_a_mean_over_tokens() -> None:
+    """A program that computes its loss by itself sends weights of both signs."""
+    program = Program()
+    program.create()
+    datum = make_datum(0)
+    datum.inputs["weights"][:] = [0.1, -0.099] * 6
+    request = ForwardBackward(data=[datum])
+    body = encode_forward_backward(program.run.model_id, program.seq, request)
+    operation = program.submit(Kind.FORWARD_BACKWARD, body, num_tokens=request.num_tokens)
+    program.step()
+    take_turns(make_device())
+    program.run.refresh_from_db()
+    assert program.run.last_loss == pytest.approx(read_loss(operation) / 12)
 
 
 def test_forward_only_leaves_no_gradient_and_counts_for_no_step() -> None:

@@ -72,6 +72,7 @@ class Tally:
         if self.request.loss_fn == "cross_entropy":
             weights = [read_input(datum, "weights") for datum in self.request.data]
             metrics["weights:sum"] = float(sum(weight.sum(dtype=np.float64) for weight in weights))
+            metrics["weights:min"] = float(min(weight.min(initial=0.0) for weight in weights))
         if num_tokens := self.policy.get("num_tokens"):
             means = {
                 key: self.policy[key] / num_tokens for key in POLICY_METRICS if key in self.policy

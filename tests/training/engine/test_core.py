@@ -218,6 +218,9 @@ def test_metrics_count_and_have_exactly_one_colon(engine: Engine) -> None:
     assert metrics["num_datums:sum"] == 2
     assert metrics["num_scored:sum"] == np.count_nonzero(weights)
     assert metrics["weights:sum"] == pytest.approx(weights.sum())
+    assert metrics["weights:min"] == 0
+    data[0].inputs["weights"][3] = -0.5
+    assert run_request(engine, ForwardBackward(data=data)).metrics["weights:min"] == -0.5
 
 
 def test_a_dropped_run_is_unknown_and_its_name_is_free(engine: Engine) -> None:

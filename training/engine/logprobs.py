@@ -29,19 +29,25 @@ def _read_logprobs(
     targets_PK: torch.Tensor,
     head: LoraLinear,
     active: Active,
-    means_PH: torch.Tensor | None,
+    slopes_PH: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Fills `means_PH`, where given, with the head's rows weighted by their probabilities."""
+    """Fills `slopes_PH`, where given, with the derivative of the first target's log-probability by
+    its position: the target's row of the head less the mean of all rows. Of the weights, not of the
+    rows, the difference is exact: a head in bfloat16 rounds away what a sure target has left.
+    """
     logprobs_PK = torch.empty(targets_PK.shape, dtype=torch.float32, device=hidden_PH.device)
     for start, stop, pair in cut_chunks(len(targets_PK), head.weight.shape[0], active):
         shifted_CV = _project(hidden_PH[start:stop], head, pair)
         shifted_CV.sub_(shifted_CV.amax(dim=1, keepdim=True))
+        first_C1 = targets_PK[start:stop, :1]
         chosen_CK = shifted_CV.gather(1, targets_PK[start:stop])
-        weights_CV = shifted_CV.exp_()
-        total_C1 = weights_CV.sum(dim=1, keepdim=True)
+        weights_CV = shifted_CV.exp_().scatter_(1, first_C1, 0.0)
+        others_C1 = weights_CV.sum(dim=1, keepdim=True)
+        total_C1 = others_C1 + chosen_CK[:, :1].exp()
         logprobs_PK[start:stop] = chosen_CK - total_C1.log()
-        if means_PH is not None:
-            means_PH[start:stop] = _pull_back(weights_CV, head, pair) / total_C1
+        if slopes_PH is not None:
+            weights_CV.scatter_(1, first_C1, -others_C1)
+            slopes_PH[start:stop] = _pull_back(weights_CV, head, pair) / -total_C1
     return logprobs_PK
 
 
@@ -76,10 +82,12 @@ def _pull_back(weights_CV: torch.Tensor, head: LoraLinear, pair: Pair | None) ->
     return rows_CH.float()
 
 
-def _pull_targets(
+def _pull_others(
     grad_CK: torch.Tensor, targets_CK: torch.Tensor, head: LoraLinear, pair: Pair | None
 ) -> torch.Tensor:
-    """The same where the weights are those of the targets, and 0 everywhere else."""
+    """By how much the rows of the other targets lead away from the first one's."""
+    others_CK = grad_CK[:, 1:]
+    grad_CK = torch.cat([-others_CK.sum(dim=1, keepdim=True), others_CK], dim=1)
     grad_CK, targets_CK = _drop_zeros(grad_CK, targets_CK)
     rows_CH = _sum_rows(head.weight, grad_CK, targets_CK)
     if pair is not None:
@@ -91,8 +99,6 @@ def _drop_zeros(
     grad_CK: torch.Tensor, targets_CK: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As few columns as the fullest row needs: targets without a gradient cost nothing."""
-    if grad_CK.shape[1] == 1:
-        return grad_CK, targets_CK
     most = int(grad_CK.count_nonzero(dim=1).max())
     kept = (grad_CK == 0).byte().argsort(dim=1, stable=True)[:, :most]
     return grad_CK.gather(1, kept), targets_CK.gather(1, kept)
@@ -114,8 +120,9 @@ def _sum_rows(
 
 
 class _Logprobs(torch.autograd.Function):
-    """The mean of the head's rows under the model's distribution is known in the forward already,
-    and is as small as the position: so only a head that is trained needs its probabilities again.
+    """The derivative of one log-probability by its position is known in the forward already, and is
+    as small as the position: so only a head that is trained needs its probabilities again. Those of
+    other targets differ from it by the difference of two rows of the head.
     """
 
     @staticmethod
@@ -127,29 +134,28 @@ class _Logprobs(torch.autograd.Function):
         active: Active,
         *leaves: torch.Tensor,
     ) -> torch.Tensor:
-        means_PH = None
+        slopes_PH = None
         if ctx.needs_input_grad[0]:
-            means_PH = torch.empty(hidden_PH.shape, device=hidden_PH.device)
-        logprobs_PK = _read_logprobs(hidden_PH, targets_PK, head, active, means_PH)
+            slopes_PH = torch.empty(hidden_PH.shape, device=hidden_PH.device)
+        logprobs_PK = _read_logprobs(hidden_PH, targets_PK, head, active, slopes_PH)
         ctx.head, ctx.active, ctx.num_leaves = head, active, len(leaves)
-        ctx.save_for_backward(hidden_PH, targets_PK, means_PH)
+        ctx.save_for_backward(hidden_PH, targets_PK, slopes_PH)
         return logprobs_PK
 
     @staticmethod
     def backward(ctx: Any, grad_PK: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """By its position a log-probability has the derivative (its target's row - the mean)."""
-        hidden_PH, targets_PK, means_PH = ctx.saved_tensors
+        hidden_PH, targets_PK, slopes_PH = ctx.saved_tensors
         grad_PH = None
-        if means_PH is not None:
-            grad_PH = means_PH.mul_(-grad_PK.sum(dim=1, keepdim=True))
+        if slopes_PH is not None:
+            grad_PH = slopes_PH.mul_(grad_PK.sum(dim=1, keepdim=True))
         for start, stop, pair in cut_chunks(len(targets_PK), ctx.head.weight.shape[0], ctx.active):
             rows = slice(start, stop)
             if pair is not None:
                 _add_head_gradients(
                     ctx.head, pair, hidden_PH[rows], targets_PK[rows], grad_PK[rows]
                 )
-            if grad_PH is not None:
-                grad_PH[rows] += _pull_targets(grad_PK[rows], targets_PK[rows], ctx.head, pair)
+            if grad_PH is not None and targets_PK.shape[1] > 1:
+                grad_PH[rows] += _pull_others(grad_PK[rows], targets_PK[rows], ctx.head, pair)
         grad_PH = None if grad_PH is None else grad_PH.to(hidden_PH.dtype)
         return (grad_PH, None, None, None, *[None] * ctx.num_leaves)
 

@@ -28,8 +28,10 @@ FORGOTTEN = (Purpose.TINKER, Purpose.REST, Purpose.EVALUATION)
 def forget_calls(*, limit: int = AT_ONCE) -> int:
     """Results that nobody fetched in a day; evaluations keep theirs in rows of their own."""
     old = SamplingCall.objects.filter(finished_at__lt=now() - KEPT, purpose__in=FORGOTTEN)
-    pks = list(old.order_by("finished_at").values_list("pk", flat=True)[:limit])
     with transaction.atomic():
+        # Two turns at once must not add up the same calls.
+        mine = old.select_for_update(skip_locked=True).order_by("finished_at")
+        pks = list(mine.values_list("pk", flat=True)[:limit])
         keep_sums(SamplingCall.objects.filter(pk__in=pks))
         num_deleted, _ = SamplingCall.objects.filter(pk__in=pks).delete()
     return num_deleted

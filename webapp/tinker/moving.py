@@ -72,8 +72,9 @@ def check_unused(checkpoints: QuerySet[Checkpoint]) -> None:
 def _move(session: Session, checkpoints: QuerySet[Checkpoint], target: Project) -> None:
     checkpoints.update(project=target)
     Run.objects.filter(session=session).update(project=target)
-    SamplingCall.objects.filter(sampling_session__session=session).update(project=target)
+    # Sampling clients before their calls, as whoever ends a call locks them.
     SamplingSession.objects.filter(session=session).update(project=target)
+    SamplingCall.objects.filter(sampling_session__session=session).update(project=target)
     SampledHour.objects.filter(session_id=session.pk).update(project=target)
     # A retry of its creation belongs to the project where it was created.
     Session.objects.filter(pk=session.pk).update(project=target, idempotency_key="")

@@ -234,6 +234,16 @@ def test_a_session_moves_with_all_that_it_made(moving: Moving) -> None:
     )
 
 
+def test_a_move_locks_sampling_clients_before_their_calls(moving: Moving) -> None:
+    """As whoever ends a call does: the other way round they would wait for each other."""
+    with CaptureQueriesContext(connection) as captured:
+        moving.move()
+    updates = [query["sql"] for query in captured if query["sql"].startswith("UPDATE")]
+    tables = [sql.split('"')[1] for sql in updates]
+    clients, calls = (table._meta.db_table for table in (SamplingSession, SamplingCall))
+    assert tables.index(clients) < tables.index(calls)
+
+
 def test_a_key_of_the_old_project_sees_a_moved_session_no_longer(moving: Moving) -> None:
     program = moving.program
     moving.move()

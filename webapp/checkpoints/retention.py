@@ -46,5 +46,7 @@ def _retire_of(run_id: str) -> int:
 
 
 def _retire(checkpoint_id: str) -> bool:
-    same = Checkpoint.objects.alive().filter(pk=checkpoint_id)
-    return discard(without_work(same), same.get())
+    """False: it is in use, or somebody has deleted or kept it meanwhile."""
+    same = _list_passing().filter(pk=checkpoint_id)
+    checkpoint = same.first()
+    return checkpoint is not None and discard(without_work(same), checkpoint)

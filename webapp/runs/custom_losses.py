@@ -49,7 +49,10 @@ def _store(loss: CustomLoss) -> CustomLoss:
         with transaction.atomic():
             loss.save(force_insert=True)
     except IntegrityError:
-        return _find_first(loss) or loss
+        first = _find_first(loss)
+        if first is None:
+            raise
+        return first
     return loss
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from django.conf import settings
 from django.template.loader import render_to_string
 
@@ -44,8 +45,8 @@ class Tally:
     loss: float = 0.0
     weight: float = 0.0
     num_tokens: int = 0
-    policy: dict[str, float] = field(default_factory=dict)  # each metric times its scored tokens
-    policy_tokens: float = 0.0
+    policy: dict[str, float] = field(default_factory=dict)  # each metric times its tokens
+    policy_tokens: int = 0  # with an advantage: what the metrics are means over
     custom: dict[str, float] = field(default_factory=dict)  # a custom loss's; means times datums
     custom_datums: dict[str, float] = field(default_factory=dict)  # behind each of its means
     seconds: float = 0.0  # of the device, this run's share
@@ -133,13 +134,13 @@ def note_pass(
     held.seq = operation.seq
     held.unsaved_bytes += len(operation.payload or b"")
     if not request.forward_only:
-        count_output(held.tally, output, request.num_tokens, seconds)
+        count_output(held.tally, output, request, seconds)
         held.is_settled = False
     return Done(result=encode_output(output), content_type=PROTOBUF)
 
 
 def count_output(
-    tally: Tally, output: ForwardBackwardOutput, num_tokens: int, seconds: float
+    tally: Tally, output: ForwardBackwardOutput, request: ForwardBackward, seconds: float
 ) -> None:
     """Weights may be anything; where they are not shares, scored tokens count alike.
 
@@ -150,17 +151,17 @@ def count_output(
     are_shares = weight > 0 and output.metrics["weights:min"] >= 0
     tally.loss += output.metrics["loss:sum"]
     tally.weight += weight if are_shares else output.metrics.get("num_scored:sum", 0.0)
-    tally.num_tokens += num_tokens
+    tally.num_tokens += request.num_tokens
     tally.seconds += seconds
-    count_policy(tally, output.metrics)
+    count_policy(tally, output.metrics, request)
     count_custom(tally, output.metrics)
 
 
-def count_policy(tally: Tally, metrics: Mapping[str, float]) -> None:
+def count_policy(tally: Tally, metrics: Mapping[str, float], request: ForwardBackward) -> None:
     """One that a part of the step lacks was not finite there, and the step has none."""
     if not any(f"{key}:mean" in metrics for key in POLICY_METRICS):
         return
-    weight = metrics["num_scored:sum"]
+    weight = sum(int(np.count_nonzero(datum.inputs["advantages"])) for datum in request.data)
     tally.policy_tokens += weight
     for key in POLICY_METRICS:
         value = metrics.get(f"{key}:mean", math.nan)

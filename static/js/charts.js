@@ -13,6 +13,7 @@ const TITLES = {
     ratio: "Importance ratio",
     clipped: "Clipped share of tokens",
     kl_sample_train: "Divergence from the sampling policy",
+    custom: "Custom loss's own numbers",
     tokens: "Tokens a step",
     epoch: "Epoch",
 };
@@ -162,7 +163,8 @@ function write(value) {
     const size = Math.abs(value);
     if (size >= 1000) return Math.round(value).toLocaleString("en-US");
     if (size < 1e-3) return value.toExponential(2).replace(/\.?0+e/, "e");
-    return value.toPrecision(4);
+    const short = Number(value.toPrecision(4));
+    return short === value ? String(short) : value.toPrecision(4); // a rate of 0.003, 120 tokens
 }
 
 function makeTraces(key, card, place) {

@@ -74,15 +74,30 @@ def test_a_step_with_parameters_of_another_optimizer_fails_and_the_run_goes_on()
     assert done.status == Operation.Status.DONE
 
 
-def learn_policy(program: Program, loss_fn: str, logprob: float) -> Operation:
+def learn_policy(
+    program: Program, loss_fn: str, logprob: float, num_sampled: int = 12
+) -> Operation:
     plain = make_datum(1)
-    values = {"logprobs": np.full(12, logprob), "advantages": np.ones(12)}
+    advantages = np.arange(12) >= 12 - num_sampled
+    values = {"logprobs": np.full(12, logprob), "advantages": advantages}
     floats = {key: value.astype(np.float32) for key, value in values.items()}
     targets = {"target_tokens": plain.inputs["target_tokens"]}
     datum = Datum(tokens=plain.tokens, inputs=targets | floats)
     request = ForwardBackward(data=[datum], loss_fn=loss_fn)
     body = encode_forward_backward(program.run.model_id, program.seq, request)
     return program.submit(Kind.FORWARD_BACKWARD, body, num_tokens=request.num_tokens)
+
+
+def test_a_policy_curve_is_a_mean_over_sampled_tokens_whatever_else_the_loss_reads() -> None:
+    program = Program()
+    program.create()
+    for parts in ([(-1.0, 2)], [(-3.0, 8)], [(-1.0, 2), (-3.0, 8)]):
+        for logprob, num_sampled in parts:
+            learn_policy(program, "dro", logprob, num_sampled)
+        program.step(learning_rate=0.0)
+    take_turns(make_device())
+    few, many, both = (read_metrics(program.run, step)["kl_sample_train_k1"] for step in (1, 2, 3))
+    assert both == pytest.approx((2 * few + 8 * many) / 10)
 
 
 def read_metrics(run: Run, step: int) -> dict[str, float]:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from training.data.tokenizer import ChatTokenizer
@@ -31,6 +32,7 @@ class Sampler:
     worker: str
     server: SamplingServer
     loads: HotLoads
+    models: Container[str]  # names of the base models that the server was started with
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     losses: Counter[int] = field(default_factory=Counter)  # calls that lost a server, by all starts
     limit: int = IN_FLIGHT
@@ -40,6 +42,7 @@ class Sampler:
     cold: Counter[str] = field(default_factory=Counter)  # calls in flight, by base model
     warm: set[str] = field(default_factory=set)  # base models that have answered once
     paused_until: float = 0.0
+    is_outdated: bool = False  # something asks for a base model that only the next start has
 
     async def begin(self) -> None:
         """A new start of a server holds nothing of what earlier ones did."""
@@ -52,13 +55,22 @@ class Sampler:
             return False
         await in_database(abandoned.cancel_unwanted)
         for deployment in await in_database(services.list_loading):
-            if deployment.pk not in self.proving:
+            if deployment.pk not in self.proving and self.has(deployment.base_model):
                 self.proving[deployment.pk] = asyncio.create_task(self.prove(deployment))
         room = self.limit - len(self.tasks)
         taken = await in_database(calls.claim_calls, worker=self.worker, limit=room)
         for call in taken:
-            self.tasks[call.pk] = asyncio.create_task(self.answer(call))
-        return bool(taken) and len(taken) == room
+            if self.has(call.base_model):
+                self.tasks[call.pk] = asyncio.create_task(self.answer(call))
+            else:
+                await in_database(calls.requeue_call, call, worker=self.worker)
+        return bool(taken) and len(taken) == room and not self.is_outdated
+
+    def has(self, base_model: BaseModel) -> bool:
+        """One that was offered a moment ago waits for the next start instead of failing."""
+        is_there = base_model.name in self.models
+        self.is_outdated = self.is_outdated or not is_there
+        return is_there
 
     async def answer(self, call: SamplingCall) -> None:
         """Whatever goes wrong is this call's alone."""

@@ -92,6 +92,7 @@ class Shifts:
             worker=self.worker,
             server=running.server,
             loads=HotLoads(running.server, f"{self.worker}/{incarnation}"),
+            models=models,
             woken=self.woken,
             losses=self.losses,
         )
@@ -99,7 +100,10 @@ class Shifts:
         beats = asyncio.create_task(self.beat(sampler, models))
         try:
             while not self.is_over and running.incarnation == incarnation and not beats.done():
-                if not await sampler.run_once():
+                is_more = await sampler.run_once()
+                if sampler.is_outdated:
+                    return
+                if not is_more:
                     await self.pause()
         finally:
             beats.cancel()

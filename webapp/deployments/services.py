@@ -91,7 +91,8 @@ def stop_deployment(*, actor: Actor, deployment: Deployment) -> None:
 def list_loading() -> list[Deployment]:
     """What a sampler has to load and prove."""
     loading = Deployment.objects.filter(status=Status.LOADING)
-    return list(loading.select_related("base_model", "checkpoint"))
+    whole = loading.select_related("base_model", "checkpoint")
+    return list(whole.prefetch_related("base_model__names"))
 
 
 def mark_ready(deployment: Deployment, hot_load: HotLoad | None) -> bool:

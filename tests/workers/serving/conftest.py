@@ -1,6 +1,6 @@
 """A trained adapter of the tiny model, its rows, and the built-in server in this process."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,11 +132,11 @@ def transport(turns: TurnThread) -> httpx.AsyncBaseTransport:
 
 @asynccontextmanager
 async def open_sampler(
-    transport: httpx.AsyncBaseTransport, start: str = "1"
+    transport: httpx.AsyncBaseTransport, start: str = "1", models: Container[str] = (MODEL,)
 ) -> AsyncIterator[Sampler]:
     async with SamplingServer("http://sampler", transport=transport) as server:
         loads = HotLoads(server, f"{WORKER}/{start}")
-        sampler = Sampler(worker=WORKER, server=server, loads=loads)
+        sampler = Sampler(worker=WORKER, server=server, loads=loads, models=models)
         await sampler.begin()
         yield sampler
         await sampler.stop()

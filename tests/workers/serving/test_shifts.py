@@ -11,6 +11,7 @@ import httpx
 import pytest
 from asgiref.sync import async_to_sync
 
+from tests.workers.serving.conftest import open_sampler
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.deployments import services
@@ -144,6 +145,47 @@ def test_a_base_model_that_is_added_is_offered_without_a_restart_by_hand(
 
     stage = play(scene)
     assert [sorted(models) for models in stage.opened] == [["tiny/chat"], ["another", "tiny/chat"]]
+
+
+def test_a_question_to_a_base_model_of_a_moment_ago_brings_the_next_start(
+    play: Any, alice: Actor, base_model: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for the beat that would have seen it."""
+    monkeypatch.setattr(shifts, "BEAT_SECONDS", 10 * DEADLINE)
+    call = services.ask(actor=alice, base_model=base_model, messages=MESSAGES)
+
+    def add_and_ask() -> None:
+        added = BaseModel.objects.create(path=str(tmp_path))
+        BaseModelName.objects.create(base_model=added, name="another")
+        services.ask(actor=alice, base_model=added, messages=MESSAGES)
+
+    async def scene(stage: Stage) -> None:
+        await stage.until(are_answered(call))
+        await in_database(add_and_ask)
+        await stage.until(lambda: len(stage.opened) == 2)
+
+    assert sorted(play(scene).opened[1]) == ["another", "tiny/chat"]
+
+
+def test_what_a_server_was_not_started_with_waits_and_does_not_fail(
+    transport: httpx.AsyncBaseTransport, alice: Actor, base_model: BaseModel, checkpoint: Checkpoint
+) -> None:
+    call = services.ask(actor=alice, base_model=base_model, messages=MESSAGES)
+    deployment = services.create_deployment(actor=alice, name="support", checkpoint=checkpoint)
+    seen: list[bool] = []
+
+    async def begin() -> None:
+        async with open_sampler(transport, models=()) as sampler:
+            seen.append(await sampler.run_once())
+            seen.append(sampler.is_outdated)
+            seen.append(bool(sampler.tasks or sampler.proving))
+
+    async_to_sync(begin)()
+    assert seen == [False, True, False]
+    call.refresh_from_db()
+    deployment.refresh_from_db()
+    assert (call.status, call.worker) == (SamplingCall.Status.QUEUED, "")
+    assert deployment.status == Deployment.Status.LOADING
 
 
 def test_without_a_base_model_it_waits_for_one(play: Any) -> None:

@@ -191,10 +191,10 @@ def refusals(live: Live) -> Any:
         ("length", "datum 0: weights has the shape (2,)"),
         ("nan", "datum 0: advantages: nan at position 1 is not finite"),
         ("missing", "datum 0: logprobs is missing"),
-        ("loss", "'gspo' is not known here"),
+        ("loss", "'no_such_loss' is not known here"),
         ("checkpoint", "There is no checkpoint tinker://x:train:0/weights/y"),
         ("context", "exceeds the model's context window: 2 + 100000"),
-        ("prompt", "prompt: 999999 at position 0"),
+        ("prompt", "Token id 999999 at position 0 of the prompt is out of vocabulary"),
         ("part", "the forward_backward with seq_id 1 failed, so the gradients"),
     ],
 )

@@ -48,7 +48,7 @@ told = {
     "length": tell(train(weights=[1.0, 1.0])),
     "nan": tell(train("importance_sampling", **nan)),
     "missing": tell(train("ppo")),
-    "loss": tell(train("gspo", **nan)),
+    "loss": tell(train("no_such_loss", **nan)),
     "checkpoint": tell(
         lambda: service.create_training_client_from_state("tinker://x:train:0/weights/y").result()
     ),

@@ -1,16 +1,8 @@
 """Work that must happen once: who is at it, and what is given up."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from workers.claims import MAX_ATTEMPTS, claim
-
-
-@pytest.fixture(autouse=True)
-def _home(settings: Any, tmp_path: Path) -> None:
-    settings.HONE_HOME = tmp_path
 
 
 def test_work_that_somebody_is_at_is_not_begun_again() -> None:

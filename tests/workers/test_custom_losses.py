@@ -1,7 +1,6 @@
 """Custom losses on a worker: in the passes of others, again after a crash, and never their harm."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,11 +30,6 @@ from workers.gpu import run_turn
 pytestmark = pytest.mark.django_db
 
 RANKS = {"logprobs": 1, "weights": 1}
-
-
-@pytest.fixture(autouse=True)
-def _home(settings: Any, tmp_path: Path) -> None:
-    settings.HONE_HOME = tmp_path
 
 
 def negative_likelihood(logprobs: Tensor, weights: Tensor) -> Any:

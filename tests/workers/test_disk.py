@@ -2,7 +2,6 @@
 
 import errno
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +11,6 @@ from training.engine.core import Engine
 from webapp.runs.models import Operation
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def _home(settings: Any, tmp_path: Path) -> None:
-    settings.HONE_HOME = tmp_path
 
 
 def test_a_full_disk_is_said_in_a_sentence_and_the_weights_live_on(

@@ -10,7 +10,6 @@ import pytest
 import torch
 from django.test import Client
 from peft import PeftModel
-from pytest_django import Settings
 from transformers import AutoModelForCausalLM
 
 from tests.workers.cast import TINY, Kind, Program, make_datum, make_device, read_output, take_turns
@@ -20,11 +19,6 @@ from webapp.checkpoints.models import Checkpoint
 from webapp.runs.models import Run
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def _home(tmp_path: Path, settings: Settings) -> None:
-    settings.HONE_HOME = tmp_path
 
 
 def load_peft(adapter: Path) -> PeftModel:

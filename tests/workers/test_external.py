@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pyrage
 import pytest
-from pytest_django import Settings
 
 from tests.workers.cast import Kind, Program, make_device, read_answer, read_output, take_turns
 from tests.workers.test_download import load_peft, score
@@ -17,11 +16,6 @@ from webapp.runs.models import Operation, Run
 pytestmark = pytest.mark.django_db
 
 FILES = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
-
-
-@pytest.fixture(autouse=True)
-def _home(tmp_path: Path, settings: Settings) -> None:
-    settings.HONE_HOME = tmp_path
 
 
 def train(**lora: bool) -> tuple[Program, Operation]:

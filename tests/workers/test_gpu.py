@@ -30,11 +30,6 @@ from workers.gpu import gather, run_turn
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture(autouse=True)
-def _home(settings: Any, tmp_path: Path) -> None:
-    settings.HONE_HOME = tmp_path
-
-
 def train_directly(seeds: range) -> list[float]:
     """The same steps on the engine itself."""
     engine = Engine.load(TINY)

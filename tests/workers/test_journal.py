@@ -24,11 +24,6 @@ from workers.gpu import run_turn
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture(autouse=True)
-def _home(settings: Any, tmp_path: Path) -> None:
-    settings.HONE_HOME = tmp_path
-
-
 def restart(device: Device) -> Device:
     """The process is gone and another of the same name begins."""
     queue.release_worker(worker=device.setup.name)

@@ -1,8 +1,5 @@
 """Runs of another optimizer, and numbers of policy losses, through a device."""
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -23,11 +20,6 @@ from workers import journal
 from workers.gpu import run_turn
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def _home(settings: Any, tmp_path: Path) -> None:
-    settings.HONE_HOME = tmp_path
 
 
 def train(program: Program) -> list[Operation]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,11 +23,6 @@ from workers.device import Device
 from workers.gpu import run_turn
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def _home(settings: Any, tmp_path: Path) -> None:
-    settings.HONE_HOME = tmp_path
 
 
 def fail_one(program: Program, **settings: Any) -> None:

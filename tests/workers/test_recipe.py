@@ -64,11 +64,6 @@ class TurnWaiter:
         assert run_turn(self.device), f"nothing to do, and {request_id} has not ended"
 
 
-@pytest.fixture(autouse=True)
-def _home(settings: Any, tmp_path: Path) -> None:
-    settings.HONE_HOME = tmp_path
-
-
 @pytest.fixture
 def actor() -> Actor:
     return make_actor()

@@ -1,8 +1,6 @@
 """Verbs over the log: in order, answered from it where they were asked before."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,11 +17,6 @@ from workers.device import Device
 from workers.remote import OperationFailed, RemoteModel, RemoteSampler
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def _home(settings: Any, tmp_path: Path) -> None:
-    settings.HONE_HOME = tmp_path
 
 
 @pytest.fixture

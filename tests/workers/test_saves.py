@@ -1,9 +1,6 @@
 """Weights that sampling clients ask for: snapshots stay, inflight ones move on."""
 
-from pathlib import Path
-
 import pytest
-from pytest_django import Settings
 
 from tests.workers.cast import (
     Kind,
@@ -22,11 +19,6 @@ from webapp.runs import queue
 from webapp.runs.models import Run
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def _home(tmp_path: Path, settings: Settings) -> None:
-    settings.HONE_HOME = tmp_path
 
 
 def save(program: Program, number: int, **fields: bool) -> None:

@@ -1,7 +1,6 @@
 """Two programs and a dashboard's run on one device: in the same passes, as if each were alone."""
 
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,11 +19,6 @@ __all__ = ["version"]  # a fixture: the rows of the dashboard's run
 
 STEPS = range(5)
 QUIET = {"sampling": {"prompts": [], "every": 0}, "checkpoint_every": 0, "evaluate_every": 0}
-
-
-@pytest.fixture(autouse=True)
-def _home(settings: Any, tmp_path: Path) -> None:
-    settings.HONE_HOME = tmp_path
 
 
 @pytest.fixture

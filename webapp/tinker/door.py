@@ -6,6 +6,7 @@ Django's own ASGI handler pins a thread and a database connection for each reque
 import asyncio
 import json
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -42,7 +43,7 @@ class Refused(Exception):  # noqa: N818 - reads as the sentence it is
         self.answer = refuse(status, detail)
 
 
-class Door:
+class Door(ABC):
     """Reads a request, says whose it is, and sends what `answer` returns."""
 
     max_body_bytes = MAX_BODY_BYTES
@@ -50,8 +51,8 @@ class Door:
     def __init__(self, threads: ThreadPoolExecutor | None = None) -> None:
         self.threads = threads or ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="door")
 
-    async def answer(self, actor: Actor, body: bytes) -> Answer:
-        raise NotImplementedError
+    @abstractmethod
+    async def answer(self, actor: Actor, body: bytes) -> Answer: ...
 
     async def answer_busy(self) -> Answer:
         """While the database does not answer."""

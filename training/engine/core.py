@@ -5,9 +5,7 @@ Shapes: T tokens of a packed row, H hidden size, P projected positions.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
@@ -15,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 from training.encryption import encrypt_files, read_recipients
 from training.engine import checkpoint
 from training.engine.attention import ATTENTION
+from training.engine.families import check_agreement, check_architecture
 from training.engine.lora import Adapter, Adapters
 from training.engine.optim import (
     STATES,
@@ -26,10 +25,10 @@ from training.engine.optim import (
 )
 from training.engine.packing import Item, pack_items
 from training.engine.passes import Tally, run_pass
+from training.engine.probes import choose_probe_tokens, make_probe
 from training.errors import InvalidInput
 from training.requests import check_request
 from training.types import (
-    Datum,
     ForwardBackward,
     ForwardBackwardOutput,
     LoraSpec,
@@ -41,9 +40,6 @@ from training.types import (
 )
 
 TOKEN_BUDGET = 4096  # tokens of one pass: what bounds the memory of its activations
-PROBE_TOKENS = 24
-# Largest difference of a log-probability that is rounding, by what the model computes in.
-AGREEMENT = {torch.float32: 1e-2, torch.bfloat16: 0.5, torch.float16: 0.2}
 
 
 class Engine:
@@ -84,29 +80,8 @@ class Engine:
             base_digest=checkpoint.digest_model(path),
             token_budget=token_budget,
         )
-        engine.check_agreement()
+        check_agreement(model, engine.adapters)
         return engine
-
-    def check_agreement(self) -> None:
-        """Our pass leaves out what it does not know (soft caps, scaled logits): then refuse."""
-        tokens = choose_probe_tokens(self.vocab_size, min(PROBE_TOKENS, self.context))
-        request = make_probe(tokens)
-        tally = Tally.empty(request)
-        with torch.no_grad():
-            run_pass(
-                self.model,
-                self.adapters,
-                [Item(run="", index=0, datum=request.data[0])],
-                {"": tally},
-            )
-            ids = torch.tensor(tokens, device=self.adapters.device)
-            logits_TV = self.model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
-        theirs = logits_TV.log_softmax(-1).gather(1, ids[1:, None]).squeeze(1).cpu().numpy()
-        if abs(tally.logprobs[0] - theirs).max() > AGREEMENT[self.adapters.head.weight.dtype]:
-            raise InvalidInput(
-                f"{type(self.model).__name__} computes its logits in a way that is not known here: "
-                "only dense Llama-like and Qwen-like models can be trained"
-            )
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -280,42 +255,9 @@ class Engine:
 
     def probe(self, run: str) -> Probe:
         """What the trainer makes of fixed tokens: a server of the same weights must agree."""
-        tokens = choose_probe_tokens(self.vocab_size, min(PROBE_TOKENS, self.context))
+        tokens = choose_probe_tokens(self.vocab_size, self.context)
         output = self._execute({run: make_probe(tokens)})[run].finish()
         return Probe(tokens=tokens, logprobs=tuple(float(value) for value in output.logprobs[0]))
-
-
-def choose_probe_tokens(vocab_size: int, count: int) -> tuple[int, ...]:
-    """Spread over the vocabulary, the same for every model of that size."""
-    return tuple((index + 1) * 7919 % vocab_size for index in range(count))
-
-
-def make_probe(tokens: Sequence[int]) -> ForwardBackward:
-    ids = np.array(tokens, np.int64)
-    datum = Datum(tokens=ids[:-1], inputs={"target_tokens": ids[1:]})
-    return ForwardBackward(data=[datum], forward_only=True)
-
-
-def check_architecture(model: PreTrainedModel) -> None:
-    """Packed rows are attended causally and in full, by dense layers; else it is silently wrong."""
-    config = model.config.to_dict()
-    kinds = set(config.get("layer_types") or [find_kind(config)])
-    if kinds != {"full_attention"}:
-        raise InvalidInput(
-            f"{type(model).__name__} has layers with {', '.join(sorted(kinds))}: only full "
-            "attention can be trained"
-        )
-    if config.get("num_experts") or config.get("num_local_experts"):
-        raise InvalidInput(
-            f"{type(model).__name__} is a mixture of experts: only dense models can be trained"
-        )
-
-
-def find_kind(config: Mapping[str, Any]) -> str:
-    """Of all layers, where the config does not say it layer by layer."""
-    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    is_narrow = window is not None and window < config["max_position_embeddings"]
-    return "sliding_attention" if is_narrow else "full_attention"
 
 
 def name_modules(adapter: Adapter) -> list[str]:

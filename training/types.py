@@ -18,6 +18,9 @@ MAX_RANK = 512
 NO_TOKEN = -99999.0  # the log-probability of a cell that holds none
 
 CheckpointKind = Literal["training", "sampler"]
+# How a checkpoint holds its weights: a LoRA adapter, a folder that any loader of whole models reads,
+# or what differs from such a folder's weights.
+CheckpointType = Literal["adapter", "base", "delta"]
 StopReason = Literal["stop", "length"]
 Optimizer = Literal["adamw", "dimuon"]  # of a run, from its creation to its end
 OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "dimuon")
@@ -43,7 +46,10 @@ class Datum:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraSpec:
-    """What of a base model a run trains. At least one of the three flags is set."""
+    """What of a base model a run trains. At least one of the three flags is set.
+
+    Rank 0 is a full-parameter run: all weights of the model, whatever the other fields say.
+    """
 
     rank: int
     alpha: float = LORA_ALPHA
@@ -51,6 +57,10 @@ class LoraSpec:
     train_mlp: bool = True
     train_attn: bool = True
     train_unembed: bool = False
+
+    @property
+    def is_full(self) -> bool:
+        return self.rank == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,12 +134,14 @@ class Probe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedWeights:
-    """What a save wrote: `digest` is of the adapter's tensors, `size_bytes` of the whole folder."""
+    """What a save wrote: `digest` is of the weights, `size_bytes` of the whole folder."""
 
     digest: str
     size_bytes: int
     has_optimizer: bool
     probe: Probe
+    type: CheckpointType = "adapter"
+    ratio: float | None = None  # a delta's bytes to those of all weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

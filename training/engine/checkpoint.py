@@ -17,34 +17,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from training.errors import InvalidInput
+from training.manifest import MANIFEST_FILE, Manifest, read_manifest
 from training.types import LoraSpec, Optimizer, Probe
 
-FORMAT = 1
 ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
-MANIFEST_FILE = "manifest.json"
 
 Tensors = Mapping[str, torch.Tensor]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """What a folder holds. Digests are of tensors, not of files."""
-
-    digest: str
-    optimizer_digest: str | None
-    base_digest: str
-    spec: LoraSpec
-    step: int
-    probe: Probe
-    versions: Mapping[str, str]
-    optimizer: Optimizer = "adamw"  # the run's; folders of before there were two do not say
-    format: int = FORMAT
-
-    @property
-    def has_optimizer(self) -> bool:
-        return self.optimizer_digest is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,25 +146,6 @@ def describe_adapter(spec: LoraSpec, modules: list[str], base: str) -> dict[str,
         "use_rslora": False,
         "use_dora": False,
     }
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """InvalidInput where the folder is no complete checkpoint of a format that is known here."""
-    if not (folder / MANIFEST_FILE).is_file():
-        raise InvalidInput(f"{folder.name} is no complete checkpoint: {MANIFEST_FILE} is missing")
-    try:
-        fields = json.loads((folder / MANIFEST_FILE).read_text())
-        if fields["format"] != FORMAT:
-            raise InvalidInput(
-                f"{folder.name} has the checkpoint format {fields['format']}, this version "
-                f"reads {FORMAT}"
-            )
-        probe = Probe(**{key: tuple(values) for key, values in fields.pop("probe").items()})
-        return Manifest(spec=LoraSpec(**fields.pop("spec")), probe=probe, **fields)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, InvalidInput):
-            raise
-        raise InvalidInput(f"{folder.name} is damaged: {MANIFEST_FILE} cannot be read") from error
 
 
 def read_folder(folder: Path, *, base_digest: str, optimizer: bool) -> Contents:

@@ -24,7 +24,8 @@ class CheckpointQuerySet(OwnedQuerySet["Checkpoint"]):
 
 
 class Checkpoint(models.Model):
-    """An adapter on disk in PEFT format. `training` ones carry the optimizer's state too.
+    """Weights on disk: an adapter in PEFT format or, of a full-parameter run, a whole model or what
+    differs from one. `training` ones carry the optimizer's state too.
 
     `external` ones are files to download, which may be encrypted; nothing here loads them.
     """
@@ -33,6 +34,11 @@ class Checkpoint(models.Model):
         TRAINING = "training"
         SAMPLER = "sampler"
         EXTERNAL = "external"
+
+    class Type(models.TextChoices):
+        ADAPTER = "adapter"
+        BASE = "base"  # a folder that loaders of whole models read
+        DELTA = "delta"  # what differs from `previous`, compressed
 
     PATH_WORDS: ClassVar = {
         Kind.TRAINING: "weights",
@@ -51,7 +57,12 @@ class Checkpoint(models.Model):
     path = models.CharField(max_length=500)  # folder, relative to HONE_HOME
     digest = models.CharField(max_length=64)
     size_bytes = models.BigIntegerField()
-    rank = models.PositiveIntegerField()
+    rank = models.PositiveIntegerField()  # 0: of a full-parameter run
+    type = models.CharField(max_length=10, choices=Type.choices, default=Type.ADAPTER)
+    previous = models.ForeignKey(
+        "self", on_delete=models.RESTRICT, null=True, related_name="deltas"
+    )  # a delta's
+    ratio = models.FloatField(null=True)  # a delta's bytes to those of all weights
     has_optimizer = models.BooleanField(default=False)
     is_encrypted = models.BooleanField(default=False)  # by age, for keys that are not here
     probe = models.JSONField(default=dict)  # tokens, and the trainer's log-probabilities of them

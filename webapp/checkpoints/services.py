@@ -75,6 +75,8 @@ def register_checkpoint(  # noqa: PLR0913 - the row's columns, by name
             digest=saved.digest,
             size_bytes=saved.size_bytes,
             rank=run.rank,
+            type=saved.type,
+            ratio=saved.ratio,
             has_optimizer=saved.has_optimizer,
             probe={"tokens": list(saved.probe.tokens), "logprobs": list(saved.probe.logprobs)},
             user_metadata=dict(user_metadata or {}),

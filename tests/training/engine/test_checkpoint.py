@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.training.engine.rows import make_data
-from training.engine.checkpoint import read_manifest
+from training.manifest import read_manifest
 from training.engine.core import Engine
 from training.errors import InvalidInput
 from training.types import AdamParams, ForwardBackward, LoraSpec, SavedWeights

@@ -18,8 +18,8 @@ MAX_RANK = 512
 NO_TOKEN = -99999.0  # the log-probability of a cell that holds none
 
 CheckpointKind = Literal["training", "sampler"]
-# How a checkpoint holds its weights: a LoRA adapter, a folder that any loader of whole models reads,
-# or what differs from such a folder's weights.
+# How a checkpoint holds its weights: a LoRA adapter, a folder that loaders of whole models read, or
+# what differs from the weights of another one.
 CheckpointType = Literal["adapter", "base", "delta"]
 StopReason = Literal["stop", "length"]
 Optimizer = Literal["adamw", "dimuon"]  # of a run, from its creation to its end

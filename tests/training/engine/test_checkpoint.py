@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.training.engine.rows import make_data
-from training.manifest import read_manifest
 from training.engine.core import Engine
 from training.errors import InvalidInput
+from training.manifest import read_manifest
 from training.types import AdamParams, ForwardBackward, LoraSpec, SavedWeights
 
 ADAM = AdamParams(learning_rate=1e-2, weight_decay=0.01)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from training.engine.lora import Active, LoraLinear, Pair, add_gradients
+from training.engine.products import multiply, pull_back
 
 CHUNK_BYTES = 32 << 20  # of float32 logits, or rows of the head, that exist at one time
 
@@ -64,7 +65,7 @@ def cut_chunks(
 
 
 def _project(hidden_CH: torch.Tensor, head: LoraLinear, pair: Pair | None) -> torch.Tensor:
-    logits_CV = torch.nn.functional.linear(hidden_CH, head.weight, head.bias)
+    logits_CV = multiply(hidden_CH, head.weight, head.bias)
     if pair is not None:
         low_CR = hidden_CH @ pair.a.to(hidden_CH.dtype).T
         logits_CV.addmm_(low_CR, pair.b.to(low_CR.dtype).T, alpha=pair.scale)
@@ -74,7 +75,7 @@ def _project(hidden_CH: torch.Tensor, head: LoraLinear, pair: Pair | None) -> to
 def _pull_back(weights_CV: torch.Tensor, head: LoraLinear, pair: Pair | None) -> torch.Tensor:
     """Weights over the vocabulary times the head's rows, adapter included."""
     weights_CV = weights_CV.to(head.weight.dtype)
-    rows_CH = weights_CV @ head.weight
+    rows_CH = pull_back(weights_CV, head.weight)
     if pair is not None:
         rows_CH.addmm_(
             weights_CV @ pair.b.to(rows_CH.dtype), pair.a.to(rows_CH.dtype), alpha=pair.scale

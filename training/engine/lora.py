@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from training.engine.products import multiply, pull_back
 from training.errors import InvalidInput
 from training.types import MAX_RANK, LoraSpec
 
@@ -64,8 +65,6 @@ class LoraLinear(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         active = self.find_active(self.route.slices)
-        if not active:
-            return nn.functional.linear(inputs, self.weight, self.bias)
         rows_NI = inputs.reshape(-1, inputs.shape[-1])
         if torch.is_grad_enabled():
             out_NO = record_rows(rows_NI, self.weight, self.bias, active)
@@ -86,7 +85,7 @@ def project_rows(
     rows_NI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None, active: Active
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The layer's output, and every slice's rows times A, which the backward needs again."""
-    out_NO = nn.functional.linear(rows_NI, weight_OI, bias_O)
+    out_NO = multiply(rows_NI, weight_OI, bias_O)
     return out_NO, add_low_rank(out_NO, rows_NI, active)
 
 
@@ -132,13 +131,13 @@ class _SegmentedLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         out_NO, lows = project_rows(rows_NI, weight_OI, bias_O, active)
         ctx.active, ctx.num_leaves = active, len(leaves)
-        ctx.save_for_backward(rows_NI, weight_OI, *lows)
+        ctx.save_for_backward(rows_NI if active else None, weight_OI, *lows)
         return out_NO
 
     @staticmethod
     def backward(ctx: Any, grad_NO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows_NI, weight_OI, *lows = ctx.saved_tensors
-        grad_NI = grad_NO @ weight_OI if ctx.needs_input_grad[0] else None
+        grad_NI = pull_back(grad_NO, weight_OI) if ctx.needs_input_grad[0] else None
         for (start, stop, pair), low_NR in zip(ctx.active, lows, strict=True):
             slice_NO = grad_NO[start:stop]
             grad_low_NR = add_gradients(pair, rows_NI[start:stop], low_NR, slice_NO)

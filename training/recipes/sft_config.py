@@ -13,6 +13,8 @@ from training.types import LORA_ALPHA, MAX_RANK, AdamParams, LoraSpec
 
 Schedule = Literal["constant", "linear", "cosine"]
 MAX_PROMPTS = 50
+FULL_LEARNING_RATE = 1e-5  # an adapter learns best at about ten times what all weights take
+OF_ADAPTERS = ("alpha", "train_mlp", "train_attn", "train_unembed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +29,10 @@ class SamplingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SftConfig:
-    """Exactly one of epochs and steps counts: `steps`, where it is given."""
+    """Exactly one of epochs and steps counts: `steps`, where it is given.
+
+    With rank 0 all weights learn: what describes an adapter says nothing then.
+    """
 
     rank: int = 32
     alpha: float = LORA_ALPHA
@@ -57,6 +62,9 @@ class SftConfig:
             raise InvalidInput("epochs and steps are both given: leave one of them out")
         if checked.get("epochs") is None and checked.get("steps") is None:
             checked["epochs"] = 1.0
+        if checked.get("rank") == 0:
+            check_full(checked)
+            checked.setdefault("learning_rate", FULL_LEARNING_RATE)
         config = cls(**checked)
         if not (config.train_mlp or config.train_attn or config.train_unembed):
             raise InvalidInput(
@@ -65,7 +73,12 @@ class SftConfig:
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        left_out = OF_ADAPTERS if self.is_full else ()
+        return {key: value for key, value in asdict(self).items() if key not in left_out}
+
+    @property
+    def is_full(self) -> bool:
+        return self.rank == 0
 
     @property
     def lora(self) -> LoraSpec:
@@ -123,6 +136,14 @@ class SftConfig:
         )
 
 
+def check_full(settings: Mapping[str, Any]) -> None:
+    for name in OF_ADAPTERS:
+        if name in settings:
+            raise InvalidInput(
+                f"{name} is a setting of adapters, and rank 0 trains all weights: leave it out"
+            )
+
+
 def is_due(every: int, number: int) -> bool:
     return every > 0 and number > 0 and number % every == 0
 
@@ -159,7 +180,7 @@ SAMPLING_CHECKS = {
     "temperature": real(0, 10),
 }
 SFT_CHECKS = {
-    "rank": whole(1, MAX_RANK),
+    "rank": whole(0, MAX_RANK),  # 0: all weights
     "alpha": real(0, 10_000, above=True),
     "train_mlp": yes_or_no,
     "train_attn": yes_or_no,

@@ -100,5 +100,10 @@ class Checkpoint(models.Model):
         return f"tinker://{self.run.model_id}/{self.PATH_WORDS[self.Kind(self.kind)]}/{self.name}"
 
     @property
+    def is_full(self) -> bool:
+        """Of a full-parameter run: a model, and not an adapter of one."""
+        return self.rank == 0
+
+    @property
     def is_external(self) -> bool:
         return self.kind == self.Kind.EXTERNAL

@@ -59,8 +59,9 @@ def _sum_up_run(evaluation: Evaluation) -> str:
     run = checkpoint.run
     data = f" on {run.dataset_version}" if run.dataset_version else ""
     peak = run.config.get("learning_rate")
+    shape = "all weights" if checkpoint.is_full else f"rank {checkpoint.rank}"
     speed = f", learning rate {rate(peak)}" if peak else ""
-    return f"{checkpoint.step:,} steps{data}, rank {checkpoint.rank}{speed}"
+    return f"{checkpoint.step:,} steps{data}, {shape}{speed}"
 
 
 def _describe_run(evaluation: Evaluation) -> dict[str, str]:
@@ -69,7 +70,7 @@ def _describe_run(evaluation: Evaluation) -> dict[str, str]:
     run = checkpoint.run
     facts = {
         "step": f"{checkpoint.step:,}",
-        "rank": str(checkpoint.rank),
+        "rank": "all weights" if checkpoint.is_full else str(checkpoint.rank),
         "dataset": str(run.dataset_version) if run.dataset_version else "its program's own",
     }
     settings = {key: value for key, value in run.config.items() if key != "rank"}

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from django.db.models import Q
+
 from webapp.datasets.models import DatasetVersion, Preview
 from webapp.fleet.models import BaseModel, Worker
 from webapp.runs.models import Run
@@ -17,7 +19,7 @@ class Pace:
     """How a training step compares with the matmul that a worker has measured.
 
     `share` of that speed is what a whole pass keeps: attention, norms and the vocabulary's softmax
-    cost time that the 4 N below does not count. `overhead` is what a step of any size takes.
+    cost time that the 4 N or 6 N below does not count. `overhead` is what a step of any size takes.
     """
 
     share: float
@@ -47,13 +49,13 @@ class Estimate:
 
 
 def estimate_seconds(
-    *, base_model: BaseModel, num_tokens_per_step: float, steps: int
+    *, base_model: BaseModel, num_tokens_per_step: float, steps: int, is_full: bool = False
 ) -> Estimate | None:
     """None: nothing trained on this model here yet, and no worker has told its speed."""
-    speeds = _read_speeds(base_model)
+    speeds = _read_speeds(base_model, is_full)
     if speeds:
         return _estimate_from_runs(speeds, steps * num_tokens_per_step)
-    compute = _compute_step(base_model, num_tokens_per_step)
+    compute = _compute_step(base_model, num_tokens_per_step, is_full)
     if not compute:
         return None
     least, usual, most = (
@@ -91,21 +93,25 @@ def estimate_tokens(version: DatasetVersion, base_model: BaseModel) -> float:
     return characters / CHARACTERS_A_TOKEN
 
 
-def _read_speeds(base_model: BaseModel) -> list[float]:
-    earlier = Run.objects.filter(base_model=base_model, tokens_per_second__gt=0)
+def _read_speeds(base_model: BaseModel, is_full: bool) -> list[float]:
+    """Of runs of the same kind: where all weights learn, a token costs half as much again."""
+    kind = Q(rank=0) if is_full else Q(rank__gt=0)
+    earlier = Run.objects.filter(kind, base_model=base_model, tokens_per_second__gt=0)
     newest = earlier.order_by("-created_at").values_list("tokens_per_second", flat=True)
     return [speed for speed in newest[:NUM_EARLIER_RUNS] if speed]
 
 
-def _compute_step(base_model: BaseModel, num_tokens: float) -> float:
+def _compute_step(base_model: BaseModel, num_tokens: float, is_full: bool) -> float:
     """Seconds of a step at the full speed of the fastest worker; 0 where nothing is known.
 
     A LoRA step costs about 4 N floating point operations a token, N being the model's weights:
     2 N for the forward pass (a multiplication and an addition for each weight), 2 N for the
     gradients of the activations. The other 2 N of full training, the gradients of the weights,
-    fall away because the weights are frozen; A and B are under a hundredth of N.
+    fall away because the weights are frozen; A and B are under a hundredth of N. Where all
+    weights learn it is the whole 6 N, and the optimizer's pass over N is lost in it.
     """
     worker = Worker.objects.filter(kind=Worker.Kind.GPU, flops__gt=0).order_by("-flops").first()
     if worker is None:
         return 0.0
-    return 4 * base_model.num_parameters * num_tokens / worker.flops
+    operations = 6 if is_full else 4
+    return operations * base_model.num_parameters * num_tokens / worker.flops

@@ -45,6 +45,8 @@ RATES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
+    """`script` is empty where no program on the SDK does the same."""
+
     curl: str
     script: str
 
@@ -68,7 +70,13 @@ def export_run(  # noqa: PLR0913 - the settings of a run, by name
         '  -H "Content-Type: application/json" \\\n'
         f"  -d '{written}'"
     )
-    script = SCRIPT.format(
+    is_full = config.get("rank") == 0
+    script = "" if is_full else write_script(url, base_model, filename, config)
+    return Export(curl=curl, script=script)
+
+
+def write_script(url: str, base_model: str, filename: str, config: dict[str, Any]) -> str:
+    return SCRIPT.format(
         url=url,
         base_model=base_model,
         filename=filename,
@@ -79,4 +87,3 @@ def export_run(  # noqa: PLR0913 - the settings of a run, by name
         steps=config.get("steps") or f"round({config.get('epochs') or 1} * len(data) / BATCH)",
         rate=RATES[config.get("schedule", "linear")],
     )
-    return Export(curl=curl, script=script)

@@ -34,6 +34,9 @@ def forecast_run(
         num_steps=num_steps,
         num_tokens=tokens_a_step * num_steps,
         estimate=estimate_seconds(
-            base_model=base_model, num_tokens_per_step=tokens_a_step, steps=num_steps
+            base_model=base_model,
+            num_tokens_per_step=tokens_a_step,
+            steps=num_steps,
+            is_full=recipe.is_full,
         ),
     )

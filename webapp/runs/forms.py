@@ -17,6 +17,10 @@ MAX_PROMPTS = 50
 SCHEDULES = [("linear", "Linear to 0"), ("cosine", "Cosine to 0"), ("constant", "Constant")]
 OVERLONG = [("truncate", "Cut them off"), ("drop", "Leave them out")]
 LENGTHS = [("epochs", "epochs"), ("steps", "steps")]
+LORA, FULL = "lora", "full"
+WEIGHTS = [(LORA, "LoRA adapter"), (FULL, "All weights")]
+PARTS = ("train_attn", "train_mlp", "train_unembed")
+OF_ADAPTERS = ("rank", "alpha", *PARTS)
 
 
 class LaunchForm(forms.Form):
@@ -34,6 +38,9 @@ class LaunchForm(forms.Form):
     name = forms.CharField(
         max_length=120, required=False, help_text="Left empty: the dataset on the model."
     )
+    weights = forms.ChoiceField(
+        label="What learns", choices=WEIGHTS, initial=LORA, widget=forms.RadioSelect
+    )
     with_optimizer = forms.BooleanField(
         required=False,
         label="Take the optimizer along",
@@ -49,7 +56,8 @@ class LaunchForm(forms.Form):
         initial=1e-4,
         min_value=1e-9,
         max_value=1,
-        help_text="1e-4 suits models of a billion parameters and more, 1e-3 the small ones.",
+        help_text="1e-4 suits an adapter of a model of a billion parameters and more, 1e-3 one of"
+        " a small model. All weights take a tenth of that.",
     )
     rank = forms.IntegerField(
         label="LoRA rank",
@@ -152,13 +160,15 @@ class LaunchForm(forms.Form):
         return field
 
     def _follow(self, parent: Any) -> None:
-        """A branch keeps its parent's model and adapter shape: only those weights fit."""
+        """A branch keeps its parent's model and what learns of it: only those weights fit."""
         self._field("base_model").queryset = BaseModel.objects.filter(pk=parent.base_model_id)
-        self.fields["rank"].disabled = True
-        self.fields["rank"].initial = parent.rank
-        for name in ("alpha", "train_attn", "train_mlp", "train_unembed"):
+        self.fields["weights"].initial = FULL if parent.is_full else LORA
+        for name in ("weights", *OF_ADAPTERS):
             self.fields[name].disabled = True
-            self.fields[name].initial = parent.run.lora.get(name, self.fields[name].initial)
+        if not parent.is_full:
+            for name in OF_ADAPTERS:
+                shape = {"rank": parent.rank, **parent.run.lora}
+                self.fields[name].initial = shape.get(name, self.fields[name].initial)
         if not parent.has_optimizer:
             self.fields["with_optimizer"].disabled = True
 
@@ -178,19 +188,32 @@ class LaunchForm(forms.Form):
             self.add_error("length", "Steps are whole: give a whole number, or count in epochs.")
         if data.get("length_unit") == "epochs" and length is not None and length > 1000:
             self.add_error("length", "At most 1,000 epochs: for more, count in steps.")
-        if not any(data.get(name) for name in ("train_attn", "train_mlp", "train_unembed")):
+        if data.get("weights") == FULL:
+            self._ignore_adapter()
+        elif not any(data.get(name) for name in PARTS):
             self.add_error("train_attn", "Nothing would learn: choose at least one part.")
         return data
+
+    def _ignore_adapter(self) -> None:
+        """Its fields are hidden where all weights learn: a mistake in one is nobody's."""
+        for name in OF_ADAPTERS:
+            self.errors.pop(name, None)
+
+    @property
+    def is_full(self) -> bool:
+        """Valid forms only."""
+        return bool(self.cleaned_data["weights"] == FULL)
 
     def make_config(self) -> dict[str, Any]:
         """The recipe's config, as REST takes it."""
         data = self.cleaned_data
         direct = (
-            "rank", "alpha", "train_attn", "train_mlp", "train_unembed", "learning_rate",
-            "schedule", "warmup_steps", "weight_decay", "grad_clip_norm", "batch_size",
-            "held_out_share", "seed", "overlong", "checkpoint_every", "evaluate_every",
+            "learning_rate", "schedule", "warmup_steps", "weight_decay", "grad_clip_norm",
+            "batch_size", "held_out_share", "seed", "overlong", "checkpoint_every",
+            "evaluate_every",
         )  # fmt: skip
-        config: dict[str, Any] = {name: data[name] for name in direct}
+        of_adapters = () if self.is_full else OF_ADAPTERS
+        config: dict[str, Any] = {"rank": 0, **{name: data[name] for name in of_adapters + direct}}
         is_steps = data["length_unit"] == "steps"
         config[data["length_unit"]] = int(data["length"]) if is_steps else data["length"]
         if data["eval_suite"] is not None:
@@ -240,6 +263,7 @@ class LearningRateForm(forms.Form):
     )
 
 
-def suggest_learning_rate(base_model: BaseModel | None) -> float:
+def offer_rates(base_model: BaseModel | None) -> dict[str, float]:
+    """The usual learning rate, by what learns."""
     is_small = base_model is not None and 0 < base_model.num_parameters < SMALL_MODEL
-    return 1e-3 if is_small else 1e-4
+    return {LORA: 1e-3, FULL: 1e-4} if is_small else {LORA: 1e-4, FULL: 1e-5}

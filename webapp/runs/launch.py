@@ -13,7 +13,7 @@ from webapp.core.forms import show_errors
 from webapp.fleet.models import BaseModel
 from webapp.runs.export import Export, export_run
 from webapp.runs.forecast import Forecast, forecast_run
-from webapp.runs.forms import LaunchForm, suggest_learning_rate
+from webapp.runs.forms import FULL, LORA, LaunchForm, offer_rates
 from webapp.runs.models import Origin, Run
 from webapp.runs.parents import find_parent
 from webapp.runs.services import create_run
@@ -29,7 +29,8 @@ def launch_run(request: ActorRequest) -> HttpResponse:
     if form.is_bound and form.is_valid():
         with show_errors(form):
             return redirect("run", _create(request, form).pk)
-    context = {"form": form, "parent": parent, **preview(request, form)}
+    rates = offer_rates(find_first_model(parent))
+    context = {"form": form, "parent": parent, "rates": rates, **preview(request, form)}
     return render(request, "runs/new.html", context, status=400 if form.errors else 200)
 
 
@@ -47,11 +48,17 @@ def _create(request: ActorRequest, form: LaunchForm) -> Run:
     )
 
 
+def find_first_model(parent: Any | None) -> BaseModel | None:
+    """The one that the form is opened with."""
+    return parent.base_model if parent else BaseModel.objects.order_by("added_at").first()
+
+
 def suggest(request: ActorRequest, parent: Any | None) -> dict[str, Any]:
     """Defaults that follow from the model, the parent run, or a link from a dataset's page."""
     wanted = request.GET.get("dataset_version") or request.GET.get("version", "")
-    base_model = parent.base_model if parent else BaseModel.objects.order_by("added_at").first()
-    initial: dict[str, Any] = {"learning_rate": suggest_learning_rate(base_model)}
+    rates = offer_rates(find_first_model(parent))
+    learns = FULL if parent is not None and parent.is_full else LORA
+    initial: dict[str, Any] = {"learning_rate": rates[learns]}
     if parent is not None:
         initial["name"] = f"{parent.run.name} from step {parent.step}"
         initial["dataset_version"] = parent.run.dataset_version_id

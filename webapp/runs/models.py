@@ -189,6 +189,11 @@ class Run(models.Model):
         return f"{self.session_id}:train:{self.model_seq_id}"
 
     @property
+    def is_full(self) -> bool:
+        """A full-parameter run: the model itself learns."""
+        return self.rank == 0
+
+    @property
     def is_over(self) -> bool:
         return self.status in (self.Status.DONE, self.Status.FAILED, self.Status.CANCELLED)
 

@@ -56,6 +56,7 @@ class RunOutput(serializers.ModelSerializer[Run]):
             "started_at",
             "ended_at",
         )
+        extra_kwargs: ClassVar = {"rank": {"help_text": "Of its adapter; 0: all weights learn."}}
 
 
 class RunInput(serializers.Serializer[Run]):
@@ -66,8 +67,9 @@ class RunInput(serializers.Serializer[Run]):
     config = serializers.DictField(
         required=False,
         default=dict,
-        help_text="rank, learning_rate, schedule, batch_size, steps or epochs, held_out_share, "
-        "sampling, checkpoint_every, evaluate_every ...; what is left out has a default.",
+        help_text="rank (0: all weights), learning_rate, schedule, batch_size, steps or epochs, "
+        "held_out_share, sampling, checkpoint_every, evaluate_every ...; what is left out has a "
+        "default.",
     )
     parent = serializers.CharField(  # type: ignore[assignment]
         required=False, help_text="A checkpoint to begin from."
@@ -148,10 +150,12 @@ class RunForecast(APIView):
         """Its steps, tokens and time. Nothing is created."""
         data = RunInput(data=request.data)
         data.is_valid(raise_exception=True)
+        actor, config = actor_of(request), data.validated_data["config"]
+        parent = find_parent(actor, data.validated_data.get("parent", ""))
         found = forecast_run(
-            version=_find_version(actor_of(request), data.validated_data["dataset_version"]),
+            version=_find_version(actor, data.validated_data["dataset_version"]),
             base_model=find_base_model(data.validated_data["base_model"]),
-            config=data.validated_data["config"],
+            config=services.take_shape(config, parent) if parent else config,
         )
         estimate = found.estimate
         return Response(

@@ -63,13 +63,14 @@ def create_run(  # noqa: PLR0913 - the row's columns, by name
             base_model=base_model,
             dataset_version=dataset_version,
             rank=config["rank"],
-            lora=parent.run.lora if parent is not None else choose_lora(config),
+            lora=parent.run.lora if parent is not None else choose_shape(config),
             config=config,
             parent=parent,
             with_optimizer=with_optimizer,
         )
         begins = f"the checkpoint {parent.name}" if parent is not None else str(base_model)
-        add_log(run, f"Queued: {recipe} on {dataset_version}, from {begins}.")
+        learns = ", all weights" if run.is_full else ""
+        add_log(run, f"Queued: {recipe} on {dataset_version}, from {begins}{learns}.")
         send_task(TRAIN_RUN, run.pk)
         announce(run)
     return run
@@ -109,12 +110,10 @@ def checked_names() -> set[str]:
 
 
 def take_shape(config: dict[str, Any], parent: Any) -> dict[str, Any]:
-    """A branch has its parent's adapter; another rank would be another adapter."""
+    """A branch has its parent's adapter, or all weights as it has; another rank fits neither."""
     if config.get("rank", parent.rank) != parent.rank:
-        raise UserError(
-            f"The checkpoint {parent.name} has rank {parent.rank}: leave the rank out.",
-            field="rank",
-        )
+        kind = "holds all weights" if parent.is_full else f"has rank {parent.rank}"
+        raise UserError(f"The checkpoint {parent.name} {kind}: leave the rank out.", field="rank")
     shape = {key: parent.run.lora[key] for key in ("alpha", *LORA_FLAGS) if key in parent.run.lora}
     return {**config, **shape, "rank": parent.rank}
 
@@ -123,6 +122,11 @@ def check_rank(rank: Any) -> int:
     if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
         raise UserError(f"rank is {rank}: choose one from 1 to {MAX_RANK}.", field="rank")
     return rank
+
+
+def choose_shape(config: dict[str, Any]) -> dict[str, Any]:
+    """What learns beside the rank: nothing is left to say where all weights do."""
+    return {} if config["rank"] == 0 else choose_lora(config)
 
 
 def choose_lora(config: dict[str, Any]) -> dict[str, Any]:

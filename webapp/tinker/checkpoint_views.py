@@ -142,8 +142,8 @@ def weights_info(request: TinkerRequest) -> JsonResponse:
     return JsonResponse(
         {
             "base_model": found.run.model_name,
-            "is_lora": True,
-            "lora_rank": found.rank,
+            "is_lora": not found.is_full,
+            "lora_rank": found.rank or None,
             "optimizer_config": describe_optimizer(found.run.optimizer),
             **{flag: found.run.lora.get(flag, True) for flag in flags},
         }

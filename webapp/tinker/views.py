@@ -99,8 +99,8 @@ def describe_model(run: Run, *, is_local: bool) -> dict[str, object]:
         "model_id": run.model_id,
         "model_data": data,
         "optimizer_config": services.describe_optimizer(run.optimizer),
-        "is_lora": True,
-        "lora_rank": run.rank,
+        "is_lora": not run.is_full,
+        "lora_rank": run.rank or None,
         "model_name": name,
     }
 

@@ -108,6 +108,14 @@ def check_same_model(checkpoint: Checkpoint, base_model: BaseModel) -> None:
 
 
 def check_same_shape(checkpoint: Checkpoint, run: Run) -> None:
+    if checkpoint.is_full is not run.is_full:
+        theirs, ours = (
+            "all weights" if each.is_full else "an adapter" for each in (checkpoint, run)
+        )
+        raise UserError(
+            f"{checkpoint.tinker_path} holds {theirs}, this model has {ours}: create a training"
+            " client from the checkpoint instead."
+        )
     theirs, ours = ({"rank": each.rank} | each.lora for each in (checkpoint.run, run))
     for name in ("rank", *LORA_FLAGS):
         if theirs.get(name) != ours.get(name):

@@ -41,8 +41,10 @@ def test_whole_numbers_may_come_as_floats_of_json() -> None:
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"rank": 0}, "rank is 0: give a whole number from 1 to 512"),
-        ({"rank": 10_000}, "rank is 10000: give a whole number from 1 to 512"),
+        ({"rank": -1}, "rank is -1: give a whole number from 0 to 512"),
+        ({"rank": 10_000}, "rank is 10000: give a whole number from 0 to 512"),
+        ({"rank": 0, "alpha": 16}, "alpha is a setting of adapters, and rank 0 trains all weights"),
+        ({"rank": 0, "train_mlp": False}, "train_mlp is a setting of adapters"),
         ({"rank": 1.5}, "rank is 1.5: give a whole number"),
         ({"rank": True}, "rank is True: give a whole number"),
         ({"rank": "8"}, "rank is '8': give a whole number"),

@@ -79,13 +79,24 @@ def test_a_run_is_queued_with_what_its_adapter_will_be(run: Run) -> None:
     assert LogLine.objects.get(run=run).text == "Queued: sft on words v1, from tiny-chatml-1m."
 
 
-@pytest.mark.parametrize("rank", [0, 10_000, True, "8", 1.5])
+@pytest.mark.parametrize("rank", [-1, 10_000, True, "8", 1.5])
 def test_a_rank_out_of_range_is_refused(
     actor: Actor, version: DatasetVersion, base_model: BaseModel, rank: Any
 ) -> None:
-    with pytest.raises(UserError, match="whole number from 1 to 512") as refusal:
+    with pytest.raises(UserError, match="whole number from 0 to 512") as refusal:
         create(actor, version, base_model, config={"rank": rank})
     assert refusal.value.field == "rank"
+
+
+def test_a_run_of_rank_0_trains_all_weights_and_has_no_adapter(
+    actor: Actor, version: DatasetVersion, base_model: BaseModel
+) -> None:
+    run = create(actor, version, base_model, config={"rank": 0, "steps": 4})
+    assert (run.rank, run.is_full, run.lora) == (0, True, {})
+    assert run.config["learning_rate"] == 1e-5
+    assert not {"alpha", "train_mlp", "train_attn", "train_unembed"} & run.config.keys()
+    said = "Queued: sft on words v1, from tiny-chatml-1m, all weights."
+    assert LogLine.objects.get(run=run).text == said
 
 
 def test_a_run_that_would_train_nothing_is_refused(

@@ -1,0 +1,142 @@
+"""Deltas: what differs between the stored bits of two states of a model's weights, compressed.
+
+Each tensor in the order of its file: eight bytes of length, then one frame of zstd; a length of 0
+is a tensor that did not change. In the frame are the bits' exclusive or, all first bytes of its
+numbers, then all second ones: of numbers that are close, the high bytes are nearly all zero.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import zstandard
+
+from training.errors import InvalidInput
+from training.manifest import DELTA_FILE, MANIFEST_FILE, Manifest, read_manifest
+from training.model_files import (
+    ByteArray,
+    Entry,
+    Layout,
+    check_files,
+    copy_sides,
+    digest_weights,
+    read_bytes,
+    read_layouts,
+    write_layout,
+)
+
+MAX_DELTAS = 8  # in a row; then a base is written, so that a restore reads few files
+LEVEL = 3
+LENGTH_BYTES = 8
+NUMBER_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2}  # else 1
+
+
+def encode(before: ByteArray, after: ByteArray, width: int) -> bytes:
+    """The frame of one tensor with numbers of `width` bytes; empty where nothing changed."""
+    changed = before ^ after
+    if not changed.any():
+        return b""
+    planes = np.ascontiguousarray(changed.reshape(-1, width).T)
+    return zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress(planes.data)
+
+
+def decode(before: ByteArray, frame: bytes, width: int) -> ByteArray:
+    """The bytes after, from those before. InvalidInput where the frame is not of this tensor."""
+    if not frame:
+        return before
+    try:
+        size = zstandard.frame_content_size(frame)
+        if size != len(before):
+            raise InvalidInput(f"a tensor has {len(before)} bytes, and its difference {size}")
+        planes = np.frombuffer(zstandard.ZstdDecompressor().decompress(frame), np.uint8)
+    except zstandard.ZstdError as error:
+        raise InvalidInput("a difference cannot be decompressed") from error
+    return before ^ planes.reshape(width, -1).T.ravel()
+
+
+def find_width(entry: Entry) -> int:
+    return NUMBER_BYTES.get(entry.dtype, 1)
+
+
+def find_chain(folder: Path) -> list[tuple[Path, Manifest]]:
+    """The base, then each delta up to this folder, which may be a base itself."""
+    chain: list[tuple[Path, Manifest]] = []
+    while True:
+        manifest = read_manifest(folder)
+        if chain and manifest.digest != chain[0][1].previous_digest:
+            raise InvalidInput(
+                f"{chain[0][0].name} is the difference to other weights than {folder.name} has"
+            )
+        chain.insert(0, (folder, manifest))
+        if manifest.type != "delta":
+            return chain
+        folder = _step_back(folder, manifest, len(chain))
+
+
+def _step_back(folder: Path, manifest: Manifest, length: int) -> Path:
+    before = folder.with_name(manifest.previous)
+    if length > MAX_DELTAS or before.parent != folder.parent or before == folder:
+        raise InvalidInput(f"{folder.name} is damaged: {MANIFEST_FILE} names no folder beside it")
+    return before
+
+
+class Chain:
+    """The weights of a folder, tensor by tensor in the order of the files, whatever its type."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folders = find_chain(folder)
+        for place, manifest in self.folders:
+            check_files(place, manifest)
+        self.base, first = self.folders[0]
+        if first.type != "base":
+            raise InvalidInput(f"{self.base.name} holds an adapter, not the weights of a model")
+        self.layouts = read_layouts(self.base)
+
+    def __iter__(self) -> Iterator[tuple[Layout, Iterator[ByteArray]]]:
+        """For each file its layout and its tensors' bytes, which are to be used up before the
+        next."""
+        with ExitStack() as stack:
+            deltas = [
+                stack.enter_context((folder / DELTA_FILE).open("rb"))
+                for folder, _ in self.folders[1:]
+            ]
+            for layout in self.layouts:
+                with (self.base / layout.file).open("rb") as stream:
+                    yield layout, _read_tensors(stream, layout, deltas)
+
+
+def _read_tensors(
+    stream: BinaryIO, layout: Layout, deltas: Sequence[BinaryIO]
+) -> Iterator[ByteArray]:
+    for entry in layout.entries:
+        data = read_bytes(stream, entry)
+        for delta in deltas:
+            data = decode(data, read_frame(delta), find_width(entry))
+        yield data
+
+
+def read_frame(stream: BinaryIO) -> bytes:
+    length = stream.read(LENGTH_BYTES)
+    frame = stream.read(int.from_bytes(length, "little"))
+    if len(length) < LENGTH_BYTES:
+        raise InvalidInput(f"{DELTA_FILE} ends before its last tensor")
+    return frame
+
+
+def write_frame(stream: BinaryIO, frame: bytes) -> None:
+    stream.write(len(frame).to_bytes(LENGTH_BYTES, "little"))
+    stream.write(frame)
+
+
+def restore_folder(folder: Path, target: Path) -> None:
+    """Write what a checkpoint holds as a whole model that loaders read, into the empty `target`.
+
+    Compared with the digest that was written when it was saved; there is no manifest.
+    """
+    chain = Chain(folder)
+    copy_sides(chain.base, target)
+    files = {layout.file: write_layout(target, layout, tensors) for layout, tensors in chain}
+    if digest_weights(files) != chain.folders[-1][1].digest:
+        raise InvalidInput(f"{folder.name} is damaged: its weights do not have their digest")

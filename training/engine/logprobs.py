@@ -1,15 +1,17 @@
 """Log-probabilities of targets, chunk by chunk: the [tokens, vocabulary] tensor never exists.
 
-Shapes: P positions, K targets of each, H hidden size, V vocabulary, C positions of a chunk, R rank.
+Shapes: P positions, K targets of each, H hidden size, V vocabulary, C positions of a chunk, R rank,
+W rows of the head at one time.
 A position is projected on the vocabulary once, whatever K.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from training.engine.lora import Active, LoraLinear, Pair, add_gradients
+from training.engine.lora import Active, LoraLinear, Pair, Sums, add_gradients, sum_product
 from training.engine.products import multiply, pull_back
 
 CHUNK_BYTES = 32 << 20  # of float32 logits, or rows of the head, that exist at one time
@@ -22,7 +24,23 @@ def compute_logprobs(
     if torch.is_grad_enabled():
         leaves = [leaf for *_, pair in active for leaf in (pair.a, pair.b)]
         return _Logprobs.apply(hidden_PH, targets_PK, head, active, *leaves)  # type: ignore[no-any-return,no-untyped-call]
-    return _read_logprobs(hidden_PH, targets_PK, head, active, None)
+    return _read_logprobs(hidden_PH, targets_PK, head, active, None).logprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Of each position: its targets' log-probabilities, the logarithm of the sum of all
+    exponentials, and what share of it is not the first target's."""
+
+    logprobs: torch.Tensor  # (P, K)
+    lse: torch.Tensor  # (P, 1)
+    rest: torch.Tensor  # (P, 1)
+
+    @classmethod
+    def empty(cls, targets_PK: torch.Tensor) -> "Reading":
+        shape, device = targets_PK.shape, targets_PK.device
+        columns = (torch.empty(len(targets_PK), 1, device=device) for _ in range(2))
+        return cls(torch.empty(shape, dtype=torch.float32, device=device), *columns)
 
 
 def _read_logprobs(
@@ -31,25 +49,29 @@ def _read_logprobs(
     head: LoraLinear,
     active: Active,
     slopes_PH: torch.Tensor | None,
-) -> torch.Tensor:
+) -> Reading:
     """Fills `slopes_PH`, where given, with the derivative of the first target's log-probability by
     its position: the target's row of the head less the mean of all rows. Of the weights, not of the
     rows, the difference is exact: a head in bfloat16 rounds away what a sure target has left.
     """
-    logprobs_PK = torch.empty(targets_PK.shape, dtype=torch.float32, device=hidden_PH.device)
+    reading = Reading.empty(targets_PK)
     for start, stop, pair in cut_chunks(len(targets_PK), head.weight.shape[0], active):
         shifted_CV = _project(hidden_PH[start:stop], head, pair)
-        shifted_CV.sub_(shifted_CV.amax(dim=1, keepdim=True))
+        highest_C1 = shifted_CV.amax(dim=1, keepdim=True)
+        shifted_CV.sub_(highest_C1)
         first_C1 = targets_PK[start:stop, :1]
         chosen_CK = shifted_CV.gather(1, targets_PK[start:stop])
         weights_CV = shifted_CV.exp_().scatter_(1, first_C1, 0.0)
         others_C1 = weights_CV.sum(dim=1, keepdim=True)
         total_C1 = others_C1 + chosen_CK[:, :1].exp()
-        logprobs_PK[start:stop] = chosen_CK - total_C1.log()
+        log_total_C1 = total_C1.log()
+        reading.logprobs[start:stop] = chosen_CK - log_total_C1
+        reading.lse[start:stop] = highest_C1 + log_total_C1
+        reading.rest[start:stop] = others_C1 / total_C1
         if slopes_PH is not None:
             weights_CV.scatter_(1, first_C1, -others_C1)
             slopes_PH[start:stop] = _pull_back(weights_CV, head, pair) / -total_C1
-    return logprobs_PK
+    return reading
 
 
 def cut_chunks(
@@ -138,14 +160,16 @@ class _Logprobs(torch.autograd.Function):
         slopes_PH = None
         if ctx.needs_input_grad[0]:
             slopes_PH = torch.empty(hidden_PH.shape, device=hidden_PH.device)
-        logprobs_PK = _read_logprobs(hidden_PH, targets_PK, head, active, slopes_PH)
+        reading = _read_logprobs(hidden_PH, targets_PK, head, active, slopes_PH)
         ctx.head, ctx.active, ctx.num_leaves = head, active, len(leaves)
-        ctx.save_for_backward(hidden_PH, targets_PK, slopes_PH)
-        return logprobs_PK
+        ctx.save_for_backward(hidden_PH, targets_PK, slopes_PH, reading.lse, reading.rest)
+        return reading.logprobs
 
     @staticmethod
     def backward(ctx: Any, grad_PK: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden_PH, targets_PK, slopes_PH = ctx.saved_tensors
+        hidden_PH, targets_PK, slopes_PH, *totals = ctx.saved_tensors
+        if ctx.head.sums is not None:
+            _sum_head(ctx.head, ctx.head.sums, hidden_PH, targets_PK, grad_PK, totals)
         grad_PH = None
         if slopes_PH is not None:
             grad_PH = slopes_PH.mul_(grad_PK.sum(dim=1, keepdim=True))
@@ -173,3 +197,46 @@ def _add_head_gradients(
     grad_CV.mul_(-grad_CK.sum(dim=1, keepdim=True)).scatter_add_(1, targets_CK, grad_CK)
     low_CR = hidden_CH @ pair.a.to(hidden_CH.dtype).T
     add_gradients(pair, hidden_CH, low_CR, grad_CV.to(hidden_CH.dtype))
+
+
+def _sum_head(
+    head: LoraLinear,
+    sums: Sums,
+    hidden_PH: torch.Tensor,
+    targets_PK: torch.Tensor,
+    grad_PK: torch.Tensor,
+    totals: Sequence[torch.Tensor],
+) -> None:
+    """The gradient of the head's own rows, W at a time: each row's sum is written once."""
+    size = max(1, CHUNK_BYTES // (4 * max(1, len(hidden_PH))))
+    for start in range(0, head.weight.shape[0], size):
+        rows = slice(start, start + size)
+        bias_W = None if head.bias is None else head.bias[rows]
+        logits_PW = multiply(hidden_PH, head.weight[rows], bias_W).float()
+        grad_PW = _pull_logits(logits_PW, targets_PK - start, grad_PK, totals)
+        sum_product(sums.weight[rows], grad_PW.to(hidden_PH.dtype).T, hidden_PH, 1.0)
+        if sums.bias is not None:
+            sums.bias[rows] += grad_PW.sum(dim=0)
+
+
+def _pull_logits(
+    logits_PW: torch.Tensor,
+    places_PK: torch.Tensor,
+    grad_PK: torch.Tensor,
+    totals: Sequence[torch.Tensor],
+) -> torch.Tensor:
+    """In place: grad * (one at the target - probabilities), for all targets that are among W.
+
+    The first target's is grad times what it does not have yet, which is known without a
+    difference: a probability near 1 has lost it.
+    """
+    lse_P1, rest_P1 = totals
+    sum_P1 = grad_PK.sum(dim=1, keepdim=True)
+    grad_PW = logits_PW.sub_(lse_P1).exp_().mul_(-sum_P1)
+    is_here_PK = (places_PK >= 0) & (places_PK < grad_PW.shape[1])
+    places_PK = places_PK.clamp(0, grad_PW.shape[1] - 1)
+    first_P1 = places_PK[:, :1]
+    exact_P1 = sum_P1 * rest_P1 + (grad_PK[:, :1] - sum_P1)
+    first_value_P1 = torch.where(is_here_PK[:, :1], exact_P1, grad_PW.gather(1, first_P1))
+    grad_PW.scatter_(1, first_P1, first_value_P1)
+    return grad_PW.scatter_add_(1, places_PK[:, 1:], (grad_PK * is_here_PK)[:, 1:])

@@ -43,6 +43,14 @@ class Pair:
 Active = tuple[tuple[int, int, Pair], ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sums:
+    """Where gradients of a head's own weights are summed, while a run trains all of a model."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
 class Route:
     """Which rows belong to which run in the pass that runs now; shared by all layers of a model."""
 
@@ -51,7 +59,7 @@ class Route:
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer with any number of runs' adapters beside it."""
+    """A linear layer with any number of runs' adapters beside it, or trained itself by one run."""
 
     def __init__(self, linear: nn.Linear, route: Route) -> None:
         super().__init__()
@@ -59,6 +67,7 @@ class LoraLinear(nn.Module):
         self.bias = linear.bias
         self.route = route
         self.pairs: dict[str, Pair] = {}
+        self.sums: Sums | None = None
 
     def find_active(self, slices: Sequence[Slice]) -> Active:
         return tuple((s.start, s.stop, self.pairs[s.run]) for s in slices if s.run in self.pairs)
@@ -66,7 +75,9 @@ class LoraLinear(nn.Module):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         active = self.find_active(self.route.slices)
         rows_NI = inputs.reshape(-1, inputs.shape[-1])
-        if torch.is_grad_enabled():
+        if self.weight.requires_grad and torch.is_grad_enabled():
+            out_NO = train_rows(rows_NI, self.weight, self.bias)
+        elif torch.is_grad_enabled():
             out_NO = record_rows(rows_NI, self.weight, self.bias, active)
         else:
             out_NO, _ = project_rows(rows_NI, self.weight, self.bias, active)
@@ -145,6 +156,31 @@ class _SegmentedLinear(torch.autograd.Function):
                 a_RI = pair.a.to(grad_NI.dtype)
                 grad_NI[start:stop].addmm_(grad_low_NR, a_RI, alpha=pair.scale)
         return (grad_NI, None, None, None, *[None] * ctx.num_leaves)
+
+
+def train_rows(
+    rows_NI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None
+) -> torch.Tensor:
+    """The layer's output, to be differentiated by its own weights too."""
+    return _TrainedLinear.apply(rows_NI, weight_OI, bias_O)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _TrainedLinear(torch.autograd.Function):
+    """x W' + b of a full-parameter run."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows_NI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.save_for_backward(rows_NI, weight_OI)
+        return multiply(rows_NI, weight_OI, bias_O)
+
+    @staticmethod
+    def backward(ctx: Any, grad_NO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        rows_NI, weight_OI = ctx.saved_tensors
+        grad_NI = pull_back(grad_NO, weight_OI) if ctx.needs_input_grad[0] else None
+        grad_O = grad_NO.sum(dim=0) if ctx.needs_input_grad[2] else None
+        return grad_NI, multiply(grad_NO.T, rows_NI.T), grad_O
 
 
 class Adapter:

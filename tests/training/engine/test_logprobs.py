@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from training.engine import logprobs
 from training.engine.logprobs import compute_logprobs
-from training.engine.lora import LoraLinear, Route
+from training.engine.lora import LoraLinear, Route, Sums
 
 VOCABULARY, WIDTH, POSITIONS = 2000, 128, 32
 
@@ -21,12 +22,15 @@ def make_case(sureness: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
 
 def differentiate_plainly(
     rows_VH: torch.Tensor, targets_PK: torch.Tensor, hidden_PH: torch.Tensor, grad_PK: torch.Tensor
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """By the positions, and by the head's rows."""
     exact_PH = hidden_PH.double().requires_grad_()
-    logprobs_PV = (exact_PH @ rows_VH.double().T).log_softmax(1)
+    exact_VH = rows_VH.double().requires_grad_()
+    logprobs_PV = (exact_PH @ exact_VH.T).log_softmax(1)
     logprobs_PV.gather(1, targets_PK).backward(grad_PK.double())
     assert exact_PH.grad is not None
-    return exact_PH.grad
+    assert exact_VH.grad is not None
+    return exact_PH.grad, exact_VH.grad
 
 
 @pytest.mark.parametrize("sureness", [0.0, 20.0, 32.0, 40.0])
@@ -42,7 +46,49 @@ def test_what_a_sure_token_still_has_to_learn_survives_bfloat16(
     grad_PK[:, 1:] = 1e-3
     hidden_PH.requires_grad_()
     compute_logprobs(hidden_PH, targets_PK, LoraLinear(linear, Route()), ()).backward(grad_PK)
-    exact_PH = differentiate_plainly(rows_VH, targets_PK, hidden_PH.detach(), grad_PK)
+    exact_PH, _ = differentiate_plainly(rows_VH, targets_PK, hidden_PH.detach(), grad_PK)
     assert hidden_PH.grad is not None
     error = (hidden_PH.grad.double() - exact_PH).norm() / exact_PH.norm()
     assert error < 0.05
+
+
+def sum_rows(linear: nn.Linear, targets_PK: torch.Tensor, hidden_PH: torch.Tensor) -> torch.Tensor:
+    """The head's own gradient, by ours; of the gradients' ones."""
+    head = LoraLinear(linear, Route())
+    head.sums = Sums(weight=torch.zeros(VOCABULARY, WIDTH), bias=None)
+    logprobs_PK = compute_logprobs(hidden_PH.clone().requires_grad_(), targets_PK, head, ())
+    logprobs_PK.backward(make_weights(targets_PK))
+    return head.sums.weight
+
+
+def make_weights(targets_PK: torch.Tensor) -> torch.Tensor:
+    weights_PK = torch.linspace(0.5, 2.0, len(targets_PK))[:, None].repeat(1, targets_PK.shape[1])
+    weights_PK[:, 1:] *= 0.1
+    return weights_PK
+
+
+@pytest.mark.parametrize("others", [0, 3])
+@pytest.mark.parametrize("chunk_bytes", [1, 4 * POSITIONS * 300, 32 << 20])
+def test_a_heads_own_gradient_is_the_same_in_pieces_of_any_size(
+    others: int, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprobs, "CHUNK_BYTES", chunk_bytes)
+    rows_VH, targets_P, hidden_PH = make_case(5.0)
+    linear = nn.Linear(WIDTH, VOCABULARY, bias=False)
+    linear.weight = nn.Parameter(rows_VH.float(), requires_grad=False)
+    targets_PK = torch.stack([(targets_P + 7 * k) % VOCABULARY for k in range(1 + others)], dim=1)
+    targets_PK[0] = targets_PK[0, 0]  # one target several times
+    ours_VH = sum_rows(linear, targets_PK, hidden_PH.float())
+    _, theirs_VH = differentiate_plainly(rows_VH, targets_PK, hidden_PH, make_weights(targets_PK))
+    torch.testing.assert_close(ours_VH.double(), theirs_VH, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sureness", [0.0, 20.0, 32.0, 40.0])
+def test_what_a_head_still_has_to_learn_of_a_sure_token_survives_bfloat16(sureness: float) -> None:
+    rows_VH, targets_P, hidden_PH = make_case(sureness)
+    linear = nn.Linear(WIDTH, VOCABULARY, bias=False)
+    linear.weight = nn.Parameter(rows_VH, requires_grad=False)
+    targets_PK = targets_P[:, None]
+    ours_VH = sum_rows(linear, targets_PK, hidden_PH)
+    _, theirs_VH = differentiate_plainly(rows_VH, targets_PK, hidden_PH, make_weights(targets_PK))
+    assert (ours_VH.double() - theirs_VH).norm() / theirs_VH.norm() < 0.05

@@ -13,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 from training.encryption import encrypt_files, read_recipients
 from training.engine import checkpoint
 from training.engine.attention import ATTENTION
+from training.engine.cycle import Cycle, Outcome, Pack
 from training.engine.families import check_agreement, check_architecture
 from training.engine.lora import Adapter, Adapters
 from training.engine.optim import (
@@ -23,14 +24,13 @@ from training.engine.optim import (
     name_optimizer,
     update_adapter,
 )
-from training.engine.packing import Item, pack_items
 from training.engine.passes import Tally, run_pass
 from training.engine.probes import choose_probe_tokens, make_probe
 from training.errors import InvalidInput
+from training.fairness import Shares
 from training.requests import check_request
 from training.types import (
     ForwardBackward,
-    ForwardBackwardOutput,
     LoraSpec,
     Optimizer,
     OptimizerParams,
@@ -108,62 +108,35 @@ class Engine:
             raise InvalidInput(f"run {run!r} has no weights here: create or load them first")
         return self.adapters.by_run[run]
 
-    def forward_backward(
-        self, requests: Mapping[str, ForwardBackward]
-    ) -> dict[str, ForwardBackwardOutput | InvalidInput]:
+    def forward_backward(self, requests: Mapping[str, ForwardBackward]) -> dict[str, Outcome]:
         """One request a run, all in the same passes. Gradients are summed until `optim_step`.
 
         A request that cannot be computed is answered with its InvalidInput; the others are done.
         """
-        refused = {
-            run: error
-            for run, request in requests.items()
-            if (error := self._find_error(run, request)) is not None
-        }
-        good = {run: request for run, request in requests.items() if run not in refused}
-        tallies = self._execute(good)
-        return {**refused, **{run: tally.error or tally.finish() for run, tally in tallies.items()}}
+        shares, outcomes = Shares(), dict[str, Outcome]()
+        cycle = Cycle(self, shares)
+        for run, request in requests.items():
+            try:
+                cycle.add(run, request)
+            except InvalidInput as error:
+                outcomes[run] = error
+            else:
+                shares.join(run, group=run)
+        return outcomes | cycle.finish()
 
-    def _find_error(self, run: str, request: ForwardBackward) -> InvalidInput | None:
-        try:
-            self._adapter(run)
-            check_request(request, self.vocab_size, self.context)
-        except InvalidInput as error:
-            return error
-        return None
+    def check(self, run: str, request: ForwardBackward) -> None:
+        """InvalidInput where it cannot be computed."""
+        self._adapter(run)
+        check_request(request, self.vocab_size, self.context)
 
-    def _execute(self, requests: Mapping[str, ForwardBackward]) -> dict[str, Tally]:
-        before = {
-            run: self._adapter(run).gradients.clone()
-            for run, request in requests.items()
-            if request.custom is not None and not request.forward_only
-        }
-        tallies = {run: Tally.empty(request) for run, request in requests.items()}
-        for forward_only in (False, True):
-            items = [
-                Item(run=run, index=index, datum=datum)
-                for run, request in requests.items()
-                if request.forward_only is forward_only
-                for index, datum in enumerate(request.data)
-            ]
-            for pack in pack_items(items, self.token_budget):
-                self._run_pack(pack, tallies, forward_only=forward_only)
-        for run, tally in tallies.items():
-            if tally.error is None:
-                self._adapter(run).has_gradients |= not tally.request.forward_only
-            elif run in before:  # passes before the one that found the error have added theirs
-                self._adapter(run).gradients.copy_(before[run])
-        return tallies
-
-    def _run_pack(
-        self, pack: Sequence[Item], tallies: Mapping[str, Tally], *, forward_only: bool
-    ) -> None:
-        with torch.set_grad_enabled(not forward_only):
-            loss, num_tokens = run_pass(self.model, self.adapters, pack, tallies)
+    def run_pack(self, pack: Pack, tallies: Mapping[str, Tally]) -> None:
+        """One pass: adds to the gradients of its runs, and to their tallies."""
+        with torch.set_grad_enabled(not pack.forward_only):
+            loss, num_tokens = run_pass(self.model, self.adapters, pack.items, tallies)
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
         # Weights are frozen: the backward is as large as the forward, 2 a weight and token.
-        self.flops += (2 if forward_only else 4) * self.num_parameters * num_tokens
+        self.flops += (2 if pack.forward_only else 4) * self.num_parameters * num_tokens
 
     def optim_step(self, run: str, params: OptimizerParams) -> OptimStepOutput:
         """Uses up the gradients, also those that are refused because they are not finite.
@@ -256,7 +229,9 @@ class Engine:
     def probe(self, run: str) -> Probe:
         """What the trainer makes of fixed tokens: a server of the same weights must agree."""
         tokens = choose_probe_tokens(self.vocab_size, self.context)
-        output = self._execute({run: make_probe(tokens)})[run].finish()
+        output = self.forward_backward({run: make_probe(tokens)})[run]
+        if isinstance(output, InvalidInput):
+            raise output
         return Probe(tokens=tokens, logprobs=tuple(float(value) for value in output.logprobs[0]))
 
 

@@ -117,22 +117,6 @@ class Layout:
     places: IntArray  # (U,): where in the row each position lies
 
 
-def pack_items(items: Sequence[Item], token_budget: int) -> Iterator[list[Item]]:
-    """A sequence longer than the budget makes a pack of its own. The targets of a pack are a
-    rectangle: all its items have equally many for each position."""
-    pack: list[Item] = []
-    num_tokens = 0
-    for item in sorted(items, key=lambda item: item.order):
-        fits = num_tokens + item.length <= token_budget
-        if pack and not (fits and item.datum.num_targets == pack[0].datum.num_targets):
-            yield pack
-            pack, num_tokens = [], 0
-        pack.append(item)
-        num_tokens += item.length
-    if pack:
-        yield pack
-
-
 def lay_out(pack: Sequence[Item]) -> Layout:
     forest = Forest(pack)
     spans = []

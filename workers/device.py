@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from django.db import DatabaseError, close_old_connections
 from django.utils.timezone import now
 
 from training.engine.core import TOKEN_BUDGET, Engine
+from training.engine.cycle import Cycle
+from training.fairness import Shares
+from training.types import ForwardBackward
+from webapp.accounts.models import Project
 from webapp.fleet.models import BaseModel, Worker
 from webapp.fleet.services import beat_worker, register_worker, remove_worker
 from webapp.runs import queue
@@ -22,6 +27,7 @@ from webapp.runs.models import Operation, Run
 from webapp.settings import read_int
 from workers import journal
 from workers.execute import Held
+from workers.news import News
 
 BEAT_SECONDS = 10.0
 TIDY_SECONDS = 10.0
@@ -55,6 +61,17 @@ def read_setup() -> Setup:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
+class Job:
+    """A forward_backward on its way through a cycle."""
+
+    operation: Operation
+    held: Held
+    request: ForwardBackward
+    cycle: Cycle
+    seconds: float = 0.0  # of the device, this run's part of its passes
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
 class Device:
     """Everything in it can be lost: rows and autosaves make it again."""
 
@@ -62,7 +79,15 @@ class Device:
     engines: dict[str, Engine] = field(default_factory=dict)  # the longest unused first
     held: dict[str, Held] = field(default_factory=dict)  # the longest unused first
     pending: dict[str, deque[Operation]] = field(default_factory=dict)  # marked running, by run
-    spent: dict[str, int] = field(default_factory=dict)  # tokens by run: who had least is next
+    fresh: dict[str, Run] = field(default_factory=dict)  # nothing pending, but perhaps queued
+    jobs: dict[str, Job] = field(default_factory=dict)  # the first of what is pending, by run
+    cycles: dict[Engine, Cycle] = field(default_factory=dict)
+    shares: Shares = field(default_factory=Shares)  # of whose operations are pending
+    share_of: dict[str, float] = field(default_factory=dict)  # by project, as read lately
+    stepped: set[str] = field(default_factory=set)  # runs with a step since the last pass
+    suspects: set[str] = field(default_factory=set)  # in a pass that broke: each goes alone now
+    seconds_a_token: float = 0.0  # of the last pass
+    news: News | None = None  # says whether to look for others' work; None: look always
     tidied_at: float = field(default_factory=time.monotonic)
     loading: str = ""  # the base model that is being read now
     start: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
@@ -84,10 +109,43 @@ class Device:
         engine = self.engines.pop(base_model.pk, None)
         if engine is None:
             while len(self.engines) >= self.setup.max_models:
-                self.close(next(iter(self.engines)))
+                self.close(self.find_idle() or next(iter(self.engines)))
             engine = self.load(base_model)
         self.engines[base_model.pk] = engine
         return engine
+
+    def find_idle(self) -> str | None:
+        """The base model, longest unused, that no forward_backward is going through."""
+        busy = {id(job.held.engine) for job in self.jobs.values()}
+        return next((pk for pk, engine in self.engines.items() if id(engine) not in busy), None)
+
+    def can_hold(self, run: Run) -> bool:
+        """False: room is made for its base model once others have ended what they began."""
+        has_room = len(self.engines) < self.setup.max_models or self.find_idle() is not None
+        return run.pk in self.held or run.base_model_id in self.engines or has_room
+
+    def find_cycle(self, engine: Engine) -> Cycle:
+        return self.cycles.setdefault(engine, Cycle(engine, self.shares))
+
+    def take(self, run: Run, operations: Iterable[Operation]) -> None:
+        """They are marked running: the run takes part in the turns until they have ended."""
+        self.pending[run.pk] = deque(operations)
+        share = self.share_of.setdefault(run.project_id, run.project.share)
+        self.shares.join(run.pk, group=run.project_id, share=share)
+
+    def leave(self, operation: Operation) -> None:
+        """It has ended. What comes next in its run's log may be there already."""
+        run_id = operation.run_id
+        self.jobs.pop(run_id, None)
+        self.suspects.discard(run_id)
+        queued = self.pending.get(run_id)
+        if queued is None:
+            return
+        queued.popleft()
+        if not queued:
+            del self.pending[run_id]
+            self.shares.leave(run_id)
+            self.fresh[run_id] = operation.run
 
     def load(self, base_model: BaseModel) -> Engine:
         """It may take a minute, and whoever waits for it can read why."""
@@ -106,6 +164,7 @@ class Device:
     def close(self, base_model_id: str) -> None:
         """Drop a base model and every run's weights on it."""
         engine = self.engines.pop(base_model_id)
+        self.cycles.pop(engine, None)
         for run_id in [key for key, held in self.held.items() if held.engine is engine]:
             self.evict(run_id)
 
@@ -117,6 +176,8 @@ class Device:
 
     def forget(self, run_id: str) -> None:
         """Drop a run's weights as they are, such as after half a pass."""
+        if (job := self.jobs.pop(run_id, None)) is not None:
+            job.cycle.drop(run_id)
         held = self.held.pop(run_id, None)
         if held is not None:
             held.engine.drop(run_id)
@@ -125,6 +186,8 @@ class Device:
         """The run is another worker's now."""
         self.forget(run_id)
         self.pending.pop(run_id, None)
+        self.fresh.pop(run_id, None)
+        self.shares.leave(run_id)
 
     def tidy(self) -> None:
         """Weights of runs that are over, or that nobody has used for the longest time."""
@@ -142,7 +205,8 @@ class Device:
             run = self.held[run_id].run
             self.evict(run_id)
             queue.release_run(run, worker=self.name)
-        self.spent = {key: spent for key, spent in self.spent.items() if key in self.held}
+        projects = Project.objects.filter(runs__in=list(self.held)).distinct()
+        self.share_of = dict(projects.values_list("pk", "share"))
 
 
 class Heart:

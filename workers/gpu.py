@@ -6,7 +6,6 @@ import os
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,17 +14,18 @@ from typing import TypeVar
 from celery.signals import worker_ready, worker_shutdown
 from django.db import transaction
 
+from training.engine.cycle import Outcome, Pack
 from training.errors import InvalidInput
-from training.types import ForwardBackward, ForwardBackwardOutput
 from webapp.core.dispatch import GPU_QUEUE, GPU_TURN, send_task
 from webapp.core.errors import UserError
 from webapp.runs import queue
 from webapp.runs.history import record_optimizer_step
-from webapp.runs.models import Operation
+from webapp.runs.models import Operation, Run
 from workers import journal
 from workers.celery import app
-from workers.device import Device, Heart, read_setup, register, unregister
-from workers.execute import Done, Held, catch_up, execute, note_pass, read_request
+from workers.device import Device, Heart, Job, read_setup, register, unregister
+from workers.execute import Done, catch_up, execute, note_pass, read_request
+from workers.news import News
 
 LOOP_SECONDS = 1.0  # then whatever else waits on this worker's queue has its turn
 NO_SPACE = os.strerror(errno.ENOSPC)  # libraries wrap it in errors of their own
@@ -33,7 +33,6 @@ DISK_FULL = (
     "The disk of the state folder is full, and nothing could be saved: free some space, then go on"
     " from the last checkpoint."
 )
-PASS_TOKENS = 8192  # of several runs together; one operation goes through whatever its size
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -47,144 +46,150 @@ class Failure:
     category: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """A forward_backward that is ready for the engine."""
-
-    operation: Operation
-    held: Held
-    request: ForwardBackward
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Passed:
-    """What the engine made of several jobs, by run."""
-
-    outputs: dict[str, ForwardBackwardOutput | InvalidInput]
-    seconds_a_token: float
-
-
 def run_turn(device: Device) -> bool:
     """One pass of several runs, or one other operation. True: there may be more."""
     device.tidy()
     gather(device)
     if not device.pending:
         return False
-    chosen = choose(device)
-    if chosen[0].kind == Operation.Kind.FORWARD_BACKWARD:
-        run_pass(device, chosen)
+    operation = choose(device)
+    if operation.kind == Operation.Kind.FORWARD_BACKWARD:
+        run_pass(device, operation)
     else:
-        run_alone(device, chosen[0])
+        run_alone(device, operation)
     return True
 
 
 def gather(device: Device) -> None:
-    """Lease every run whose next operation can be executed, and take what waits in its log."""
-    for run in queue.find_work(device.name):
-        if run.pk in device.pending:
-            continue
-        if run.worker != device.name:
-            device.forget(run.pk)  # another worker may have gone on with it since
-        if not queue.lease_run(run, worker=device.name):
-            continue
-        if run.pk not in device.held:
-            queue.requeue_running(run, worker=device.name)
-        if operations := queue.next_operations(run, worker=device.name):
-            # Who comes back after a while has no credit from it, only an equal start.
-            floor = min((device.spent.get(each, 0) for each in device.pending), default=0)
-            device.spent[run.pk] = max(device.spent.get(run.pk, 0), floor)
-            device.pending[run.pk] = deque(operations)
+    """Take what waits in the logs: of runs that were served last at once, of others on a hint."""
+    fresh, device.fresh = device.fresh, {}
+    for run in fresh.values():
+        begin_run(device, run)
+    if not device.pending or device.news is None or device.news.has_come():
+        for run in queue.find_work(device.name):
+            begin_run(device, run)
 
 
-def choose(device: Device) -> list[Operation]:
-    """The next operation of the run that had least, and forward_backwards that fit beside it."""
-    order = sorted(device.pending, key=lambda run_id: device.spent.get(run_id, 0))
-    first, *others = [device.pending[run_id][0] for run_id in order]
-    if first.kind != Operation.Kind.FORWARD_BACKWARD:
-        return [first]
-    chosen, num_tokens = [first], first.num_tokens
-    for other in others:
-        fits = num_tokens + other.num_tokens <= PASS_TOKENS
-        same = (other.kind, other.run.base_model_id) == (first.kind, first.run.base_model_id)
-        if fits and same:
-            chosen.append(other)
-            num_tokens += other.num_tokens
-    return chosen
+def begin_run(device: Device, run: Run) -> None:
+    """Lease it, where its next operation can be executed, and take what waits in its log."""
+    if run.pk in device.pending:
+        return
+    if run.worker != device.name:
+        device.forget(run.pk)  # another worker may have gone on with it since
+    if not queue.lease_run(run, worker=device.name):
+        return
+    if run.pk not in device.held:
+        queue.requeue_running(run, worker=device.name)
+    if operations := queue.next_operations(run, worker=device.name):
+        device.take(run, operations)
 
 
-def run_pass(device: Device, operations: Sequence[Operation]) -> None:
-    """One call of the engine for operations of different runs; each ends with its own result."""
-    jobs = []
-    for operation in operations:
-        job = attempt(partial(open_job, device, operation))
-        if isinstance(job, Failure):
-            end(device, operation, job)
-        else:
-            jobs.append(job)
-    passed = attempt(partial(compute, jobs)) if jobs else None
-    if isinstance(passed, Failure):
-        part(device, jobs, passed)
-    elif passed is not None:
-        for job in jobs:
-            end_job(device, job, passed)
+def choose(device: Device) -> Operation:
+    """Of the run that had least. Before a pass comes a step of each run that has one: its next
+    batch can be in the pass then, and steps are short."""
+    order = device.shares.sort(device.pending)
+    heads = [device.pending[run_id][0] for run_id in order]
+    steps = (head for head in heads if head.kind == Operation.Kind.OPTIM_STEP)
+    return next((step for step in steps if step.run_id not in device.stepped), heads[0])
 
 
-def open_job(device: Device, operation: Operation) -> Job:
+def run_pass(device: Device, operation: Operation) -> None:
+    """One pass of the operation's model; each operation that it completes ends with it."""
+    job = find_job(device, operation)
+    if job is None:  # it was refused: the next turn goes on
+        return
+    device.stepped.clear()
+    pack = job.cycle.take_pack()
+    jobs = [device.jobs[run_id] for run_id in pack.runs]
+    started = time.perf_counter()
+    failure = attempt(partial(job.cycle.execute, pack))
+    if failure is not None:
+        part(device, jobs, failure)
+        return
+    note_seconds(device, jobs, pack, time.perf_counter() - started)
+    for run_id, outcome in job.cycle.settle(pack).items():
+        end_job(device, device.jobs[run_id], outcome)
+
+
+def find_job(device: Device, operation: Operation) -> Job | None:
+    """The operation's, with those of others opened to go beside it."""
+    if device.can_hold(operation.run):
+        for run_id in device.shares.sort(device.pending):
+            open_job(device, device.pending[run_id][0])
+        return device.jobs.get(operation.run_id)
+    # Its base model needs the place of one that is at work: nothing new begins until that is free.
+    return device.jobs[device.shares.find_next(device.jobs)]
+
+
+def open_job(device: Device, operation: Operation) -> None:
+    """Into the cycle of its model; one that cannot be computed ends here."""
+    is_new = operation.run_id not in device.jobs and device.can_hold(operation.run)
+    if operation.kind != Operation.Kind.FORWARD_BACKWARD or not is_new:
+        return
+    failure = attempt(partial(add_job, device, operation))
+    if failure is not None:
+        end(device, operation, failure)
+
+
+def add_job(device: Device, operation: Operation) -> None:
     request = read_request(operation)
     held = device.hold(operation.run)
     catch_up(held, operation)
-    return Job(operation=operation, held=held, request=request)
+    run_id, cycle = operation.run_id, device.find_cycle(held.engine)
+    cycle.add(run_id, request, is_alone=run_id in device.suspects)
+    device.jobs[run_id] = Job(operation=operation, held=held, request=request, cycle=cycle)
 
 
-def compute(jobs: Sequence[Job]) -> Passed:
-    engine = jobs[0].held.engine
-    started = time.perf_counter()
-    outputs = engine.forward_backward({job.held.run.pk: job.request for job in jobs})
-    num_tokens = sum(job.request.num_tokens for job in jobs)
-    seconds = time.perf_counter() - started
-    return Passed(outputs=outputs, seconds_a_token=seconds / max(1, num_tokens))
+def note_seconds(device: Device, jobs: Sequence[Job], pack: Pack, seconds: float) -> None:
+    """A pass's time, by the tokens that each run has in it."""
+    device.seconds_a_token = seconds / max(1, pack.num_tokens)
+    for job in jobs:
+        job.seconds += device.seconds_a_token * pack.count_tokens(job.operation.run_id)
 
 
 def part(device: Device, jobs: Sequence[Job], failure: Failure) -> None:
     """One job broke the pass, and all have half a gradient: each tries again by itself."""
     for job in jobs:
-        device.forget(job.held.run.pk)
+        device.forget(job.operation.run_id)
     if len(jobs) == 1:
         end(device, jobs[0].operation, failure)
-        return
-    for job in jobs:
-        run_pass(device, [job.operation])
+    else:
+        device.suspects.update(job.operation.run_id for job in jobs)
 
 
-def end_job(device: Device, job: Job, passed: Passed) -> None:
-    run_id, num_tokens = job.held.run.pk, job.request.num_tokens
-    device.spent[run_id] = device.spent.get(run_id, 0) + job.request.weight
-    output = passed.outputs[run_id]
-    if isinstance(output, InvalidInput):
-        end(device, job.operation, Failure(error=str(output), category="user"))
+def end_job(device: Device, job: Job, outcome: Outcome) -> None:
+    if isinstance(outcome, InvalidInput):
+        end(device, job.operation, Failure(error=str(outcome), category="user"))
         return
-    seconds = num_tokens * passed.seconds_a_token
-    end(device, job.operation, note_pass(job.held, job.operation, job.request, output, seconds))
+    done = note_pass(job.held, job.operation, job.request, outcome, job.seconds)
+    end(device, job.operation, done)
 
 
 def run_alone(device: Device, operation: Operation) -> None:
-    def act() -> Done:
-        return execute(device.hold(operation.run), operation)
-
-    outcome = attempt(act)
+    outcome = attempt(partial(execute_alone, device, operation))
     if isinstance(outcome, Failure) and outcome.category == "server":
         device.forget(operation.run_id)
+    if operation.kind == Operation.Kind.OPTIM_STEP:
+        device.stepped.add(operation.run_id)
     end(device, operation, outcome)
+
+
+def execute_alone(device: Device, operation: Operation) -> Done:
+    """Its time counts in tokens of passes; that of loading a base model is nobody's."""
+    held = device.hold(operation.run)
+    started = time.perf_counter()
+    try:
+        return execute(held, operation)
+    finally:
+        if device.seconds_a_token:
+            seconds = time.perf_counter() - started
+            device.shares.charge(operation.run_id, seconds / device.seconds_a_token)
 
 
 def end(device: Device, operation: Operation, outcome: Done | Failure) -> None:
     """Store how it ended. Where that fails, or is not ours to say, the run is let go."""
     run_id = operation.run_id
-    queued = device.pending.get(run_id)
-    if queued is not None:
-        queued.popleft()
-        if not queued:
-            del device.pending[run_id]
+    device.leave(operation)
     if attempt(partial(store, device.name, operation, outcome)) is not True:
         device.let_go(run_id)
         return
@@ -248,7 +253,7 @@ def loop(device: Device) -> None:
 
 def open_device() -> Device:
     if Holder.device is None:
-        Holder.device = Device(setup=read_setup())
+        Holder.device = Device(setup=read_setup(), news=News())
         register(Holder.device)
         Holder.heart = Heart(Holder.device)
         Holder.heart.start()

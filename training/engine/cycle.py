@@ -39,6 +39,9 @@ class Pack:
     def num_tokens(self) -> int:
         return sum(item.length for item in self.items)
 
+    def count_tokens(self, run: str) -> int:
+        return sum(item.length for item in self.items if item.run == run)
+
 
 class Executor(Protocol):
     """What a cycle asks of an engine."""

@@ -32,6 +32,7 @@ class Project(models.Model):
 
     id = models.CharField(primary_key=True, max_length=40, default=ids.make_project_id)
     name = models.CharField(max_length=80)
+    share = models.FloatField(default=1.0)  # of a worker's tokens, beside other projects'
     created_at = models.DateTimeField(default=now)
     members: "models.ManyToManyField[User, Membership]" = models.ManyToManyField(
         User, through="Membership", related_name="projects"

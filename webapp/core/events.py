@@ -3,6 +3,7 @@
 import json
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 from django.conf import settings
 from django.db import transaction
@@ -10,6 +11,7 @@ from redis import Redis, RedisError
 
 FINISHED = "hone.finished"  # request ids that parked polls wait for
 CHANGED = "hone.changed"  # {"group", "what"} for the pages that watch
+WORK = "hone.work"  # how often runs have got something to do
 
 _connections: dict[str, Redis] = {}
 
@@ -37,6 +39,25 @@ def _send(channel: str, message: str) -> None:
     # Who waits for a lost hint asks the database again in a few seconds.
     with suppress(RedisError):
         connection().publish(channel, message)
+
+
+def count_work() -> None:
+    """Tell busy gpu workers, which read no messages, that it is time to look for work."""
+    transaction.on_commit(_count_work)
+
+
+def _count_work() -> None:
+    with suppress(RedisError):
+        connection().incr(WORK)
+
+
+def read_work_count() -> int | None:
+    """None: it cannot be read."""
+    try:
+        count: Any = connection().get(WORK)
+    except RedisError:
+        return None
+    return int(count or 0)
 
 
 def connection() -> Redis:

@@ -11,7 +11,7 @@ from django.utils.timezone import now
 
 from webapp.core.dispatch import ANY_GPU_QUEUE, GPU_QUEUE, GPU_TURN, send_task
 from webapp.core.errors import UserError
-from webapp.core.events import wake
+from webapp.core.events import count_work, wake
 from webapp.runs.models import Operation, Run
 
 LEASE = timedelta(seconds=60)
@@ -184,7 +184,7 @@ def find_work(worker: str) -> list[Run]:
     pks = list(ready.order_by("created_at").values_list("run_id", flat=True))
     if not pks:
         return []
-    runs = Run.objects.select_related("base_model").in_bulk(pks)
+    runs = Run.objects.select_related("base_model", "project").in_bulk(pks)
     return [runs[pk] for pk in pks]
 
 
@@ -363,6 +363,7 @@ def kick_waiting() -> None:
 
 
 def _kick(run: Run) -> None:
+    count_work()
     send_task(GPU_TURN, queue=_find_queue(run))
 
 

@@ -65,7 +65,7 @@ def gather(device: Device) -> None:
     fresh, device.fresh = device.fresh, {}
     for run in fresh.values():
         begin_run(device, run)
-    if not device.pending or device.news is None or device.news.has_come():
+    if device.news is None or device.news.has_come() or not device.pending:
         for run in queue.find_work(device.name):
             begin_run(device, run)
 

@@ -1,6 +1,7 @@
 """What tests of the workers share: the tiny model, a device, and a program's operations."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ def make_client_run(number: int = 0) -> Run:
     return make_run(make_actor(f"user{number}"), base_model, model_seq_id=number)
 
 
-def make_device(name: str = "w1") -> Device:
-    return Device(setup=Setup(name=name))
+def make_device(name: str = "w1", **settings: Any) -> Device:
+    return Device(setup=Setup(name=name, **settings))
 
 
 def take_turns(device: Device, limit: int = 200) -> int:
@@ -77,7 +78,9 @@ class Program:
         return self.send(Kind.CREATE_MODEL, **(LORA | changes))
 
     def learn(self, seed: int, **settings: Any) -> Operation:
-        data = [make_datum(seed), make_datum(seed + 1000, 7)]
+        return self.learn_from([make_datum(seed), make_datum(seed + 1000, 7)], **settings)
+
+    def learn_from(self, data: Sequence[Datum], **settings: Any) -> Operation:
         request = ForwardBackward(data=data, **settings)
         body = encode_forward_backward(self.run.model_id, self.seq, request)
         return self.submit(

@@ -1,6 +1,5 @@
 """Turns of a device, one by one, with the tiny model."""
 
-from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from tests.workers.cast import (
     take_turns,
 )
 from training.engine.core import Engine
+from training.engine.cycle import Pack
 from training.errors import InvalidInput
 from training.types import AdamParams, ForwardBackward, LoraSpec
 from webapp.fleet.models import BaseModel, Worker
@@ -147,15 +147,15 @@ def test_a_fault_of_the_server_has_a_number_and_spoils_no_other_run(
     take_turns(device)
     first, second = (program.learn(1) for program in programs)
     broken = programs[1].run.pk
-    execute = Engine._execute
+    run_pack = Engine.run_pack
 
-    def break_one(engine: Engine, requests: Any) -> Any:
-        outputs = execute(engine, requests)
-        if broken in requests and requests[broken].data[0].tokens[0] == make_datum(1).tokens[0]:
+    def break_one(engine: Engine, pack: Pack, tallies: Any) -> None:
+        run_pack(engine, pack, tallies)
+        first = make_datum(1).tokens[0]
+        if any(item.run == broken and item.datum.tokens[0] == first for item in pack.items):
             raise RuntimeError("out of memory")
-        return outputs
 
-    monkeypatch.setattr(Engine, "_execute", break_one)
+    monkeypatch.setattr(Engine, "run_pack", break_one)
     take_turns(device)
     second.refresh_from_db()
     assert (second.status, second.error_category) == (Operation.Status.FAILED, "server")
@@ -221,7 +221,7 @@ def test_a_worker_that_lost_its_lease_stores_nothing_and_forgets_the_weights() -
     run = Run.objects.get(pk=program.run.pk)
     assert device.held.keys() == {run.pk}
     queue.lease_run(run, worker=device.name)
-    device.pending[run.pk] = deque(queue.next_operations(run, worker=device.name))
+    device.take(run, queue.next_operations(run, worker=device.name))
     Run.objects.filter(pk=run.pk).update(worker="new")
     run_turn(device)
     operation.refresh_from_db()

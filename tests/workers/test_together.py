@@ -1,7 +1,6 @@
 """Two programs and a dashboard's run on one device: in the same passes, as if each were alone."""
 
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -9,6 +8,8 @@ from tests.webapp.cast import make_actor
 from tests.workers.cast import Program, make_client_run, make_device, read_loss, take_turns
 from tests.workers.test_recipe import TurnWaiter, drive, make_sft_run, read_curve, version
 from training.engine.core import Engine
+from training.engine.cycle import Pack
+from training.engine.passes import Tally
 from webapp.accounts.models import Actor
 from webapp.datasets.models import DatasetVersion
 from webapp.runs.models import Run
@@ -30,13 +31,13 @@ def actor() -> Actor:
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
     """Which runs each pass of the engine held, from now on."""
     seen: list[set[str]] = []
-    execute = Engine.forward_backward
+    run_pack = Engine.run_pack
 
-    def note_and_execute(engine: Engine, requests: Collection[str]) -> Any:
-        seen.append(set(requests))
-        return execute(engine, requests)  # type: ignore[arg-type]
+    def note_and_run(engine: Engine, pack: Pack, tallies: Mapping[str, Tally]) -> None:
+        seen.append(set(pack.runs))
+        run_pack(engine, pack, tallies)
 
-    monkeypatch.setattr(Engine, "forward_backward", note_and_execute)
+    monkeypatch.setattr(Engine, "run_pack", note_and_run)
     return seen
 
 
@@ -85,14 +86,17 @@ def test_two_programs_and_a_dashboards_run_share_passes_and_get_what_each_gets_a
     assert read_curve(on_the_page) == pytest.approx(curve, rel=1e-5)
 
 
-def test_a_run_that_fails_in_a_shared_pass_takes_nobody_along(passes: list[set[str]]) -> None:
+def test_a_run_whose_requests_cannot_be_computed_is_in_no_pass_and_takes_nobody_along(
+    passes: list[set[str]],
+) -> None:
     good, bad = make_programs(0)
     read = ask(good, 0)
     for _ in STEPS:
         bad.learn(0, loss_fn="no_such_loss")
         bad.step()
     take_turns(make_device("shared"))
-    assert {good.run.pk, bad.run.pk} in passes
+    assert {good.run.pk} in passes
+    assert not any(bad.run.pk in runs for runs in passes)
     alone = make_programs(10)[0]
     expected = ask(alone, 0)
     take_turns(make_device("alone"))

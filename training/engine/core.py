@@ -3,8 +3,10 @@
 Shapes: T tokens of a packed row, H hidden size, P projected positions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -39,6 +41,7 @@ from training.types import (
     SavedWeights,
 )
 
+T = TypeVar("T")
 TOKEN_BUDGET = 4096  # tokens of one pass: what bounds the memory of its activations
 
 
@@ -68,12 +71,7 @@ class Engine:
         dtype: torch.dtype = torch.float32,
         token_budget: int = TOKEN_BUDGET,
     ) -> "Engine":
-        disable_progress_bar()  # type: ignore[no-untyped-call]
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True
-        )
-        check_architecture(model)
-        model.train(False).requires_grad_(False).to(device)
+        model = open_model(path, dtype, device)
         engine = cls(
             model,
             path=path,
@@ -132,11 +130,16 @@ class Engine:
     def run_pack(self, pack: Pack, tallies: Mapping[str, Tally]) -> None:
         """One pass: adds to the gradients of its runs, and to their tallies."""
         with torch.set_grad_enabled(not pack.forward_only):
-            loss, num_tokens = run_pass(self.model, self.adapters, pack.items, tallies)
+            act = partial(run_pass, self.model, self.adapters, pack.items, tallies)
+            loss, num_tokens = self.see_whole(act)
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
         # Weights are frozen: the backward is as large as the forward, 2 a weight and token.
         self.flops += (2 if pack.forward_only else 4) * self.num_parameters * num_tokens
+
+    def see_whole(self, act: Callable[[], T]) -> T:
+        """Where weights are, as whole as a pass needs them."""
+        return act()
 
     def optim_step(self, run: str, params: OptimizerParams) -> OptimStepOutput:
         """Uses up the gradients, also those that are refused because they are not finite.
@@ -233,6 +236,17 @@ class Engine:
         if isinstance(output, InvalidInput):
             raise output
         return Probe(tokens=tokens, logprobs=tuple(float(value) for value in output.logprobs[0]))
+
+
+def open_model(path: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """Frozen, with our attention."""
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True
+    )
+    check_architecture(model)
+    model.train(False).requires_grad_(False).to(device)
+    return model
 
 
 def name_modules(adapter: Adapter) -> list[str]:

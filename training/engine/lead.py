@@ -1,0 +1,109 @@
+"""Rank 0 of several: engines whose verbs are done by all ranks, each on its part of the work."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from training.engine.cycle import Pack
+from training.engine.elastic import Followers
+from training.engine.orders import FAILURES, Order, obey
+from training.engine.passes import Tally
+from training.engine.ranked import Head, RankedEngine, cut_shares
+from training.engine.ranks import OutOfStep, Plan
+from training.types import LoraSpec, Optimizer, OptimizerParams, OptimStepOutput
+
+T = TypeVar("T")
+
+
+class Lead:
+    """Gives the orders. `lose` is told why the ranks cannot go on, and does not return."""
+
+    def __init__(self, plan: Plan, lose: Callable[[str], None]) -> None:
+        plan.check()
+        self.lose = lose
+        self.numbers = count(1)
+        self.followers = Followers(plan, lose)
+        self.ranks = self.followers.start()
+
+    def load(self, path: Path, *, dtype: torch.dtype, token_budget: int) -> "LeadEngine":
+        number = next(self.numbers)
+        asked: dict[str, Any] = {"dtype": dtype, "token_budget": token_budget}
+        load = partial(LeadEngine.load_on, self.ranks, path, **asked)
+        engine = self.order(Order(verb="load", engine=number, args=(path,), kwargs=asked), load)
+        assert isinstance(engine, LeadEngine)
+        engine.lead, engine.number = self, number
+        return engine
+
+    def close(self, engine: "LeadEngine") -> None:
+        """The other ranks forget it too."""
+        self.order(Order(verb="close", engine=engine.number), lambda: None)
+
+    def order(self, order: Order, act: Callable[[], T]) -> T:
+        is_clean = False
+        try:
+            self.ranks.hear(order)
+            done = obey(self.ranks, order, act)
+            is_clean = True
+        except (OutOfStep, *FAILURES):
+            is_clean = True
+            raise
+        finally:
+            if not is_clean:
+                self.lose(f"{order.verb} broke in the middle")
+        return done
+
+    def end(self) -> None:
+        """Every rank's process ends. In the order in which they came nothing is left waiting."""
+        self.followers.is_ending = True
+        self.ranks.hear(Order())
+        self.ranks.leave()
+        self.followers.end()
+
+
+class LeadEngine(RankedEngine):
+    lead: Lead
+    number: int
+    is_ordering = False
+
+    def _order(self, verb: str, *args: Any, **kwargs: Any) -> Any:
+        act = partial(getattr(RankedEngine, verb), self, *args, **kwargs)
+        if self.is_ordering:  # a verb that is part of another one: the others do it unasked
+            return act()
+        self.is_ordering = True
+        try:
+            order = Order(verb=verb, engine=self.number, args=args, kwargs=kwargs)
+            return self.lead.order(order, act)
+        finally:
+            self.is_ordering = False
+
+    def create_adapter(self, run: str, spec: LoraSpec, kind: Optimizer = "adamw") -> None:
+        self._order("create_adapter", run, spec, kind)
+
+    def drop(self, run: str) -> None:
+        self._order("drop", run)
+
+    def load_weights(
+        self, run: str, folder: Path, *, optimizer: bool, kind: Optimizer = "adamw"
+    ) -> None:
+        self._order("load_weights", run, folder, optimizer=optimizer, kind=kind)
+
+    def optim_step(self, run: str, params: OptimizerParams) -> OptimStepOutput:
+        output: OptimStepOutput = self._order("optim_step", run, params)
+        return output
+
+    def count_bytes(self) -> list[int]:
+        counted: list[int] = self._order("count_bytes")
+        return counted
+
+    def run_pack(self, pack: Pack, tallies: Mapping[str, Tally]) -> None:
+        heads = {run: Head.of(tallies[run]) for run in pack.runs}
+        shares = cut_shares(pack.items, self.ranks.plan.size)
+        told = self._order("run_shares", shares, heads, forward_only=pack.forward_only)
+        for report in told:
+            self.flops += report.flops
+            for run, found in report.found.items():
+                found.add_to(tallies[run])

@@ -1,0 +1,40 @@
+"""What rank 0 gives the others to do, and how all of them end it alike."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError
+
+from training.engine.ranks import Ranks
+from training.errors import InvalidInput
+
+# Of a rank by itself, which has let no other one wait: what cannot be read, or is not understood.
+FAILURES = (OSError, ValueError, LookupError, SafetensorError)
+TOGETHER = frozenset({"run_shares", "optim_step"})  # ranks wait for each other in the middle
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """A verb of an engine, for all ranks; or `load` and `close` of one. No verb: stop."""
+
+    verb: str = ""
+    engine: int = 0
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+def obey(ranks: Ranks, order: Order, act: Callable[[], T]) -> T:
+    """Every rank comes here with the same order; all succeed, or all raise the same."""
+    harmless: tuple[type[Exception], ...] = FAILURES
+    if order.verb in TOGETHER:
+        harmless = (InvalidInput,)
+    try:
+        done = act()
+    except harmless as error:
+        ranks.agree(str(error), f"how {order.verb} ended")
+        raise
+    ranks.agree(None, f"how {order.verb} ended")
+    return done

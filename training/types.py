@@ -46,7 +46,7 @@ class Datum:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraSpec:
-    """What of a base model a run trains. At least one of the three flags is set.
+    """What of a base model a run trains. At least one of the four flags is set.
 
     Rank 0 is a full-parameter run: all weights of the model, whatever the other fields say.
     """
@@ -57,6 +57,11 @@ class LoraSpec:
     train_mlp: bool = True
     train_attn: bool = True
     train_unembed: bool = False
+    train_embed: bool = False  # the input embedding; no flag of a client means it
+
+    @property
+    def has_parts(self) -> bool:
+        return self.train_mlp or self.train_attn or self.train_unembed or self.train_embed
 
     @property
     def is_full(self) -> bool:

@@ -14,10 +14,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from training.encryption import encrypt_files, read_recipients
 from training.engine import checkpoint
+from training.engine.adapters import Adapter, Adapters
 from training.engine.attention import ATTENTION
 from training.engine.cycle import Cycle, Outcome, Pack
 from training.engine.families import check_agreement, check_architecture
-from training.engine.lora import Adapter, Adapters
 from training.engine.optim import (
     STATES,
     OptimizerState,
@@ -171,7 +171,7 @@ class Engine:
             base=self.path,
             base_digest=self.base_digest,
             probe=probe,
-            modules=name_modules(adapter),
+            modules=self.adapters.name_modules(run),
         )
         return SavedWeights(
             digest=manifest.digest,
@@ -195,7 +195,9 @@ class Engine:
         """
         adapter = self._adapter(run)
         keys = read_recipients(recipients) if recipients else []
-        config = checkpoint.describe_adapter(adapter.spec, name_modules(adapter), base_name)
+        config = checkpoint.describe_adapter(
+            adapter.spec, self.adapters.name_modules(run), base_name
+        )
         with checkpoint.drafting(folder) as draft:
             checkpoint.write_adapter(draft, adapter.tensors, config)
             (draft / "README.md").write_text(card)
@@ -247,11 +249,6 @@ def open_model(path: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
     check_architecture(model)
     model.train(False).requires_grad_(False).to(device)
     return model
-
-
-def name_modules(adapter: Adapter) -> list[str]:
-    """The kinds of layers that it has weights for, as PEFT's target_modules say it."""
-    return sorted({name.rpartition(".")[2] for name in adapter.pairs})
 
 
 def _copy_tensors(targets: checkpoint.Tensors, sources: checkpoint.Tensors) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from training.engine.lora import Adapters
+from training.engine.adapters import Adapters
 from training.engine.packing import Item
 from training.engine.passes import Tally, run_pass
 from training.engine.probes import choose_probe_tokens, make_probe

@@ -16,9 +16,10 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from training.engine.adapters import Adapters
 from training.engine.calls import Call, Finished, Listener, LoadedAdapter, NewToken, Sample, Span
 from training.engine.kvcache import KvCache, Row, bytes_per_token
-from training.engine.lora import Adapters, Slice
+from training.engine.lora import Slice
 from training.engine.packed_linear import can_pack, pack_linears
 from training.engine.peft_folder import read_pairs
 from training.engine.prefixes import find_loan, settle_loan

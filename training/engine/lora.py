@@ -4,20 +4,14 @@ Shapes: N rows (tokens, flattened), I inputs and O outputs of a layer, R rank.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from training.engine.products import multiply, pull_back
-from training.errors import InvalidInput
-from training.types import MAX_RANK, LoraSpec
-
-Part = Literal["attn", "mlp", "unembed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +52,61 @@ class Route:
         self.slices: Sequence[Slice] = ()
 
 
-class LoraLinear(nn.Module):
-    """A linear layer with any number of runs' adapters beside it, or trained itself by one run."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Matrices of one shape that lie together in a run's buffers, by the names PEFT gives them."""
 
-    def __init__(self, linear: nn.Linear, route: Route) -> None:
+    names: tuple[str, ...]
+    shape: tuple[int, int]
+    is_stack: bool = False  # the layer sees them as one tensor of three dimensions
+
+    @property
+    def size(self) -> int:
+        rows, columns = self.shape
+        return len(self.names) * rows * columns
+
+
+class Adapted(nn.Module):
+    """A layer with any number of runs' adapters beside it."""
+
+    weight: torch.Tensor
+
+    def __init__(self, route: Route) -> None:
         super().__init__()
-        self.weight = linear.weight
-        self.bias = linear.bias
         self.route = route
         self.pairs: dict[str, Pair] = {}
-        self.sums: Sums | None = None
 
     def find_active(self, slices: Sequence[Slice]) -> Active:
         return tuple((s.start, s.stop, self.pairs[s.run]) for s in slices if s.run in self.pairs)
+
+    def name_blocks(self, name: str, rank: int) -> tuple[Block, Block]:
+        """What an adapter of that rank holds for this layer: its As and its Bs."""
+        raise NotImplementedError
+
+    def initialise(self, pair: Pair, generator: torch.Generator) -> None:
+        """A uniform as in nn.Linear, B zero: a new adapter changes nothing."""
+        for a_RI in pair.a.detach().view(-1, *pair.a.shape[-2:]):
+            fresh_RI = torch.empty(a_RI.shape)
+            nn.init.kaiming_uniform_(fresh_RI, a=math.sqrt(5), generator=generator)
+            a_RI.copy_(fresh_RI)
+
+
+class LoraLinear(Adapted):
+    """A linear layer and its adapters, or trained itself by one run."""
+
+    def __init__(self, linear: nn.Linear, route: Route) -> None:
+        super().__init__(route)
+        self.weight = linear.weight
+        self.bias = linear.bias
+        self.sums: Sums | None = None
+
+    def name_blocks(self, name: str, rank: int) -> tuple[Block, Block]:
+        outputs, inputs = self.weight.shape
+        a, b = name_tensors(name)
+        return (
+            Block(names=(a,), shape=(rank, inputs)),
+            Block(names=(b,), shape=(outputs, rank)),
+        )
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         active = self.find_active(self.route.slices)
@@ -183,157 +219,6 @@ class _TrainedLinear(torch.autograd.Function):
         return grad_NI, multiply(grad_NO.T, rows_NI.T), grad_O
 
 
-class Adapter:
-    """One run's trainable weights: flat float32 buffers, seen layer by layer as pairs."""
-
-    def __init__(
-        self, spec: LoraSpec, layers: Mapping[str, LoraLinear], device: torch.device
-    ) -> None:
-        self.spec = spec
-        shapes = {
-            key: shape
-            for name, layer in layers.items()
-            for key, shape in _name_shapes(name, layer, spec.rank)
-        }
-        total = sum(rows * columns for rows, columns in shapes.values())
-        self.values = torch.zeros(total, device=device)
-        self.gradients = torch.zeros(total, device=device)
-        self.has_gradients = False
-        self.shapes = shapes
-        self.tensors = self.view(self.values)
-        gradients = self.view(self.gradients)
-        self.pairs = {name: self._pair(name, gradients) for name in layers}
-        self._initialise(spec.seed)
-
-    @property
-    def num_parameters(self) -> int:
-        return self.values.numel()
-
-    def view(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-        """A buffer as flat as the weights, by PEFT's tensor names."""
-        pieces = torch.split_with_sizes(
-            flat, [rows * columns for rows, columns in self.shapes.values()]
-        )
-        return {
-            name: piece.view(shape)
-            for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
-        }
-
-    def _pair(self, name: str, gradients: Mapping[str, torch.Tensor]) -> Pair:
-        a, b = name_tensors(name)
-        return Pair(
-            a=self.tensors[a].requires_grad_(),
-            b=self.tensors[b].requires_grad_(),
-            a_grad=gradients[a],
-            b_grad=gradients[b],
-            scale=self.spec.alpha / self.spec.rank,
-        )
-
-    def _initialise(self, seed: int) -> None:
-        """A uniform as in nn.Linear, B zero: a new adapter changes nothing. On CPU, so that the
-        same seed gives the same adapter on every device."""
-        generator = torch.Generator().manual_seed(seed)
-        for pair in self.pairs.values():
-            fresh_RI = torch.empty(pair.a.shape)
-            nn.init.kaiming_uniform_(fresh_RI, a=math.sqrt(5), generator=generator)
-            pair.a.detach().copy_(fresh_RI)
-
-    def drop_gradients(self) -> None:
-        self.gradients.zero_()
-        self.has_gradients = False
-
-
 def name_tensors(layer: str) -> tuple[str, str]:
     """The names PEFT gives the A and the B of a layer in adapter_model.safetensors."""
     return (f"base_model.model.{layer}.lora_A.weight", f"base_model.model.{layer}.lora_B.weight")
-
-
-def _name_shapes(name: str, layer: LoraLinear, rank: int) -> list[tuple[str, tuple[int, int]]]:
-    outputs, inputs = layer.weight.shape
-    a, b = name_tensors(name)
-    return [(a, (rank, inputs)), (b, (outputs, rank))]
-
-
-class Adapters:
-    """All runs' adapters on one model. Making it replaces the model's linear layers, once."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.route = Route()
-        self.layers = replace_linears(model, self.route)
-        self.head = next(layer for part, layer in self.layers.values() if part == "unembed")
-        self.device = self.head.weight.device
-        self.by_run: dict[str, Adapter] = {}
-
-    def select_layers(self, spec: LoraSpec) -> dict[str, LoraLinear]:
-        wanted = {
-            "attn": spec.train_attn,
-            "mlp": spec.train_mlp,
-            "unembed": spec.train_unembed,
-        }
-        return {name: layer for name, (part, layer) in self.layers.items() if wanted[part]}
-
-    def add(self, run: str, spec: LoraSpec) -> Adapter:
-        """A fresh adapter; one that the run had before is replaced."""
-        check_spec(spec)
-        self.drop(run)
-        layers = self.select_layers(spec)
-        adapter = Adapter(spec, layers, self.device)
-        for name, layer in layers.items():
-            layer.pairs[run] = adapter.pairs[name]
-        self.by_run[run] = adapter
-        return adapter
-
-    def drop(self, run: str) -> None:
-        self.by_run.pop(run, None)
-        for _, layer in self.layers.values():
-            layer.pairs.pop(run, None)
-
-    @contextmanager
-    def serve(self, slices: Sequence[Slice]) -> Iterator[None]:
-        """Inside, row ranges of every layer's flattened input go through their run's adapter.
-
-        Rows that no slice names are the base model's. The head sees other rows than the layers
-        where only some positions are projected: open a second `serve` around its call.
-        """
-        before, self.route.slices = self.route.slices, slices
-        try:
-            yield
-        finally:
-            self.route.slices = before
-
-
-def check_spec(spec: LoraSpec) -> None:
-    if not 1 <= spec.rank <= MAX_RANK:
-        raise InvalidInput(f"rank is {spec.rank}: choose one from 1 to {MAX_RANK}")
-    if not (math.isfinite(spec.alpha) and spec.alpha > 0):
-        raise InvalidInput(f"alpha is {spec.alpha}: choose a positive number")
-    if not (spec.train_attn or spec.train_mlp or spec.train_unembed):
-        raise InvalidInput(
-            "nothing to train: set at least one of train_attn, train_mlp and train_unembed"
-        )
-
-
-def replace_linears(model: PreTrainedModel, route: Route) -> dict[str, tuple[Part, LoraLinear]]:
-    """Put a LoraLinear in the place of every linear layer that a run may train."""
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    found = {
-        name: (part, LoraLinear(module, route))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and (part := _find_part(name, module is head))
-    }
-    if {part for part, _ in found.values()} != {"attn", "mlp", "unembed"}:
-        raise InvalidInput(
-            f"{type(model).__name__} has no linear layers under self_attn, mlp and a head: "
-            "only dense Llama-like and Qwen-like models can be trained"
-        )
-    for name, (_, layer) in found.items():
-        model.set_submodule(name, layer)
-    return found
-
-
-def _find_part(name: str, is_head: bool) -> Part | None:
-    if is_head:
-        return "unembed"
-    if ".self_attn." in name:
-        return "attn"
-    return "mlp" if ".mlp." in name else None

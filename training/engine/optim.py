@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from training.engine.adapters import Adapter
 from training.engine.dimuon import DimuonState, step_dimuon
-from training.engine.lora import Adapter
 from training.errors import InvalidInput
 from training.types import AdamParams, DimuonParams, Optimizer, OptimizerParams
 

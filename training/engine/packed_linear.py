@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from training.engine.lora import Adapters, LoraLinear, add_low_rank
+from training.engine.adapters import Adapters
+from training.engine.lora import LoraLinear, add_low_rank
 
 # Only a hint: measured, a layout made for 16 rows is as good for 2 and for 512.
 USUAL_ROWS = 16
@@ -45,6 +46,8 @@ def pack_linears(model: PreTrainedModel, adapters: Adapters) -> None:
     """Replace the model's layers, before any adapter is loaded. Weights are not held twice."""
     embedding = model.get_input_embeddings()
     for name, (part, layer) in adapters.layers.items():
+        if not isinstance(layer, LoraLinear):
+            continue
         packed = PackedLinear(layer, is_tied=layer.weight is embedding.weight)
         model.set_submodule(name, packed)
         adapters.layers[name] = (part, packed)

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from training.engine.adapters import Adapters
 from training.engine.logprobs import compute_logprobs
-from training.engine.lora import Adapters, Slice
+from training.engine.lora import Slice
 from training.engine.losses import compute_loss, measure_policy
 from training.engine.packing import Item, Layout, Part, lay_out
 from training.engine.traced import Meter, judge

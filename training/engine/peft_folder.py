@@ -10,10 +10,27 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from training.engine.lora import Adapters, LoraLinear, Pair, name_tensors
+from training.engine.adapters import Adapters
+from training.engine.lora import Adapted, Block, Pair
 from training.errors import InvalidInput
 
-UNSUPPORTED = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern")
+# Each changes what A and B mean, or names weights beside them.
+UNSUPPORTED = (
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "layer_replication",
+    "lora_bias",
+    "fan_in_fan_out",
+    "alora_invocation_tokens",
+    "trainable_token_indices",
+    "target_parameters",
+)
+# Ways to begin that leave the base model's weights as they are; others were trained on other ones.
+PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
 def read_pairs(folder: Path, adapters: Adapters) -> dict[str, Pair]:
@@ -23,11 +40,10 @@ def read_pairs(folder: Path, adapters: Adapters) -> dict[str, Pair]:
         tensors = load_file(folder / "adapter_model.safetensors")
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise InvalidInput(f"{folder} cannot be read as an adapter: {error}") from None
-    layers = {name: layer for name, (_, layer) in adapters.layers.items()}
     pairs = {
         name: _take_pair(name, layer, tensors, config)
-        for name, layer in layers.items()
-        if name_tensors(name)[0] in tensors
+        for name, (_, layer) in adapters.layers.items()
+        if layer.name_blocks(name, 1)[0].names[0] in tensors
     }
     if tensors:
         raise InvalidInput(f"{folder}: the base model has no place for {min(tensors)}")
@@ -46,24 +62,40 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     for name in UNSUPPORTED:
         if config.get(name):
             raise InvalidInput(f"{path}: {name} is not supported, only plain LoRA is")
+    start = config.get("init_lora_weights")
+    if start not in PLAIN_STARTS:
+        raise InvalidInput(
+            f"{path}: init_lora_weights is {start!r}, which changes the base model's weights too: "
+            "only plain LoRA is supported"
+        )
     return config
 
 
 def _take_pair(
-    name: str, layer: LoraLinear, tensors: dict[str, torch.Tensor], config: Mapping[str, Any]
+    name: str, layer: Adapted, tensors: dict[str, torch.Tensor], config: Mapping[str, Any]
 ) -> Pair:
-    if name_tensors(name)[1] not in tensors:
-        raise InvalidInput(f"{name} has a lora_A and no lora_B")
-    a, b = (
-        tensors.pop(key).to(layer.weight.device, layer.weight.dtype) for key in name_tensors(name)
-    )
-    (outputs, inputs), rank = layer.weight.shape, len(a)
-    if (*b.shape, *a.shape) != (outputs, rank, rank, inputs):
-        raise InvalidInput(
-            f"{name}: A of shape {tuple(a.shape)} and B of shape {tuple(b.shape)} do not fit "
-            f"a layer of shape {tuple(layer.weight.shape)}: is it of another base model?"
-        )
+    rank = len(tensors[layer.name_blocks(name, 1)[0].names[0]])
+    a, b = (_take_block(name, block, tensors) for block in layer.name_blocks(name, rank))
     divisor = math.sqrt(rank) if config.get("use_rslora") else rank
     nothing = a.new_empty(0)
-    scale = config["lora_alpha"] / divisor
-    return Pair(a=a, b=b, a_grad=nothing, b_grad=nothing, scale=scale)
+    return Pair(
+        a=a.to(layer.weight.device, layer.weight.dtype),
+        b=b.to(layer.weight.device, layer.weight.dtype),
+        a_grad=nothing,
+        b_grad=nothing,
+        scale=config["lora_alpha"] / divisor,
+    )
+
+
+def _take_block(name: str, block: Block, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    missing = [each for each in block.names if each not in tensors]
+    if missing:
+        raise InvalidInput(f"{name} has only a part of its weights: {missing[0]} is missing")
+    matrices = [tensors.pop(each) for each in block.names]
+    for each, matrix in zip(block.names, matrices, strict=True):
+        if matrix.shape != block.shape:
+            raise InvalidInput(
+                f"{name}: {each} has the shape {tuple(matrix.shape)}, the layer needs "
+                f"{block.shape}: is it of another base model?"
+            )
+    return torch.stack(matrices) if block.is_stack else matrices[0]

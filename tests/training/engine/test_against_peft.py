@@ -21,6 +21,8 @@ SPECS = {
     "mlp only": LoraSpec(rank=4, train_attn=False),
     "attention only": LoraSpec(rank=8, train_mlp=False),
     "head only": LoraSpec(rank=2, train_mlp=False, train_attn=False, train_unembed=True),
+    "embedding only": LoraSpec(rank=3, train_mlp=False, train_attn=False, train_embed=True),
+    "head and embedding": LoraSpec(rank=4, train_mlp=False, train_unembed=True, train_embed=True),
 }
 
 
@@ -54,7 +56,7 @@ def read_gradients(engine: Engine, run: str) -> dict[str, torch.Tensor]:
 
 def peft_parameters(model: PeftModel) -> dict[str, torch.Tensor]:
     return {
-        name.replace(".default.", "."): parameter
+        name.replace(".default", ""): parameter
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }

@@ -1,0 +1,212 @@
+"""Which layers of a model a run's adapter covers, and the flat buffers that hold its weights."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from training.engine.embedding import LoraEmbedding
+from training.engine.lora import Adapted, Block, LoraLinear, Pair, Route, Slice
+from training.errors import InvalidInput
+from training.types import MAX_RANK, LoraSpec
+
+Part = Literal["embed", "attn", "mlp", "unembed"]
+
+
+class Adapter:
+    """One run's trainable weights: flat float32 buffers, seen layer by layer as pairs."""
+
+    def __init__(self, spec: LoraSpec, layers: Mapping[str, Adapted], device: torch.device) -> None:
+        self.spec = spec
+        self.blocks = {name: layer.name_blocks(name, spec.rank) for name, layer in layers.items()}
+        total = sum(block.size for block in self._list_blocks())
+        self.values = torch.zeros(total, device=device)
+        self.gradients = torch.zeros(total, device=device)
+        self.has_gradients = False
+        self.tensors = self.view(self.values)
+        self.pairs = self._make_pairs()
+        self._initialise(layers)
+
+    @property
+    def num_parameters(self) -> int:
+        return self.values.numel()
+
+    def view(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A buffer as flat as the weights, by PEFT's tensor names."""
+        blocks = self._list_blocks()
+        return {
+            name: matrix
+            for block, piece in zip(blocks, self._cut(flat), strict=True)
+            for name, matrix in zip(block.names, piece, strict=True)
+        }
+
+    def _list_blocks(self) -> list[Block]:
+        return [block for pair in self.blocks.values() for block in pair]
+
+    def _cut(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        """Every block's matrices, one above the other."""
+        blocks = self._list_blocks()
+        pieces = torch.split_with_sizes(flat, [block.size for block in blocks])
+        return [
+            piece.view(len(block.names), *block.shape)
+            for block, piece in zip(blocks, pieces, strict=True)
+        ]
+
+    def _make_pairs(self) -> dict[str, Pair]:
+        values, gradients = (
+            iter(
+                piece if block.is_stack else piece[0]
+                for block, piece in zip(self._list_blocks(), self._cut(flat), strict=True)
+            )
+            for flat in (self.values, self.gradients)
+        )
+        return {
+            name: Pair(
+                a=next(values).requires_grad_(),
+                b=next(values).requires_grad_(),
+                a_grad=next(gradients),
+                b_grad=next(gradients),
+                scale=self.spec.alpha / self.spec.rank,
+            )
+            for name in self.blocks
+        }
+
+    def _initialise(self, layers: Mapping[str, Adapted]) -> None:
+        """From numbers drawn on the CPU: the same seed gives the same adapter on every device."""
+        generator = torch.Generator().manual_seed(self.spec.seed)
+        for name, layer in layers.items():
+            layer.initialise(self.pairs[name], generator)
+
+    def drop_gradients(self) -> None:
+        self.gradients.zero_()
+        self.has_gradients = False
+
+
+class Adapters:
+    """All runs' adapters on one model. Making it replaces the model's layers, once."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.route = Route()
+        self.layers = replace_layers(model, self.route)
+        self.head = next(
+            layer
+            for part, layer in self.layers.values()
+            if part == "unembed" and isinstance(layer, LoraLinear)
+        )
+        self.device = self.head.weight.device
+        self.by_run: dict[str, Adapter] = {}
+
+    def select_layers(self, spec: LoraSpec) -> dict[str, Adapted]:
+        wanted = {
+            "embed": spec.train_embed,
+            "attn": spec.train_attn,
+            "mlp": spec.train_mlp,
+            "unembed": spec.train_unembed,
+        }
+        return {name: layer for name, (part, layer) in self.layers.items() if wanted[part]}
+
+    def add(self, run: str, spec: LoraSpec) -> Adapter:
+        """A fresh adapter; one that the run had before is replaced."""
+        check_spec(spec)
+        self.drop(run)
+        layers = self.select_layers(spec)
+        adapter = Adapter(spec, layers, self.device)
+        for name, layer in layers.items():
+            layer.pairs[run] = adapter.pairs[name]
+        self.by_run[run] = adapter
+        return adapter
+
+    def drop(self, run: str) -> None:
+        self.by_run.pop(run, None)
+        for _, layer in self.layers.values():
+            layer.pairs.pop(run, None)
+
+    def name_modules(self, run: str) -> list[str]:
+        """What a run has weights for, as PEFT's target_modules say it: by the last name alone,
+        where it means no layer besides those."""
+        covered = self.by_run[run].blocks
+        others = {shorten(name) for name in self.layers if name not in covered}
+        return sorted({name if shorten(name) in others else shorten(name) for name in covered})
+
+    @contextmanager
+    def serve(self, slices: Sequence[Slice]) -> Iterator[None]:
+        """Inside, row ranges of every layer's flattened input go through their run's adapter.
+
+        Rows that no slice names are the base model's. The head sees other rows than the layers
+        where only some positions are projected: open a second `serve` around its call.
+        """
+        before, self.route.slices = self.route.slices, slices
+        try:
+            yield
+        finally:
+            self.route.slices = before
+
+
+def shorten(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def check_spec(spec: LoraSpec) -> None:
+    if not 1 <= spec.rank <= MAX_RANK:
+        raise InvalidInput(f"rank is {spec.rank}: choose one from 1 to {MAX_RANK}")
+    if not (math.isfinite(spec.alpha) and spec.alpha > 0):
+        raise InvalidInput(f"alpha is {spec.alpha}: choose a positive number")
+    if not spec.has_parts:
+        raise InvalidInput(
+            "nothing to train: set at least one of train_attn, train_mlp, train_unembed and "
+            "train_embed"
+        )
+
+
+def replace_layers(model: PreTrainedModel, route: Route) -> dict[str, tuple[Part, Adapted]]:
+    """Put a layer with adapters in the place of every one that a run may train."""
+    parts = find_linears(model)
+    if set(parts.values()) != {"attn", "mlp", "unembed"}:
+        raise InvalidInput(
+            f"{type(model).__name__} has no linear layers for attention, for an MLP and for a "
+            "head: it cannot be trained"
+        )
+    found: dict[str, tuple[Part, Adapted]] = {}
+    embedding = model.get_input_embeddings()
+    for name, module in list(model.named_modules()):
+        if module is embedding:
+            found[name] = ("embed", LoraEmbedding(embedding, route))
+        elif name in parts and isinstance(module, nn.Linear):
+            found[name] = (parts[name], LoraLinear(module, route))
+    for name, (_, layer) in found.items():
+        model.set_submodule(name, layer)
+    return found
+
+
+def find_linears(model: PreTrainedModel) -> dict[str, Part]:
+    """Every linear layer of a decoder layer by what it belongs to there, and the head."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    inside = re.compile(rf"{re.escape(find_layers(model))}\.\d+\.([^.]*)")
+    parts: dict[str, Part] = {}
+    for name, module in model.named_modules():
+        place = inside.match(name)
+        if not isinstance(module, nn.Linear):
+            continue
+        if module is head:
+            parts[name] = "unembed"
+        elif place is not None:
+            parts[name] = "attn" if "att" in place[1] else "mlp"
+    return parts
+
+
+def find_layers(model: PreTrainedModel) -> str:
+    """The name of the list of decoder layers: the first that has as many as the config says."""
+    count = model.config.num_hidden_layers
+    return next(
+        (
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.ModuleList) and len(module) == count
+        ),
+        "layers",
+    )

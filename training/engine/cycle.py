@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from training.engine.lora import Adapters
+from training.engine.adapters import Adapters
 from training.engine.packing import Item
 from training.engine.passes import Tally
 from training.errors import InvalidInput

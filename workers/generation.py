@@ -36,7 +36,7 @@ from workers.generation_wire import (
     read_generate,
     read_text,
 )
-from workers.residents import Job, Residents, Setup, TurnThread, UnknownModel
+from workers.residents import Job, Opened, Opening, Residents, Setup, TurnThread, UnknownModel
 
 T = TypeVar("T")
 Message = MutableMapping[str, Any]
@@ -62,6 +62,8 @@ class App:
             ("GET", "/v1/models"): self.list_models,
             ("POST", "/v1/load_lora_adapter"): self.load_adapter,
             ("POST", "/v1/unload_lora_adapter"): self.unload_adapter,
+            ("POST", "/v1/load_model"): self.load_model,
+            ("POST", "/v1/unload_model"): self.unload_model,
         }
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
@@ -103,6 +105,21 @@ class App:
         name = read_text(body, "lora_name")
         await self.ask(lambda: self.turns.residents.unload_adapter(name))
         return 200, {"message": f"Success: LoRA adapter '{name}' removed successfully."}
+
+    async def load_model(self, body: Mapping[str, Any]) -> Answer:
+        """A whole model beside the ones of the command line: vLLM has no such call."""
+        name, folder = read_text(body, "model_name"), Path(read_text(body, "model_path"))
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Opened] = loop.create_future()
+        opening = Opening(model=name, deliver=lambda opened: settle_soon(loop, answer, opened))
+        await self.ask(lambda: self.turns.residents.load_model(opening, folder))
+        await answer
+        return 200, {"message": f"Success: model '{name}' loaded."}
+
+    async def unload_model(self, body: Mapping[str, Any]) -> Answer:
+        name = read_text(body, "model_name")
+        await self.ask(lambda: self.turns.residents.unload_model(name))
+        return 200, {"message": f"Success: model '{name}' removed."}
 
     async def generate(self, body: GenerateBody, send: Send) -> Answer:
         if body.is_streamed:

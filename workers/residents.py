@@ -1,4 +1,4 @@
-"""Base models in memory, loaded on first use, and the one thread that takes their turns."""
+"""Models in memory, loaded on first use, and the one thread that takes their turns."""
 
 import json
 import queue
@@ -9,15 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from training.engine.calls import Listener
 from training.engine.generate import Generator
 from training.errors import InvalidInput
 from training.types import SampleOutput, SampleRequest
+from workers.room import count_free_bytes, count_model_bytes
 
 
 class UnknownModel(LookupError):  # noqa: N818 - an answer (404), not a fault of the server
-    """No base model and no adapter has this name, here and now."""
+    """No model and no adapter has this name, here and now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,7 @@ class Setup:
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     max_models: int = 2
+    count_free: Callable[[str], int] = count_free_bytes  # of the device, in bytes
     max_adapters: int = 64  # of one base model; others are read again when they are asked for
 
 
@@ -40,6 +43,7 @@ class AdapterPlace:
 
 
 Result = SampleOutput | InvalidInput | UnknownModel
+Opened = InvalidInput | UnknownModel | None
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -54,9 +58,17 @@ class Job:
     listener: Listener | None = None
 
 
+@dataclass(slots=True, eq=False, kw_only=True)
+class Opening:
+    """A whole model to read into memory, and what to call then: with None, or with why not."""
+
+    model: str
+    deliver: Callable[[Opened], None]
+
+
 @dataclass(slots=True, kw_only=True)
 class Resident:
-    """A base model in memory, with the jobs it is at."""
+    """A model in memory, with the jobs it is at."""
 
     generator: Generator
     jobs: dict[int, Job] = field(default_factory=dict)
@@ -67,9 +79,10 @@ class Residents:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
+        self.models: dict[str, Path] = dict(setup.models)  # and whole ones that were loaded since
         self.residents: dict[str, Resident] = {}  # the longest unused first
         self.adapters: dict[str, AdapterPlace] = {}  # the longest unused first
-        self.waiting: deque[Job] = deque()
+        self.waiting: deque[Job | Opening] = deque()
 
     @property
     def is_idle(self) -> bool:
@@ -78,7 +91,7 @@ class Residents:
     def list_models(self) -> list[dict[str, str | None]]:
         bases: list[dict[str, str | None]] = [
             {"id": name, "object": "model", "root": str(path), "parent": None}
-            for name, path in self.setup.models.items()
+            for name, path in self.models.items()
         ]
         adapters: list[dict[str, str | None]] = [
             {"id": name, "object": "model", "root": str(place.folder), "parent": place.base}
@@ -91,8 +104,8 @@ class Residents:
 
         The base model is loaded even where that makes one resident too many for a moment.
         """
-        if name in self.setup.models:
-            raise InvalidInput(f"{name} is the name of a base model: give the adapter its own")
+        if name in self.models:
+            raise InvalidInput(f"{name} is the name of a model: give the adapter its own")
         place = AdapterPlace(base=self._find_base(folder, base), folder=folder)
         if self.adapters.get(name, place) != place:
             raise InvalidInput(f"adapter {name} is already loaded: give each version its own name")
@@ -107,6 +120,26 @@ class Residents:
         resident = self.residents.get(place.base)
         if resident and name in resident.generator.loaded:
             resident.generator.unload_adapter(name)
+
+    def load_model(self, opening: Opening, folder: Path) -> None:
+        """A whole model under a name of its own. It is read when there is room for it.
+
+        What has left memory since is read again when it is asked for: its folder must stay.
+        """
+        name = opening.model
+        if not (folder / "config.json").is_file():
+            raise InvalidInput(f"{folder} is not a model: config.json is missing")
+        if name in self.adapters or self.models.get(name, folder) != folder:
+            raise InvalidInput(f"model {name} is already loaded: give each version its own name")
+        self.models[name] = folder
+        self.waiting.append(opening)
+
+    def unload_model(self, name: str) -> None:
+        """Requests that run have their model to their end; new ones do not find it any more."""
+        if name not in self.models or name in self.setup.models:
+            raise UnknownModel(f"model {name} is not loaded")
+        del self.models[name]
+        self._drop_unloaded()
 
     def add(self, job: Job) -> None:
         self.waiting.append(job)
@@ -126,23 +159,41 @@ class Residents:
         for resident in self.residents.values():
             for finished in resident.generator.step():
                 resident.jobs.pop(finished.ticket).deliver(finished.result)
+        self._drop_unloaded()
+
+    def _drop_unloaded(self) -> None:
+        gone = self.residents.keys() - self.models.keys()
+        for name in [name for name in gone if not self.residents[name].jobs]:
+            del self.residents[name]
 
     def _start_jobs(self) -> None:
         # In order: a job that waits for room holds back later ones, so that a busy model drains.
         while self.waiting:
             job = self.waiting[0]
             try:
-                if not self._start(job):
+                is_begun = self._open_whole(job) if isinstance(job, Opening) else self._start(job)
+                if not is_begun:
                     return
             except (InvalidInput, UnknownModel) as error:
                 job.deliver(error)
+                if isinstance(job, Opening):
+                    self.models.pop(job.model, None)
             self.waiting.popleft()
 
+    def _open_whole(self, opening: Opening) -> bool:
+        """False: every place for a model is busy."""
+        if opening.model not in self.models:
+            raise InvalidInput(f"model {opening.model} was unloaded while it waited for room")
+        if self._open(opening.model) is None:
+            return False
+        opening.deliver(None)
+        return True
+
     def _start(self, job: Job) -> bool:
-        """False: every place for a base model is busy."""
+        """False: every place for a model is busy."""
         place = self.adapters.get(job.model)
         base = place.base if place else job.model
-        if base not in self.setup.models:
+        if base not in self.models:
             raise UnknownModel(f"the model {job.model} does not exist here")
         resident = self._open(base)
         if resident is None:
@@ -163,18 +214,39 @@ class Residents:
         if base in self.residents:
             self.residents[base] = self.residents.pop(base)
             return self.residents[base]
-        while len(self.residents) >= self.setup.max_models:
+        while not self._has_room(base):
             idle = next((name for name, each in self.residents.items() if not each.jobs), None)
             if idle is None:
                 return None
             del self.residents[idle]
         return self._load(base)
 
+    def _has_room(self, base: str) -> bool:
+        """Where nothing is held there is always room: what then does not fit is said by `_load`."""
+        if not self.residents:
+            return True
+        fits = self._count_bytes(base) <= self.setup.count_free(self.setup.device)
+        return fits and len(self.residents) < self.setup.max_models
+
+    def _count_bytes(self, base: str) -> int:
+        try:
+            return count_model_bytes(self.models[base], self.setup.dtype)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InvalidInput(f"the model {base} cannot be read: {error}") from None
+
     def _load(self, base: str) -> Resident:
-        path, setup = self.setup.models[base], self.setup
+        path, setup = self.models[base], self.setup
         if not (path / "config.json").is_file():
             raise UnknownModel(f"the model {base} is not at {path} any more")
-        generator = Generator.load(path, device=setup.device, dtype=setup.dtype)
+        try:
+            generator = Generator.load(path, device=setup.device, dtype=setup.dtype)
+        except torch.OutOfMemoryError:
+            raise InvalidInput(
+                f"the model {base} takes {self._count_bytes(base) / 2**30:.1f} GiB, more than the"
+                " sampling server's device has left"
+            ) from None
+        except (OSError, ValueError, SafetensorError) as error:
+            raise InvalidInput(f"the model {base} cannot be read: {error}") from None
         self.residents[base] = Resident(generator=generator)
         return self.residents[base]
 

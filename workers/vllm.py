@@ -104,6 +104,20 @@ class SamplingServer:
         """Raises ModelMissing where the server does not have it."""
         await self._post("/v1/unload_lora_adapter", {"lora_name": name})
 
+    async def load_model(self, name: str, path: str | Path) -> None:
+        """A whole model, on the built-in server. Loading what is loaded changes nothing."""
+        try:
+            await self._post("/v1/load_model", {"model_name": name, "model_path": str(path)})
+        except ModelMissing:
+            raise InvalidInput(
+                "This sampling server holds one model and takes adapters of it alone, as vLLM does:"
+                " checkpoints of all weights are served by the built-in server."
+            ) from None
+
+    async def unload_model(self, name: str) -> None:
+        """Raises ModelMissing where the server does not have it."""
+        await self._post("/v1/unload_model", {"model_name": name})
+
     async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
         try:
             answer = await self.client.post(path, json=body)

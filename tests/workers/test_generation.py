@@ -266,7 +266,7 @@ async def test_an_adapter_needs_a_folder_and_a_base_model_of_this_server(
         await server.load_adapter("none", tmp_path / "nowhere")
     with pytest.raises(InvalidInput, match="an adapter of another/model, which is not served"):
         await server.load_adapter("other", write_adapter(tmp_path / "other", 1, "another/model"))
-    with pytest.raises(InvalidInput, match="tiny is the name of a base model"):
+    with pytest.raises(InvalidInput, match="tiny is the name of a model"):
         await server.load_adapter("tiny", write_adapter(tmp_path / "tiny", 1, "tiny"))
 
 

@@ -200,7 +200,8 @@ def run_node(run: Run, children: list[Node]) -> Node:
 def checkpoint_node(
     checkpoint: Checkpoint, *, is_current: bool = False, with_uses: bool = True
 ) -> Node:
-    kind = "deleted" if checkpoint.deleted_at else checkpoint.kind
+    form = f" {checkpoint.type}" if checkpoint.is_full else ""
+    kind = "deleted" if checkpoint.deleted_at else f"{checkpoint.kind}{form}"
     sealed = " (age)" if checkpoint.is_encrypted else ""
     return Node(
         kind="checkpoint",

@@ -105,5 +105,9 @@ class Checkpoint(models.Model):
         return self.rank == 0
 
     @property
+    def is_delta(self) -> bool:
+        return self.type == self.Type.DELTA
+
+    @property
     def is_external(self) -> bool:
         return self.kind == self.Kind.EXTERNAL

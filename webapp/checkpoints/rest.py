@@ -1,5 +1,7 @@
 """REST: checkpoints."""
 
+from typing import ClassVar
+
 from django.http import HttpResponseBase
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
@@ -35,6 +37,9 @@ class CheckpointOutput(serializers.ModelSerializer[Checkpoint]):
             "digest",
             "size_bytes",
             "rank",
+            "type",
+            "previous",
+            "ratio",
             "has_optimizer",
             "is_encrypted",
             "is_ephemeral",
@@ -42,6 +47,12 @@ class CheckpointOutput(serializers.ModelSerializer[Checkpoint]):
             "created_at",
             "expires_at",
         )
+        extra_kwargs: ClassVar = {
+            "rank": {"help_text": "Of its adapter; 0: all weights."},
+            "type": {"help_text": "adapter; base: a whole model; delta: what differs from one."},
+            "previous": {"help_text": "The checkpoint that a delta is the difference to."},
+            "ratio": {"help_text": "A delta's bytes to those of all weights."},
+        }
 
 
 def find_checkpoint(request: Request, checkpoint_id: str) -> Checkpoint:
@@ -94,7 +105,7 @@ class CheckpointKeep(APIView):
 
 
 class CheckpointDownload(APIView):
-    """A checkpoint's folder in PEFT format."""
+    """A checkpoint's folder: an adapter in PEFT format, or a whole model."""
 
     @extend_schema(responses={(200, "application/x-tar"): OpenApiTypes.BINARY})
     def get(self, request: Request, checkpoint_id: str) -> HttpResponseBase:

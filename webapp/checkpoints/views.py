@@ -22,12 +22,13 @@ from webapp.checkpoints.lineage import (
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import delete_checkpoint, keep_checkpoint
 from webapp.core.errors import NotFound
-from webapp.core.templatetags.hone import count, exact, size
+from webapp.core.templatetags.hone import count, exact, percent, size
 from webapp.runs.models import Run
 
 CHECKPOINTS_A_PAGE = 50
 RUNS_IN_LINEAGE = 200
 EVALUATIONS_SHOWN = 20
+DELTAS_SHOWN = 20
 
 
 @login_required
@@ -61,7 +62,7 @@ def show_lineage(request: ActorRequest) -> HttpResponse:
 def find_checkpoint(actor: Actor, checkpoint_id: str) -> Checkpoint:
     """Deleted ones too: their page says so, and keeps their place in the lineage."""
     rows = Checkpoint.objects.visible_to(actor).select_related(
-        "base_model", "run__dataset_version__dataset", "run__parent", "project"
+        "base_model", "run__dataset_version__dataset", "run__parent", "project", "previous"
     )
     checkpoint = rows.filter(pk=checkpoint_id).first()
     if checkpoint is None:
@@ -78,6 +79,7 @@ def show_checkpoint(request: ActorRequest, checkpoint_id: str) -> HttpResponse:
         "checkpoint": checkpoint,
         "load": checkpoint.hot_loads.first(),
         "stats": describe(checkpoint),
+        "deltas": checkpoint.deltas.filter(deleted_at=None).order_by("step")[:DELTAS_SHOWN],
         "evaluations": [(each, describe_score(each)) for each in evaluations],
         "graph": lay_out(read_around(checkpoint)),
         "rest": write_rest(request, checkpoint),
@@ -90,10 +92,18 @@ def describe(checkpoint: Checkpoint) -> list[tuple[str, str, str]]:
     optimizer = "optimizer included" if checkpoint.has_optimizer else "weights alone"
     return [
         ("Step", count(checkpoint.step), f"operation {count(checkpoint.seq)} of the log"),
-        ("Rank", str(checkpoint.rank), "LoRA"),
+        describe_shape(checkpoint),
         ("Size", size(checkpoint.size_bytes), optimizer),
         ("Saved", exact(checkpoint.created_at).partition(",")[0], describe_end(checkpoint)),
     ]
+
+
+def describe_shape(checkpoint: Checkpoint) -> tuple[str, str, str]:
+    if not checkpoint.is_full:
+        return "Rank", str(checkpoint.rank), "LoRA"
+    if checkpoint.is_delta:
+        return "Weights", "All", f"as a delta: {percent(checkpoint.ratio)} of a whole model"
+    return "Weights", "All", "as a whole model"
 
 
 def describe_end(checkpoint: Checkpoint) -> str:

@@ -5,6 +5,7 @@ import json
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -20,12 +21,14 @@ from webapp.checkpoints.models import Checkpoint
 from webapp.deployments import loads
 from webapp.deployments.models import HotLoad
 from workers.vllm import ModelMissing, SamplingServer, ServerLost
+from workers.whole_folders import find_restored, open_model, remove_restored
 
 T = TypeVar("T")
 
 ADAPTER_FILE = "adapter_model.safetensors"
 RETRY_SECONDS = 30.0  # a load that failed is not tried again for each of a hundred waiting calls
 MAX_LOADED = 64
+MAX_WHOLE = 4  # models by name: each may be restored on disk, and asked for in turns
 HASHED_BYTES = 1 << 20
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -49,6 +52,7 @@ class Loaded:
     """One checkpoint's load: on its way, served, or failed a moment ago."""
 
     task: asyncio.Task[HotLoad]
+    is_full: bool = False
     num_users: int = 0
     failed_at: float = 0.0
     used_at: float = field(default_factory=time.monotonic)
@@ -60,6 +64,7 @@ class HotLoads:
     def __init__(self, server: SamplingServer, start: str) -> None:
         self.server = server
         self.start = start  # as HotLoad.server says it
+        self.restored = find_restored(start.partition("/")[0])
         self.loaded: dict[str, Loaded] = {}
 
     async def use(
@@ -88,13 +93,14 @@ class HotLoads:
     def _find(self, checkpoint: Checkpoint) -> Loaded:
         entry = self.loaded.get(checkpoint.pk)
         if entry is None or is_stale(entry):
-            entry = Loaded(task=asyncio.create_task(self._load(checkpoint)))
+            task = asyncio.create_task(self._load(checkpoint))
+            entry = Loaded(task=task, is_full=checkpoint.is_full)
             entry.task.add_done_callback(lambda task: note_failure(entry, task))
             self.loaded[checkpoint.pk] = entry
         return entry
 
     async def _load(self, checkpoint: Checkpoint) -> HotLoad:
-        await self._make_room()
+        await self._make_room(checkpoint.is_full)
         load = await in_database(loads.begin_load, checkpoint, server=self.start)
         try:
             load = await self._prove(load)
@@ -104,7 +110,7 @@ class HotLoads:
             await in_database(loads.lose_load, load)
             raise
         if load.status != HotLoad.Status.READY:
-            await self._unload(load.adapter_name)
+            await self._unload(load)
             raise LoadFailed(load.error)
         return load
 
@@ -112,8 +118,7 @@ class HotLoads:
         checkpoint = load.checkpoint
         if checkpoint.deleted_at is not None:
             raise InvalidInput(f"The checkpoint {checkpoint.name} was deleted.")
-        folder = settings.HONE_HOME / checkpoint.path
-        digest = await asyncio.to_thread(digest_adapter, folder / ADAPTER_FILE)
+        folder, digest = await asyncio.to_thread(self._open, load)
         if digest != checkpoint.digest:
             raise InvalidInput(
                 f"The files of {checkpoint.name} have the digest {digest[:12]}, and "
@@ -121,7 +126,10 @@ class HotLoads:
             )
         base = await in_database(name_base, checkpoint)
         began = time.perf_counter()
-        await self.server.load_adapter(load.adapter_name, folder, base=base)
+        if checkpoint.is_full:
+            await self.server.load_model(load.adapter_name, folder)
+        else:
+            await self.server.load_adapter(load.adapter_name, folder, base=base)
         loaded = time.perf_counter()
         logprobs = await self._probe(load.adapter_name, checkpoint)
         proof = loads.Proof(
@@ -133,6 +141,13 @@ class HotLoads:
             tolerance=settings.PROBE_TOLERANCE,
         )
         return await in_database(loads.prove_load, load, proof)
+
+    def _open(self, load: HotLoad) -> tuple[Path, str]:
+        """The folder to load, and the digest of what was found in it."""
+        folder = settings.HONE_HOME / load.checkpoint.path
+        if load.checkpoint.is_full:
+            return open_model(folder, self.restored / load.adapter_name)
+        return folder, digest_adapter(folder / ADAPTER_FILE)
 
     async def _probe(self, adapter_name: str, checkpoint: Checkpoint) -> list[float]:
         """The probe's log-probabilities through the path that answers everybody."""
@@ -159,25 +174,34 @@ class HotLoads:
         if self.loaded.get(checkpoint.pk) is entry:
             del self.loaded[checkpoint.pk]
             if is_served(entry):
-                await in_database(loads.lose_load, entry.task.result())
+                load = entry.task.result()
+                await in_database(loads.lose_load, load)
+                await asyncio.to_thread(remove_restored, self.restored / load.adapter_name)
 
-    async def _make_room(self) -> None:
+    async def _make_room(self, is_full: bool) -> None:
         """Let go of the longest unused ones; a later call loads them again under a new name."""
-        served = [key for key, entry in self.loaded.items() if is_served(entry)]
+        alike = [key for key, entry in self.loaded.items() if entry.is_full is is_full]
+        served = [key for key in alike if is_served(self.loaded[key])]
+        limit = MAX_WHOLE if is_full else MAX_LOADED
         idle = sorted(
             (key for key in served if not self.loaded[key].num_users),
             key=lambda key: self.loaded[key].used_at,
         )
-        for key in idle[: max(0, len(served) - MAX_LOADED + 1)]:
+        for key in idle[: max(0, len(served) - limit + 1)]:
             load = self.loaded.pop(key).task.result()
             await in_database(loads.lose_load, load)
-            await self._unload(load.adapter_name)
+            await self._unload(load)
 
-    async def _unload(self, adapter_name: str) -> None:
-        try:
-            await self.server.unload_adapter(adapter_name)
-        except ModelMissing:
-            return  # it was never taken in, or has gone by itself
+    async def _unload(self, load: HotLoad) -> None:
+        is_full, name = load.checkpoint.is_full, load.adapter_name
+        unload = self.server.unload_model if is_full else self.server.unload_adapter
+        with suppress(ModelMissing):  # it was never taken in, or has gone by itself
+            await unload(name)
+        await asyncio.to_thread(remove_restored, self.restored / name)
+
+    def forget_restored(self) -> None:
+        """What earlier starts of the server were given lies there for nobody."""
+        remove_restored(self.restored)
 
     def cancel(self) -> None:
         for entry in self.loaded.values():

@@ -48,6 +48,7 @@ class Sampler:
         """A new start of a server holds nothing of what earlier ones did."""
         await in_database(calls.requeue_calls, worker=self.worker)
         await in_database(lose_everything, self.worker, self.loads.start)
+        await asyncio.to_thread(self.loads.forget_restored)
 
     async def run_once(self) -> bool:
         """Begin what waits and finds room. True: there may be more."""

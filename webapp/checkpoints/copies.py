@@ -1,7 +1,9 @@
 """Copies of checkpoints, in this project or another one: new rows, the same bytes on the disk."""
 
+import json
 import os
 import shutil
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,6 +11,10 @@ from django.conf import settings
 from django.db import DatabaseError, IntegrityError, transaction
 from django.utils.timezone import now
 
+from training.deltas import restore_folder
+from training.errors import InvalidInput
+from training.manifest import MANIFEST_FILE, read_manifest
+from training.model_files import digest_file
 from webapp.accounts.audit import record_audit
 from webapp.accounts.models import Actor, Membership, Project, Role
 from webapp.checkpoints.models import Checkpoint
@@ -38,7 +44,7 @@ def copy_checkpoint(
         return first
     run_id = ids.make_run_id()
     path = f"checkpoints/{run_id}/{Path(source.path).name}"
-    _link_folder(source, Path(settings.HONE_HOME) / path)
+    _copy_folder(source, Path(settings.HONE_HOME) / path)
     try:
         with transaction.atomic():
             _check_is_whole(source)
@@ -115,8 +121,9 @@ def _make_row(source: Checkpoint, run: Run, path: str) -> Checkpoint:
         seq=source.seq,
         path=path,
         digest=source.digest,
-        size_bytes=source.size_bytes,
+        size_bytes=count_bytes(Path(settings.HONE_HOME) / path),
         rank=source.rank,
+        type=Checkpoint.Type.BASE if source.is_delta else source.type,
         has_optimizer=source.has_optimizer,
         is_encrypted=source.is_encrypted,
         probe=source.probe,
@@ -124,17 +131,37 @@ def _make_row(source: Checkpoint, run: Run, path: str) -> Checkpoint:
     )
 
 
-def _link_folder(source: Checkpoint, target: Path) -> None:
-    """Hard links: files of checkpoints are never written again, only removed."""
+def _copy_folder(source: Checkpoint, target: Path) -> None:
+    """A delta becomes a whole model: what it is the difference to does not come along."""
+    fill = restore_model if source.is_delta else link_files
     try:
         target.mkdir(parents=True)
-        for file in find_folder(source).iterdir():
-            _link_file(file, target / file.name)
-    except OSError as error:
+        fill(find_folder(source), target)
+    except (OSError, InvalidInput) as error:
         shutil.rmtree(target, ignore_errors=True)
-        raise UserError(
-            f"The files of {source.name} could not be copied: {error.strerror}."
-        ) from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"The files of {source.name} could not be copied: {reason}.") from error
+
+
+def restore_model(folder: Path, target: Path) -> None:
+    restore_folder(folder, target)
+    files = {file.name: digest_file(file) for file in target.iterdir()}
+    manifest = replace(
+        read_manifest(folder),
+        type="base", files=files, previous="", previous_digest="", ratio=None,
+    )  # fmt: skip
+    written = json.dumps(asdict(manifest), indent=2, sort_keys=True)
+    (target / MANIFEST_FILE).write_text(written + "\n")
+
+
+def link_files(folder: Path, target: Path) -> None:
+    """Hard links: files of checkpoints are never written again, only removed."""
+    for file in folder.iterdir():
+        _link_file(file, target / file.name)
+
+
+def count_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
 
 
 def _link_file(file: Path, target: Path) -> None:

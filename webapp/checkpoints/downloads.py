@@ -3,14 +3,18 @@
 import io
 import json
 import tarfile
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from asgiref.sync import sync_to_async
 from django.http import StreamingHttpResponse
 from django.template.loader import render_to_string
 
+from training.deltas import Chain
+from training.errors import InvalidInput
+from training.manifest import MANIFEST_FILE, MASTER_FILE, MOMENTS_FILE, Manifest, read_manifest
+from training.model_files import Layout
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import find_folder
 from webapp.core.errors import UserError
@@ -34,18 +38,30 @@ class StreamedResponse(StreamingHttpResponse):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A file that is made while it is sent, once, in its turn."""
+
+    size: int
+    make: Callable[[], Iterator[bytes]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A file of an archive: bytes, or a place on the disk."""
+    """A file of an archive: bytes, a place on the disk, or how it is made."""
 
     name: str
-    content: bytes | Path
+    content: bytes | Path | Made
 
     @property
     def size(self) -> int:
+        if isinstance(self.content, Made):
+            return self.content.size
         return len(self.content) if isinstance(self.content, bytes) else _count(self.content)
 
     def read(self) -> Iterator[bytes]:
-        if isinstance(self.content, bytes):
+        if isinstance(self.content, Made):
+            yield from self.content.make()
+        elif isinstance(self.content, bytes):
             yield self.content
         else:
             yield from read_chunks(self.content)
@@ -56,7 +72,7 @@ def _count(path: Path) -> int:
 
 
 def stream_archive(checkpoint: Checkpoint) -> StreamedResponse:
-    """What `peft` loads, after `tar -xf`: one folder."""
+    """What `peft` or, of all weights, `transformers` loads, after `tar -xf`: one folder."""
     name = name_folder(checkpoint)
     return _stream(checkpoint, list_entries(checkpoint), f"{name}/")
 
@@ -77,12 +93,60 @@ def list_entries(checkpoint: Checkpoint) -> list[Entry]:
     files = find_files(checkpoint)
     if checkpoint.is_external:
         return [Entry(name=path.name, content=path) for path in files]
-    card = render_to_string("checkpoints/card.md", {"checkpoint": checkpoint}).encode()
+    template = "checkpoints/model_card.md" if checkpoint.is_full else "checkpoints/card.md"
+    card = Entry(name=CARD, content=render_to_string(template, {"checkpoint": checkpoint}).encode())
+    if checkpoint.is_full:
+        return [card, *list_model(checkpoint)]
     named = [
         Entry(name=path.name, content=name_base(checkpoint, path) if path.name == CONFIG else path)
         for path in files
     ]
-    return [Entry(name=CARD, content=card), *named]
+    return [card, *named]
+
+
+def list_model(checkpoint: Checkpoint) -> list[Entry]:
+    """The folder of a whole model. A delta becomes one on its way out, tensor by tensor."""
+    folder = find_folder(checkpoint)
+    try:
+        manifest = read_manifest(folder)
+        files = restore_entries(folder) if checkpoint.is_delta else find_entries(folder, manifest)
+    except InvalidInput as error:
+        raise UserError(f"The files of {checkpoint.name} cannot be read: {error}.") from error
+    described = replace(
+        manifest, type="base", files={}, previous="", previous_digest="", ratio=None
+    )
+    written = json.dumps(asdict(described), indent=2, sort_keys=True).encode() + b"\n"
+    return [Entry(name=MANIFEST_FILE, content=written), *files]
+
+
+def find_entries(folder: Path, manifest: Manifest) -> list[Entry]:
+    names = [name for name in manifest.files if name not in (MASTER_FILE, MOMENTS_FILE)]
+    return [Entry(name=name, content=folder / name) for name in sorted(names)]
+
+
+def restore_entries(folder: Path) -> list[Entry]:
+    """In the order of its files: each one's differences lie behind those of the file before."""
+    chain = Chain(folder)
+    weights = {layout.file for layout in chain.layouts}
+    sides = find_entries(chain.base, chain.folders[0][1])
+    files = iter(chain)
+
+    def make() -> Iterator[bytes]:
+        layout, tensors = next(files)
+        yield layout.header
+        for tensor in tensors:
+            for start in range(0, len(tensor), CHUNK_BYTES):
+                yield tensor[start : start + CHUNK_BYTES].tobytes()
+
+    restored = [
+        Entry(name=layout.file, content=Made(size=count_layout(layout), make=make))
+        for layout in chain.layouts
+    ]
+    return [*(side for side in sides if side.name not in weights), *restored]
+
+
+def count_layout(layout: Layout) -> int:
+    return len(layout.header) + sum(entry.stop - entry.start for entry in layout.entries)
 
 
 def name_base(checkpoint: Checkpoint, config: Path) -> bytes:

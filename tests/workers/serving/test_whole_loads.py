@@ -1,0 +1,254 @@
+"""Checkpoints of all weights are served as models of their own, each with its proof."""
+
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from asgiref.sync import async_to_sync
+
+from tests.whole_folders import TINY, restore, write_base, write_delta
+from tests.workers.serving.conftest import MODEL, WORKER, finish, open_sampler
+from training.engine.generate import Generator
+from training.errors import InvalidInput
+from training.types import Probe, SampleRequest, SamplingParams
+from webapp.accounts.models import Actor, Role
+from webapp.checkpoints.models import Checkpoint
+from webapp.deployments.calls import submit_call
+from webapp.deployments.models import Deployment, HotLoad, SamplingCall
+from webapp.deployments.services import create_deployment
+from workers import hotload
+from workers.generation import App
+from workers.hotload import HotLoads, LoadFailed
+from workers.residents import Residents, Setup, TurnThread
+from workers.vllm import SamplingServer
+
+Status = HotLoad.Status
+TOKENS = (5, 9, 400, 33, 700, 12)
+
+
+def make_probe(folder: Path) -> Probe:
+    generator = Generator.load(folder)
+    params = SamplingParams(max_tokens=1)
+    generator.submit(SampleRequest(prompt=TOKENS, params=params, prompt_logprobs=True))
+    while not (finished := generator.step()):
+        pass
+    assert not isinstance(finished[0].result, InvalidInput)
+    logprobs = tuple(value for value in finished[0].result.prompt_logprobs or () if value)
+    return Probe(tokens=TOKENS, logprobs=logprobs)
+
+
+@pytest.fixture
+def home(save: Callable[..., Checkpoint], tmp_path: Path, settings: Any) -> Path:
+    """Another one than that of the adapters, whose fixture has set its own by now."""
+    settings.HONE_HOME = tmp_path
+    return tmp_path
+
+
+@pytest.fixture
+def save_full(save: Callable[..., Checkpoint], home: Path) -> Callable[..., Checkpoint]:
+    """A base, and deltas of it, each of other weights."""
+
+    def save_full(name: str, previous: Checkpoint | None = None, seed: int = 0) -> Checkpoint:
+        folder = home / "checkpoints" / name
+        if previous is None:
+            manifest = write_base(folder)
+        else:
+            manifest = write_delta(folder, home / previous.path, seed=seed)
+        probe = make_probe(restore(folder, home / "probed" / name))
+        return save(
+            name=name,
+            rank=0,
+            type=manifest.type,
+            ratio=manifest.ratio,
+            previous=previous,
+            digest=manifest.digest,
+            path=f"checkpoints/{name}",
+            probe={"tokens": list(probe.tokens), "logprobs": list(probe.logprobs)},
+        )
+
+    return save_full
+
+
+@pytest.fixture
+def base(save_full: Callable[..., Checkpoint]) -> Checkpoint:
+    return save_full("base")
+
+
+@pytest.fixture
+def delta(save_full: Callable[..., Checkpoint], base: Checkpoint) -> Checkpoint:
+    return save_full("delta", base, 1)
+
+
+@pytest.fixture
+def residents() -> Residents:
+    return Residents(Setup(models={MODEL: TINY}))
+
+
+@pytest.fixture
+def transport(residents: Residents) -> Iterator[httpx.AsyncBaseTransport]:
+    thread = TurnThread(residents, on_death=lambda: None)
+    thread.start()
+    yield httpx.ASGITransport(App(thread))
+    thread.stop()
+
+
+@pytest.fixture
+def load(transport: httpx.AsyncBaseTransport, db: None) -> Callable[..., None]:
+    def load(work: Callable[[HotLoads], Awaitable[None]], over: Any = None) -> None:
+        async def run() -> None:
+            async with SamplingServer("http://sampler", transport=over or transport) as server:
+                await work(HotLoads(server, f"{WORKER}/1"))
+
+        async_to_sync(run)()
+
+    return load
+
+
+async def nothing(_: HotLoad) -> None:
+    pass
+
+
+def list_restored(home: Path) -> list[str]:
+    return sorted(folder.name for folder in (home / "restored").glob("*/*"))
+
+
+def test_a_base_is_served_from_its_own_folder_and_proven(
+    load: Callable[..., None], base: Checkpoint, home: Path, residents: Residents
+) -> None:
+    async def work(loads: HotLoads) -> None:
+        await loads.use(base, nothing)
+
+    load(work)
+    row = HotLoad.objects.get()
+    assert (row.status, row.digest) == (Status.READY, base.digest)
+    assert row.server_logprobs == pytest.approx(base.probe["logprobs"], abs=1e-4)
+    assert residents.models[row.adapter_name] == home / base.path
+    assert list_restored(home) == []
+
+
+def test_a_delta_is_restored_served_proven_and_its_restored_folder_goes_with_it(
+    load: Callable[..., None],
+    delta: Checkpoint,
+    base: Checkpoint,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hotload, "MAX_WHOLE", 1)
+    restored: list[list[str]] = []
+
+    async def work(loads: HotLoads) -> None:
+        for checkpoint in (delta, base, delta):
+            await loads.use(checkpoint, nothing)
+            restored.append(list_restored(home))
+
+    load(work)
+    loads = list(HotLoad.objects.order_by("pk"))
+    assert [each.status for each in loads] == [Status.LOST, Status.LOST, Status.READY]
+    assert restored == [[loads[0].adapter_name], [], [loads[2].adapter_name]]
+    assert loads[0].adapter_name != loads[2].adapter_name
+    assert loads[0].server_logprobs != pytest.approx(loads[1].server_logprobs, abs=1e-2)
+
+
+def test_a_delta_of_a_delta_is_restored_too(
+    load: Callable[..., None], save_full: Callable[..., Checkpoint], delta: Checkpoint
+) -> None:
+    second = save_full("second", delta, 2)
+
+    async def work(loads: HotLoads) -> None:
+        await loads.use(second, nothing)
+
+    load(work)
+    assert HotLoad.objects.get().status == Status.READY
+
+
+def test_changed_files_are_not_served(
+    load: Callable[..., None], base: Checkpoint, home: Path
+) -> None:
+    (home / base.path / "config.json").write_text("{}")
+
+    async def work(loads: HotLoads) -> None:
+        with pytest.raises(LoadFailed, match=r"config\.json does not have the digest"):
+            await loads.use(base, nothing)
+
+    load(work)
+    assert HotLoad.objects.get().status == Status.FAILED
+
+
+def test_weights_of_another_checkpoint_are_not_served_as_this_one(
+    load: Callable[..., None], base: Checkpoint, delta: Checkpoint, home: Path
+) -> None:
+    Checkpoint.objects.filter(pk=delta.pk).update(digest=base.digest)
+    delta.refresh_from_db()
+
+    async def work(loads: HotLoads) -> None:
+        with pytest.raises(LoadFailed, match="changed on disk"):
+            await loads.use(delta, nothing)
+
+    load(work)
+    assert list_restored(home) == []
+
+
+def test_a_server_of_one_model_refuses_in_words_and_the_deployment_says_them(
+    base: Checkpoint, home: Path
+) -> None:
+    """As vLLM answers what it has no route for."""
+    vllm = httpx.MockTransport(lambda _: httpx.Response(404, json={"detail": "Not Found"}))
+    actor = Actor(user=base.project.members.get(), project=base.project, role=Role.OWNER)
+    deployment = create_deployment(actor=actor, name="all", checkpoint=base)
+
+    async def run() -> None:
+        async with open_sampler(vllm) as sampler:
+            await finish(sampler)
+
+    async_to_sync(run)()
+    deployment.refresh_from_db()
+    assert deployment.status == Deployment.Status.FAILED
+    assert "checkpoints of all weights are served by the built-in server" in deployment.error
+
+
+def test_calls_of_a_delta_a_base_and_the_base_model_are_each_answered_by_their_own(
+    base: Checkpoint, delta: Checkpoint, work: Callable[..., None], residents: Residents
+) -> None:
+    calls = [ask(base, checkpoint) for checkpoint in (None, base, delta)]
+    work()
+    answers = [read_answer(call) for call in calls]
+    texts = [answer["sequences"][0]["tokens"] for answer in answers]
+    assert texts[0] == texts[1] != texts[2]
+    digests = [answer.get("digest") for answer in answers]
+    assert digests == [base.base_model.digest, base.digest, delta.digest]
+    assert len(residents.residents) == 2
+
+
+def read_answer(call: SamplingCall) -> Any:
+    call.refresh_from_db()
+    return json.loads(bytes(call.result or b""))
+
+
+def ask(like: Checkpoint, checkpoint: Checkpoint | None) -> SamplingCall:
+    return submit_call(
+        project=like.project,
+        purpose=SamplingCall.Purpose.REST,
+        base_model=like.base_model,
+        checkpoint=checkpoint,
+        payload={
+            "prompt": list(TOKENS),
+            "num_samples": 1,
+            "params": {"max_tokens": 6, "temperature": 0.0, "seed": 1},
+            "prompt_logprobs": False,
+        },
+    )
+
+
+def test_a_new_start_of_a_server_forgets_what_was_restored_for_the_last(
+    load: Callable[..., None], delta: Checkpoint, home: Path, work: Callable[..., None]
+) -> None:
+    async def use(loads: HotLoads) -> None:
+        await loads.use(delta, nothing)
+
+    load(use)
+    assert len(list_restored(home)) == 1
+    work(start="2")
+    assert list_restored(home) == []

@@ -11,12 +11,15 @@ from webapp.deployments import rest as deployments
 from webapp.evals import rest as evals
 from webapp.fleet import rest as fleet
 from webapp.runs import rest as runs
+from webapp.runs import wait_rest as waits
 from webapp.tinker import rest as tinker
 
 urlpatterns = [
     path("schema", SpectacularAPIView.as_view(), name="rest-schema"),
     path("", SpectacularSwaggerView.as_view(url_name="rest-schema"), name="rest-docs"),
     path("me", accounts.Me.as_view()),
+    path("shares", accounts.ShareList.as_view()),
+    path("shares/<str:project_id>", accounts.ShareDetail.as_view()),
     path("members", accounts.MemberList.as_view()),
     path("keys", accounts.KeyList.as_view()),
     path("keys/<str:key_id>", accounts.KeyDetail.as_view()),
@@ -32,7 +35,9 @@ urlpatterns = [
     # /rest/runs/<str:id>
     path("runs", runs.RunList.as_view()),
     path("runs/forecast", runs.RunForecast.as_view()),
+    path("runs/waiting", waits.WaitingRuns.as_view()),
     path("runs/<str:run_id>", runs.RunDetail.as_view()),
+    path("runs/<str:run_id>/wait", waits.RunWait.as_view()),
     path("runs/<str:run_id>/metrics", runs.RunMetrics.as_view()),
     path("runs/<str:run_id>/samples", runs.RunSamples.as_view()),
     path("runs/<str:run_id>/log", runs.RunLog.as_view()),

@@ -90,6 +90,7 @@ class Device:
     news: News | None = None  # says whether to look for others' work; None: look always
     tidied_at: float = field(default_factory=time.monotonic)
     loading: str = ""  # the base model that is being read now
+    restoring: str = ""  # the run whose weights are being made again
     start: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
     @property
@@ -101,9 +102,22 @@ class Device:
 
     def hold(self, run: Run) -> Held:
         """The run's weights, made again from its journal where they are not here."""
-        held = self.held.pop(run.pk, None) or journal.restore(run, self.open(run.base_model))
+        held = self.held.pop(run.pk, None) or self.restore(run)
         self.held[run.pk] = held
         return held
+
+    def restore(self, run: Run) -> Held:
+        """It may take as long as what it repeats did; whoever waits for it can read why."""
+        engine = self.open(run.base_model)
+        if run.done_seq < 0:
+            return journal.restore(run, engine)
+        self.restoring = run.pk
+        beat(self)
+        try:
+            return journal.restore(run, engine)
+        finally:
+            self.restoring = ""
+            beat(self)
 
     def open(self, base_model: BaseModel) -> Engine:
         engine = self.engines.pop(base_model.pk, None)
@@ -160,6 +174,7 @@ class Device:
             )
         finally:
             self.loading = ""
+            beat(self)
 
     def close(self, base_model_id: str) -> None:
         """Drop a base model and every run's weights on it."""
@@ -240,7 +255,8 @@ def beat(device: Device) -> None:
     held = Run.objects.filter(pk__in=runs, worker=device.name)
     held.update(lease_until=now() + queue.LEASE)
     holds: dict[str, object] = {"base_models": list(device.engines), "runs": runs}
-    beat_worker(name=device.setup.name, holds={**holds, "loading": device.loading})
+    doing = {"loading": device.loading, "restoring": device.restoring}
+    beat_worker(name=device.setup.name, holds=holds | doing)
 
 
 def register(device: Device) -> None:

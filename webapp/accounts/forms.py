@@ -12,6 +12,11 @@ class ProjectForm(forms.Form):
     )
 
 
+class ShareForm(forms.Form):
+    project = forms.CharField(max_length=40)
+    share = forms.FloatField()
+
+
 class KeyForm(forms.Form):
     name = forms.CharField(
         max_length=80, help_text="Where it will be used, to tell it from others when you revoke it."

@@ -27,6 +27,14 @@ class Role(models.TextChoices):
     OWNER = "owner"
 
 
+class ProjectQuerySet(models.QuerySet["Project"]):
+    """Projects."""
+
+    def with_share_for(self, actor: "Actor") -> Self:
+        """Whose share of the workers an actor may see: an operator those of all projects."""
+        return self if actor.may_administer else self.filter(pk=actor.project.pk)
+
+
 class Project(models.Model):
     """What every run, dataset, checkpoint and key belongs to."""
 
@@ -37,6 +45,8 @@ class Project(models.Model):
     members: "models.ManyToManyField[User, Membership]" = models.ManyToManyField(
         User, through="Membership", related_name="projects"
     )
+
+    objects = ProjectQuerySet.as_manager()
 
     class Meta:
         ordering: ClassVar = ["created_at"]
@@ -76,6 +86,11 @@ class Actor:
     @property
     def is_key(self) -> bool:
         return bool(self.key_id)
+
+    @property
+    def may_administer(self) -> bool:
+        """What all projects share: base models, workers and their time."""
+        return self.role == Role.OWNER and self.user.is_staff
 
     @property
     def can_write(self) -> bool:

@@ -1,6 +1,6 @@
 """Who may do what, as one-line checks that raise a sentence."""
 
-from webapp.accounts.models import Actor, Membership, Role
+from webapp.accounts.models import Actor, Membership
 from webapp.core.errors import NotFound, UserError
 
 
@@ -24,7 +24,7 @@ def _find_actor(actor: Actor, project_id: str) -> Actor:
 
 def may_administer(actor: Actor) -> bool:
     """Base models are directories of the machine, shared by all projects."""
-    return actor.role == Role.OWNER and actor.user.is_staff
+    return actor.may_administer
 
 
 def check_may_administer(actor: Actor) -> None:

@@ -10,8 +10,8 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from webapp.accounts.authentication import actor_of
-from webapp.accounts.models import ApiKey, ApiKeyQuerySet, Membership, Role
-from webapp.accounts.services import add_member, create_key, revoke_key
+from webapp.accounts.models import ApiKey, ApiKeyQuerySet, Membership, Project, Role
+from webapp.accounts.services import add_member, change_share, create_key, revoke_key
 
 
 class MeOutput(serializers.Serializer[Any]):
@@ -34,6 +34,42 @@ class Me(APIView):
             "role": actor.role,
         }
         return Response(answer)
+
+
+class ShareOutput(serializers.ModelSerializer[Project]):
+    class Meta:
+        model = Project
+        fields = ("id", "name", "share")
+
+
+class ShareInput(serializers.Serializer[Project]):
+    share = serializers.FloatField(
+        help_text="Its part of the tokens that the workers train, beside other projects'. "
+        "A project with 2 gets twice what one with 1 gets, while both have work."
+    )
+
+
+class ShareList(APIView):
+    """How the workers' tokens are shared: this project's part; for an operator, everybody's."""
+
+    @extend_schema(responses=ShareOutput(many=True))
+    def get(self, request: Request) -> Response:
+        projects = Project.objects.with_share_for(actor_of(request))
+        return Response(ShareOutput(projects, many=True).data)
+
+
+class ShareDetail(APIView):
+    """One project's share."""
+
+    @extend_schema(request=ShareInput, responses=ShareOutput)
+    def put(self, request: Request, project_id: str) -> Response:
+        """Change it, within about ten seconds. Operators of this installation only."""
+        data = ShareInput(data=request.data)
+        data.is_valid(raise_exception=True)
+        project = change_share(
+            actor=actor_of(request), project_id=project_id, **data.validated_data
+        )
+        return Response(ShareOutput(project).data)
 
 
 class MemberOutput(serializers.ModelSerializer[Membership]):

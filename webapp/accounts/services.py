@@ -23,6 +23,7 @@ from webapp.core.errors import NotFound, UserError
 
 KEY_PREFIX = "tml-"  # the tinker SDK refuses keys that start otherwise
 LINK_LIFETIME = timedelta(hours=24)
+MIN_SHARE, MAX_SHARE = 0.01, 1000
 TOUCH_EVERY = timedelta(minutes=1)  # a key's last use is good to the minute
 
 
@@ -55,6 +56,24 @@ def add_member(*, actor: Actor, username: str, role: str) -> Membership:
     except IntegrityError:
         raise UserError(f"{username} is already a member.", field="username") from None
     return member
+
+
+@transaction.atomic
+def change_share(*, actor: Actor, project_id: str, share: float) -> Project:
+    """A project's part of the tokens that the workers train, beside those of other projects."""
+    if not actor.may_administer:
+        raise UserError("Only an operator of this installation can change a project's share.")
+    project = Project.objects.select_for_update().filter(pk=project_id).first()
+    if project is None:
+        raise NotFound("There is no such project.")
+    if not MIN_SHARE <= share <= MAX_SHARE:  # false of what is no number, too
+        raise UserError(f"A share is a number from {MIN_SHARE} to {MAX_SHARE:,}.", field="share")
+    if project.share != share:
+        before, project.share = project.share, share
+        project.save(update_fields=["share"])
+        details = {"before": before, "share": share}
+        record_audit(project=project, user=actor.user, event="project_share_changed", **details)
+    return project
 
 
 @transaction.atomic

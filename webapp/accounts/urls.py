@@ -10,6 +10,7 @@ urlpatterns = [
     path("sign-out/", views.sign_out, name="sign-out"),
     path("projects/switch/", views.switch_project, name="project-switch"),
     path("projects/new/", views.create_project, name="project-new"),
+    path("projects/share/", views.change_share, name="project-share"),
     path("settings/", views.list_keys, name="settings"),
     path("settings/keys/<str:key_id>/revoke/", views.revoke_key, name="key-revoke"),
     path("settings/members/", views.list_members, name="settings-members"),

@@ -12,11 +12,11 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST
 
 from webapp.accounts import services
-from webapp.accounts.forms import KeyForm, MemberForm, ProjectForm
+from webapp.accounts.forms import KeyForm, MemberForm, ProjectForm, ShareForm
 from webapp.accounts.middleware import PROJECT_IN_SESSION, ActorRequest
 from webapp.accounts.models import ApiKey, Membership, Project, Role
 from webapp.accounts.permissions import check_can_write
-from webapp.core.errors import NotFound
+from webapp.core.errors import NotFound, UserError
 from webapp.core.forms import show_errors
 
 PASSWORD_BACKEND = "django.contrib.auth.backends.ModelBackend"
@@ -80,6 +80,21 @@ def create_project(request: ActorRequest) -> HttpResponse:
             return redirect("overview")
     status = 400 if form.errors else 200
     return render(request, "accounts/project_new.html", {"form": form}, status=status)
+
+
+@login_required
+@require_POST
+def change_share(request: ActorRequest) -> HttpResponse:
+    form = ShareForm(request.POST)
+    if not form.is_valid():
+        raise UserError("A share is a number.", field="share")
+    project = services.change_share(
+        actor=request.actor,
+        project_id=form.cleaned_data["project"],
+        share=form.cleaned_data["share"],
+    )
+    messages.success(request, f"The share of {project} is {project.share:g} now.")
+    return redirect("settings-workers")
 
 
 @login_required

@@ -18,10 +18,21 @@ class Capacity:
     training: str = ""
     sampling: str = ""
     loading_to_train: Mapping[str, str] = field(default_factory=dict)  # names by base model's id
+    loaders: Mapping[str, str] = field(default_factory=dict)  # names of models by gpu worker
+    restoring: Mapping[str, str] = field(default_factory=dict)  # runs by gpu worker
     loading_to_sample: Mapping[str, str] = field(default_factory=dict)
 
-    def explain_training(self, base_model_id: str) -> str:
-        return self.training or _describe_load(self.loading_to_train.get(base_model_id))
+    def explain_load(self, base_model_id: str, worker: str, run_id: str) -> str:
+        """What the gpu worker that leases a run brings into memory; `worker` empty: whoever loads
+        its base model, as that one takes the run."""
+        name = self.loaders.get(worker, "") if worker else self.loading_to_train.get(base_model_id)
+        if name:
+            loader = worker or next(each for each, model in self.loaders.items() if model == name)
+            return f"the worker {loader} is loading {name}"
+        restored = self.restoring.get(worker)
+        if restored == run_id:
+            return "its weights were paged out, and are being restored"
+        return f"the worker {worker} is restoring another run's weights" if restored else ""
 
     def explain_sampling(self, base_model_id: str) -> str:
         return self.sampling or _describe_load(self.loading_to_sample.get(base_model_id))
@@ -42,6 +53,10 @@ def read_capacity(workers: Sequence[WorkerState] | None = None) -> Capacity:
         training="" if trainers else NO_TRAINER,
         sampling="" if is_serving else SERVER_STARTS if samplers else NO_SAMPLER,
         loading_to_train=_read_loading(trainers),
+        loaders={row.name: row.holds["loading"] for row in trainers if row.holds.get("loading")},
+        restoring={
+            row.name: row.holds["restoring"] for row in trainers if row.holds.get("restoring")
+        },
         loading_to_sample=_read_loading(samplers),
     )
 

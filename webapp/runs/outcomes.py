@@ -1,7 +1,8 @@
 """How operations stand, as those that wait for them need it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from webapp.runs.models import Operation
 from webapp.runs.queue import ENDED
@@ -19,6 +20,8 @@ class Outcome:
     project_id: str
     base_model_id: str
     is_over: bool
+    run_id: str = ""  # of an operation
+    seq: int = 0
     result: bytes = b""
     content_type: str = ""
     error: str = ""  # empty: it succeeded, or is not over
@@ -34,23 +37,28 @@ def read_outcomes(request_ids: Iterable[str]) -> dict[str, Outcome]:
         if prefix == "op" and number.isdecimal() and len(number) <= 18
     ]
     rows = Operation.objects.filter(pk__in=pks).exclude(status=Operation.Status.REFUSED)
-    whose = ("pk", "run__project_id", "run__base_model_id")
-    outcomes = (
-        Outcome(
-            request_id=f"op-{pk}",
-            project_id=project_id,
-            base_model_id=base_model_id,
-            is_over=status in ENDED,
-            result=bytes(result or b""),
-            content_type=content_type,
-            error=error or _find_error(status, result),
-            category=category or "user",
-        )
-        for pk, project_id, base_model_id, status, result, content_type, error, category in (
-            rows.values_list(*whose, "status", "result", "content_type", "error", "error_category")
-        )
+    columns = (
+        *("pk", "run_id", "seq", "run__project_id", "run__base_model_id"),
+        *("status", "result", "content_type", "error", "error_category"),
     )
+    outcomes = [_describe(row) for row in rows.values(*columns)]
     return {outcome.request_id: outcome for outcome in outcomes}
+
+
+def _describe(row: Mapping[str, Any]) -> Outcome:
+    status, result = row["status"], row["result"]
+    return Outcome(
+        request_id=f"op-{row['pk']}",
+        project_id=row["run__project_id"],
+        base_model_id=row["run__base_model_id"],
+        run_id=row["run_id"],
+        seq=row["seq"],
+        is_over=status in ENDED,
+        result=bytes(result or b""),
+        content_type=row["content_type"],
+        error=row["error"] or _find_error(status, result),
+        category=row["error_category"] or "user",
+    )
 
 
 def _find_error(status: str, result: bytes | None) -> str:

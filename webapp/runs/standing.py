@@ -4,19 +4,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from webapp.fleet.capacity import Capacity, read_capacity
-from webapp.runs.models import Operation, Run
+from webapp.runs.lineup import Ahead, Lineup, Wait, read_lineup
+from webapp.runs.models import Run
 
 Status = Run.Status
-
-PENDING = (Operation.Status.QUEUED, Operation.Status.RUNNING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """A run and what it waits for; empty where it is worked on, or nobody asked for anything."""
+    """A run and what it waits for. `wait` is empty where it is worked on, or asked for nothing."""
 
     run: Run
     wait: str
+    ahead: Ahead
+    is_stopped: bool  # its turn alone does not change that it waits
 
 
 def explain_wait(run: Run) -> str:
@@ -25,19 +26,28 @@ def explain_wait(run: Run) -> str:
 
 
 def explain_waits(runs: Iterable[Run], capacity: Capacity) -> list[Standing]:
-    """Two queries, however many runs there are."""
+    """Two queries at most, however many runs there are."""
     shown = list(runs)
-    busy, begun = _find_pending(shown), _list_before(shown)
-    return [Standing(run=run, wait=_explain(run, capacity, busy, begun)) for run in shown]
+    lineup, begun = _read_lineup(shown, capacity), _list_before(shown)
+    return [_describe(run, lineup, begun) for run in shown]
 
 
-def _find_pending(runs: Iterable[Run]) -> set[str]:
-    """Those whose log holds work that has not ended: others wait for their programs."""
-    running = [run.pk for run in runs if run.status == Status.RUNNING]
-    if not running:
-        return set()
-    pending = Operation.objects.filter(run__in=running, status__in=PENDING)
-    return set(pending.values_list("run_id", flat=True))
+def _describe(run: Run, lineup: Lineup, begun: list[str]) -> Standing:
+    """A run that is served is not said to wait for those that it shares its worker with."""
+    wait, line = _find_wait(run, lineup, begun), lineup.lines.get(run.pk)
+    is_served = line is not None and line.is_served and not wait.is_stopped
+    return Standing(
+        run=run,
+        wait="" if is_served else wait.reason,
+        ahead=wait.ahead,
+        is_stopped=wait.is_stopped,
+    )
+
+
+def _read_lineup(runs: Iterable[Run], capacity: Capacity) -> Lineup:
+    if any(run.status == Status.RUNNING for run in runs):
+        return read_lineup(capacity)
+    return Lineup(capacity=capacity, lines={})
 
 
 def _list_before(runs: Iterable[Run]) -> list[str]:
@@ -49,13 +59,11 @@ def _list_before(runs: Iterable[Run]) -> list[str]:
     return [pk for pk, _ in sorted(rows, key=lambda row: row[1] == Status.QUEUED)]
 
 
-def _explain(run: Run, capacity: Capacity, busy: set[str], begun: list[str]) -> str:
+def _find_wait(run: Run, lineup: Lineup, begun: list[str]) -> Wait:
     if run.status == Status.QUEUED:
-        return capacity.training or _count_before(run, begun)
-    if run.pk in busy:
-        reason = capacity.explain_training(run.base_model_id)
-        return reason.replace("loading", "loading the model", 1)
-    return ""
+        trainer = lineup.capacity.training
+        return Wait(reason=trainer or _count_before(run, begun), is_stopped=bool(trainer))
+    return lineup.explain(run.pk) if run.status == Status.RUNNING else Wait()
 
 
 def _count_before(run: Run, begun: list[str]) -> str:

@@ -16,6 +16,7 @@ from webapp.accounts.models import Actor
 from webapp.accounts.permissions import check_can_write
 from webapp.core.counts import read_count
 from webapp.core.errors import NotFound, UserError
+from webapp.fleet.capacity import read_capacity
 from webapp.runs import services
 from webapp.runs.export import Export, export_run
 from webapp.runs.filmstrip import arrange_samples
@@ -24,7 +25,7 @@ from webapp.runs.history import list_keys, read_metrics
 from webapp.runs.lists import RunQuery, list_runs
 from webapp.runs.models import Run, Sample
 from webapp.runs.progress import read_stats
-from webapp.runs.standing import explain_wait
+from webapp.runs.standing import explain_wait, explain_waits
 
 MAX_POINTS = 5_000  # of one curve at once; more are thinned, and the extremes stay
 LOG_LINES = 500
@@ -46,8 +47,10 @@ HEADINGS = (
 @require_GET
 def show_runs(request: ActorRequest) -> HttpResponse:
     query = RunQuery.read(request.GET)
+    page = list_runs(request.actor, query)
     context = {
-        "page": list_runs(request.actor, query),
+        "page": page,
+        "standings": explain_waits(page.rows, read_capacity()),
         "query": query,
         "headings": [_make_heading(query, *heading) for heading in HEADINGS],
         "statuses": Run.Status.values,

@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from django.db import DatabaseError
 
 from webapp.accounts.models import Actor
-from webapp.fleet.capacity import Capacity, read_capacity
+from webapp.fleet.capacity import read_capacity
+from webapp.runs.lineup import Lineup, Wait, read_lineup
 from webapp.runs.outcomes import Outcome
 from webapp.tinker.door import Answer, Door, refuse
 from webapp.tinker.fields import read_fields
@@ -37,8 +38,8 @@ class ParkedPolls(Door):
         self.waiting: dict[str, set[Future[Outcome]]] = {}
         self.ended: set[str] = set()  # said to have ended, results not read yet
         self.delivery: asyncio.Task[None] | None = None
-        self.capacity: asyncio.Task[Capacity] | None = None  # as it was a moment ago
-        self.capacity_at = 0.0
+        self.lineup: asyncio.Task[Lineup] | None = None  # as it was a moment ago
+        self.lineup_at = 0.0
 
     async def answer(self, actor: Actor, body: bytes) -> Answer:
         request_id = read_fields(body).text("request_id")
@@ -46,24 +47,24 @@ class ParkedPolls(Door):
         if outcome is None:
             return refuse(404, f"There is no request {request_id[:100]}.")
         if not outcome.is_over:
-            return try_again(request_id, explain(outcome, await self.find_capacity()))
+            return try_again(request_id, explain(outcome, await self.find_lineup()))
         return describe(outcome)
 
     async def answer_busy(self) -> Answer:
         """The SDK asks again at once, for ever: a little rest is kinder than a 5xx."""
         await asyncio.sleep(REST_SECONDS)
-        return try_again("", "the database does not answer")
+        return try_again("", Wait(reason="the database does not answer", is_stopped=True))
 
     def answer_stopping(self) -> Answer:
-        return try_again("", "the server is starting again")
+        return try_again("", Wait(reason="the server is starting again", is_stopped=True))
 
-    async def find_capacity(self) -> Capacity:
+    async def find_lineup(self) -> Lineup:
         """One look for all that are told at about the same time."""
         moment = asyncio.get_running_loop().time()
-        if self.capacity is None or moment - self.capacity_at > SWEEP_SECONDS:
-            self.capacity = asyncio.create_task(self.look(lambda _: read_capacity(), None))
-            self.capacity_at = moment
-        return await asyncio.shield(self.capacity)
+        if self.lineup is None or moment - self.lineup_at > SWEEP_SECONDS:
+            self.lineup = asyncio.create_task(self.look(look_around, None))
+            self.lineup_at = moment
+        return await asyncio.shield(self.lineup)
 
     async def wait(self, request_id: str, actor: Actor) -> Outcome | None:
         """None: unknown, or not this actor's. Parked before the look: no wake-up falls between."""
@@ -141,18 +142,24 @@ def describe(outcome: Outcome) -> Answer:
     return 200, outcome.content_type, outcome.result
 
 
-def explain(outcome: Outcome, capacity: Capacity) -> str:
-    """Why it takes so long; empty where it is only its turn that has not come."""
+def look_around(_: None) -> Lineup:
+    return read_lineup(read_capacity())
+
+
+def explain(outcome: Outcome, lineup: Lineup) -> Wait:
+    """Why it takes so long; without a reason it is being computed."""
     if outcome.request_id.startswith("call-"):
-        return capacity.explain_sampling(outcome.base_model_id)
-    return capacity.explain_training(outcome.base_model_id)
+        reason = lineup.capacity.explain_sampling(outcome.base_model_id)
+        return Wait(reason=reason, is_stopped=bool(reason))
+    return lineup.explain(outcome.run_id, outcome.seq)
 
 
-def try_again(request_id: str, reason: str) -> Answer:
+def try_again(request_id: str, wait: Wait) -> Answer:
+    """The SDK logs what is paused, at most once a minute, and nothing of what only has its turn."""
     answer = {
         "type": "try_again",
         "request_id": request_id,
-        "queue_state": "paused_capacity" if reason else "active",
-        "queue_state_reason": reason or None,
+        "queue_state": "paused_capacity" if wait.is_stopped else "active",
+        "queue_state_reason": wait.reason or None,
     }
     return 408, JSON, json.dumps(answer).encode()

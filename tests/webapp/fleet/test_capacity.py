@@ -19,7 +19,7 @@ def be_alive(kind: str, **holds: Any) -> Worker:
 
 def test_without_workers_nothing_trains_and_nothing_answers() -> None:
     capacity = read_capacity()
-    assert capacity.explain_training("bm-1") == NO_TRAINER
+    assert capacity.training == NO_TRAINER
     assert capacity.explain_sampling("bm-1") == NO_SAMPLER
 
 
@@ -45,7 +45,22 @@ def test_a_model_on_its_way_into_memory_is_named_to_those_who_want_it() -> None:
     be_alive("gpu", loading="acme/Wanted")
     be_alive("sampler", server="w/1", loading=["acme/Other"])
     capacity = read_capacity()
-    assert capacity.explain_training(wanted.pk) == "loading acme/Wanted"
-    assert capacity.explain_training(other.pk) == ""
+    assert capacity.explain_load(wanted.pk, "", "run-1") == "the worker gpu0 is loading acme/Wanted"
+    assert capacity.explain_load(other.pk, "", "run-1") == ""
     assert capacity.explain_sampling(other.pk) == "loading acme/Other"
     assert capacity.explain_sampling(wanted.pk) == ""
+
+
+def test_whose_worker_loads_another_model_or_restores_a_run_reads_that_too() -> None:
+    wanted, other = make_base_model("acme/Wanted"), make_base_model("acme/Other")
+    loader, restorer = be_alive("gpu", loading="acme/Other"), be_alive("gpu", restoring="run-2")
+    capacity = read_capacity()
+    told = capacity.explain_load(wanted.pk, loader.name, "run-1")
+    assert told == f"the worker {loader.name} is loading acme/Other"
+    assert capacity.explain_load(other.pk, restorer.name, "run-2") == (
+        "its weights were paged out, and are being restored"
+    )
+    assert capacity.explain_load(other.pk, restorer.name, "run-1") == (
+        f"the worker {restorer.name} is restoring another run's weights"
+    )
+    assert capacity.explain_load(wanted.pk, "unknown", "run-1") == ""

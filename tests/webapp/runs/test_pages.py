@@ -262,11 +262,11 @@ def test_the_list_takes_the_same_queries_for_one_run_and_for_thirty(
 ) -> None:
     base_model = make_base_model()
     make_recipe_run(alice, base_model)
-    with django_assert_num_queries(6):
+    with django_assert_num_queries(8):
         browser.get("/runs/")
     for number in range(30):
         make_recipe_run(alice, base_model, name=f"run {number}")
-    with django_assert_num_queries(6):
+    with django_assert_num_queries(8):
         assert b"run 29" in browser.get("/runs/").content
 
 

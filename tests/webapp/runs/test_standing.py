@@ -60,7 +60,7 @@ def test_a_run_whose_model_is_being_loaded_says_so(alice: Actor, base_model: Bas
     run = make_run(alice, base_model)
     assert explain_wait(run) == ""  # its program has asked for nothing
     queue.submit_operation(run, seq=0, kind="create_model", payload=b"{}")
-    assert explain_wait(run) == "loading the model acme/Tiny"
+    assert explain_wait(run) == "the worker w is loading acme/Tiny"
 
 
 def test_a_run_that_is_over_or_paused_waits_for_nobody(alice: Actor, base_model: BaseModel) -> None:

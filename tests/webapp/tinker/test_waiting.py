@@ -178,6 +178,22 @@ async def test_who_waits_for_its_turn_reads_that_all_is_well(world: World) -> No
     _, _, body = await poll(polls, world.program, request_id)
     assert json.loads(body)["queue_state"] == "active"
     assert json.loads(body)["queue_state_reason"] is None
+    behind = await sync_to_async(world.submit)(1)
+    polls.lineup = None  # it is looked at again
+    _, _, body = await poll(polls, world.program, behind)
+    assert json.loads(body)["queue_state"] == "active"
+    assert json.loads(body)["queue_state_reason"] == "1 operation of this run is ahead"
+    await polls.look(lambda _: connection.close(), None)
+    polls.threads.shutdown()
+
+
+async def test_who_waits_for_a_number_that_has_not_arrived_reads_which(world: World) -> None:
+    polls = ParkedPolls(hold_seconds=0.05)
+    await sync_to_async(Worker.objects.create)(name="w1", kind="gpu")
+    request_id = await sync_to_async(world.submit)(3)
+    _, _, body = await poll(polls, world.program, request_id)
+    assert json.loads(body)["queue_state"] == "paused_capacity"
+    assert json.loads(body)["queue_state_reason"] == "waiting for seq_id 0, which has not arrived"
     await polls.look(lambda _: connection.close(), None)
     polls.threads.shutdown()
 

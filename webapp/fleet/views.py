@@ -7,6 +7,7 @@ from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from webapp.accounts.middleware import ActorRequest
+from webapp.accounts.models import Project
 from webapp.accounts.permissions import check_may_administer, may_administer
 from webapp.core.forms import show_errors
 from webapp.fleet.forms import BaseModelForm
@@ -47,5 +48,10 @@ def remove_model(request: ActorRequest) -> HttpResponse:
 @login_required
 @require_GET
 def show_workers(request: ActorRequest) -> HttpResponse:
-    context = {"tab": "workers", "workers": list_workers()}
+    context = {
+        "tab": "workers",
+        "workers": list_workers(),
+        "projects": Project.objects.with_share_for(request.actor),
+        "may_change": may_administer(request.actor),
+    }
     return render(request, "fleet/workers.html", context)

@@ -47,6 +47,6 @@ class WaitingRuns(APIView):
     @extend_schema(responses=WaitOutput(many=True))
     def get(self, request: Request) -> Response:
         runs = Run.objects.visible_to(actor_of(request)).filter(status__in=LIVE)
-        standings: Any = explain_waits(runs[:SHOWN], read_capacity())
-        waiting = [each for each in standings if each.wait]
+        standings = explain_waits(runs[:SHOWN], read_capacity())
+        waiting: Any = [each for each in standings if each.wait]
         return Response(WaitOutput(waiting, many=True).data)

@@ -13,6 +13,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from training.architectures import find_context
 from training.errors import InvalidInput
 
 Message = Mapping[str, Any]  # role, content; more where the template knows more
@@ -170,9 +171,10 @@ def find_stop_ids(
 
 def find_max_length(folder: Path, config: Mapping[str, Any]) -> int | None:
     """The model's context; a tokenizer that knows no limit says 1e30."""
+    model = read_json(folder / "config.json")
     limits = [
         config.get("model_max_length"),
-        read_json(folder / "config.json").get("max_position_embeddings"),
+        find_context(model) if "max_position_embeddings" in model else None,
     ]
     return min((int(n) for n in limits if isinstance(n, int | float) and n < 1e9), default=None)
 

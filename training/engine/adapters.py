@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from training.engine.embedding import LoraEmbedding
+from training.engine.logits import read_rule
 from training.engine.lora import Adapted, Block, LoraLinear, Pair, Route, Slice
 from training.errors import InvalidInput
 from training.types import MAX_RANK, LoraSpec
@@ -98,6 +99,7 @@ class Adapters:
             for part, layer in self.layers.values()
             if part == "unembed" and isinstance(layer, LoraLinear)
         )
+        self.logit_rule = read_rule(model.config)
         self.device = self.head.weight.device
         self.by_run: dict[str, Adapter] = {}
 

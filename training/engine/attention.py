@@ -1,19 +1,24 @@
 """Attention over packed rows, sequence by sequence, under our own name in transformers.
 
-Shapes: B batch, H query heads, K key heads, T tokens of the packed row, D head width.
+Shapes: B batch, H query heads, K key heads, T tokens of the packed row, D head width; C sequences
+of one call, N of their tokens that ask, L those they look back on and themselves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from training.engine.scores import Rule, attend_masked, find_seen
 
 ATTENTION = "hone"  # pass as attn_implementation when a model is loaded
+BLOCK_ROWS = 256  # queries of one call where a mask is needed
+SCORE_BYTES = 32 << 20  # of float32 scores that exist at one time where they are capped
+
+Pieces = Sequence[torch.Tensor]  # [1, heads, tokens, D] for each group
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,60 +37,78 @@ class Segments:
     groups: tuple[Group, ...]
 
 
-def attend(
-    module: nn.Module,
+def attend(  # noqa: PLR0913 - the signature is transformers'
+    module: nn.Module,  # noqa: ARG001
     query_BHTD: torch.Tensor,
     key_BKTD: torch.Tensor,
     value_BKTD: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,  # noqa: ARG001 - none is made: the segments say it
     *,
-    segments: Segments | None = None,
+    segments: Segments,
     scaling: float | None = None,
-    **kwargs: Any,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """With `segments`: causal inside each one, blind across. Without: transformers' own SDPA."""
-    if segments is None:
-        return sdpa_attention_forward(
-            module, query_BHTD, key_BKTD, value_BKTD, attention_mask, scaling=scaling, **kwargs
-        )
+    """Causal inside each segment, blind across."""
+    rule = Rule(scaling, sliding_window, softcap)
     sizes = [group.count * group.length for group in segments.groups]
-    pieces = [
-        torch.split_with_sizes(states, sizes, dim=2)
-        for states in (query_BHTD, key_BKTD, value_BKTD)
+    states = [
+        torch.split_with_sizes(each, sizes, dim=2) for each in (query_BHTD, key_BKTD, value_BKTD)
     ]
-    outputs = [
-        _attend_group(group, [_with_above(states, place, group) for states in pieces], scaling)
-        for place, group in enumerate(segments.groups)
-    ]
+    lengths = [group.length for group in segments.groups]
+    outputs = []
+    for place, group in enumerate(segments.groups):
+        depth = sum(lengths[above] for above in group.above)
+        if is_plain(rule, depth + group.length):
+            outputs.append(_attend_whole(group, place, states, rule))
+        else:
+            outputs.append(_attend_parts(group, place, states, rule))
     return torch.cat(outputs, dim=1), None
 
 
-def _with_above(pieces: Sequence[torch.Tensor], place: int, group: Group) -> torch.Tensor:
-    if not group.above:
-        return pieces[place]
-    return torch.cat([*(pieces[above] for above in group.above), pieces[place]], dim=2)
+def is_plain(rule: Rule, length: int) -> bool:
+    """Whether every token sees all before it, with scores as they are."""
+    return rule.softcap is None and (rule.window is None or rule.window >= length)
 
 
-def _attend_group(
-    group: Group, states: Sequence[torch.Tensor], scaling: float | None
-) -> torch.Tensor:
+def _attend_whole(group: Group, place: int, states: Sequence[Pieces], rule: Rule) -> torch.Tensor:
     """Equally long sequences in one call; returns [1, tokens of the group, H, D].
 
     A group that continues others is attended from their beginning on, and its end is taken:
     a square is what every fast kernel knows, and attention is a small share of a pass.
     """
-    query, key, value = (_unfold(state, group.count) for state in states)
-    attended = nn.functional.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        is_causal=True,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    if group.above:
-        attended = attended[:, :, -group.length :]
-    return attended.transpose(1, 2).flatten(0, 1).unsqueeze(0)
+    paths = (_with_above(pieces, place, group) for pieces in states)
+    query, key, value = (_unfold(path, group.count) for path in paths)
+    return _fold(attend_causal(query, key, value, rule)[:, :, -group.length :])
+
+
+def _attend_parts(group: Group, place: int, states: Sequence[Pieces], rule: Rule) -> torch.Tensor:
+    reach = None if rule.window is None else rule.window - 1
+    queries, *others = states
+    paths = (_with_above(pieces, place, group, reach) for pieces in others)
+    key, value = (_unfold(path, group.count) for path in paths)
+    return _fold(attend_blocks(_unfold(queries[place], group.count), key, value, rule))
+
+
+def _with_above(pieces: Pieces, place: int, group: Group, reach: int | None = None) -> torch.Tensor:
+    """A group's tokens after those that it continues, of which the last `reach` are enough."""
+    if not group.above:
+        return pieces[place]
+    path = [pieces[above] for above in group.above]
+    if reach is not None:
+        path = cut_front(path, reach)
+    return torch.cat([*path, pieces[place]], dim=2)
+
+
+def cut_front(path: Pieces, length: int) -> list[torch.Tensor]:
+    """As many pieces, and as much of the first of them, as the last `length` tokens lie in."""
+    kept: list[torch.Tensor] = []
+    for piece in reversed(path):
+        if length > 0:
+            kept.append(piece[:, :, -length:])
+            length -= piece.shape[2]
+    return kept[::-1]
 
 
 def _unfold(states_1HTD: torch.Tensor, count: int) -> torch.Tensor:
@@ -93,12 +116,72 @@ def _unfold(states_1HTD: torch.Tensor, count: int) -> torch.Tensor:
     return torch.unflatten(states_1HTD.squeeze(0), 1, (count, -1)).transpose(0, 1)
 
 
-def build_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
-    """A mask only where the caller brought one: a packed row is cut by segments instead."""
-    if kwargs.get("attention_mask") is None:
-        return None
-    return sdpa_mask(*args, **kwargs)
+def _fold(attended_CHND: torch.Tensor) -> torch.Tensor:
+    return attended_CHND.transpose(1, 2).flatten(0, 1).unsqueeze(0)
+
+
+def attend_causal(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: Rule
+) -> torch.Tensor:
+    return nn.functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        is_causal=True,
+        scale=rule.scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def attend_blocks(
+    query_CHND: torch.Tensor, key_CKLD: torch.Tensor, value_CKLD: torch.Tensor, rule: Rule
+) -> torch.Tensor:
+    """Queries that are the last N of L tokens, some at a time, each with no more keys than it sees.
+
+    So a window costs its own width a token, not the sequence's, and capped scores never exist all.
+    """
+    (count, heads, length, _), total = query_CHND.shape, key_CKLD.shape[2]
+    outputs = []
+    for start, stop in cut_rows(total - length, total, rule, count * heads):
+        first = 0 if rule.window is None else max(0, start - rule.window + 1)
+        query = query_CHND[:, :, start + length - total : stop + length - total]
+        key, value = key_CKLD[:, :, first:stop], value_CKLD[:, :, first:stop]
+        if start == first == 0 and is_plain(rule, stop):
+            outputs.append(attend_causal(query, key, value, rule))
+        else:
+            outputs.append(_attend_rows(query, key, value, start - first, rule))
+    return torch.cat(outputs, dim=2)
+
+
+def cut_rows(start: int, stop: int, rule: Rule, num_heads: int) -> Iterator[tuple[int, int]]:
+    """Positions of queries that are attended together: first those that the window reaches back
+    from to the beginning, which need no mask."""
+    at, size = start, BLOCK_ROWS
+    if start == 0 and rule.window is not None and is_plain(rule, rule.window):
+        at = min(rule.window, stop)
+        yield 0, at
+    if rule.softcap is not None:
+        num_keys = stop if rule.window is None else min(stop, rule.window + BLOCK_ROWS)
+        size = max(1, min(BLOCK_ROWS, SCORE_BYTES // (4 * num_heads * num_keys)))
+    yield from ((each, min(each + size, stop)) for each in range(at, stop, size))
+
+
+def _attend_rows(
+    query_CHQD: torch.Tensor,
+    key_CKLD: torch.Tensor,
+    value_CKLD: torch.Tensor,
+    offset: int,
+    rule: Rule,
+) -> torch.Tensor:
+    """The first query lies `offset` keys after the first key. Heads that share a key are queries of
+    one head: not every kernel that takes a mask also knows grouped heads."""
+    (_, heads, num_rows, _), (_, shared, total, _) = query_CHQD.shape, key_CKLD.shape
+    places = torch.arange(total, device=key_CKLD.device)
+    mask_QL = find_seen(places[offset : offset + num_rows], places, rule.window)
+    grouped = torch.unflatten(query_CHQD, 1, (shared, -1)).flatten(2, 3)
+    mask = mask_QL.repeat(heads // shared, 1)
+    attended = attend_masked(grouped, key_CKLD, value_CKLD, mask, rule)
+    return torch.unflatten(attended, 2, (-1, num_rows)).flatten(1, 2)
 
 
 AttentionInterface.register(ATTENTION, attend)
-AttentionMaskInterface.register(ATTENTION, build_mask)

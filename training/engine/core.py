@@ -12,12 +12,13 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from training.architectures import find_context, read_architecture
 from training.encryption import encrypt_files, read_recipients
 from training.engine import checkpoint
 from training.engine.adapters import Adapter, Adapters
 from training.engine.attention import ATTENTION
 from training.engine.cycle import Cycle, Outcome, Pack
-from training.engine.families import check_agreement, check_architecture
+from training.engine.families import check_agreement
 from training.engine.optim import (
     STATES,
     OptimizerState,
@@ -57,7 +58,7 @@ class Engine:
         self.token_budget = token_budget
         self.num_parameters = model.num_parameters()
         self.vocab_size: int = model.config.vocab_size
-        self.context: int = model.config.max_position_embeddings
+        self.context: int = find_context(model.config.to_dict())
         self.flops = 0.0  # of all passes so far
         self.adapters = Adapters(model)
         self.optimizers: dict[str, OptimizerState] = {}
@@ -242,11 +243,11 @@ class Engine:
 
 def open_model(path: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
     """Frozen, with our attention."""
+    read_architecture(path)
     disable_progress_bar()  # type: ignore[no-untyped-call]
     model = AutoModelForCausalLM.from_pretrained(
         path, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True
     )
-    check_architecture(model)
     model.train(False).requires_grad_(False).to(device)
     return model
 

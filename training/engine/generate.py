@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from training.architectures import find_context, read_architecture
 from training.engine.adapters import Adapters
 from training.engine.calls import Call, Finished, Listener, LoadedAdapter, NewToken, Sample, Span
 from training.engine.kvcache import KvCache, Row, bytes_per_token
@@ -66,7 +67,7 @@ class Generator:
         if can_pack(model):
             pack_linears(model, self.adapters)
         self.loaded: dict[str, LoadedAdapter] = {}
-        self.context: int = model.config.max_position_embeddings
+        self.context: int = find_context(model.config.to_dict())
         self.vocabulary: int = model.config.vocab_size
         self.end_ids = find_end_ids(model)
         self.cache = KvCache()
@@ -86,6 +87,7 @@ class Generator:
         dtype: torch.dtype = torch.float32,
         limits: Limits | None = None,
     ) -> "Generator":
+        read_architecture(path)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
         nn.Module.to(model, device)
         file = path / "tokenizer.json"
@@ -242,8 +244,8 @@ class Generator:
         """Logits in float32 of rows that the adapters of `keys` own; equal keys lie together."""
         slices = [Slice(key, index, index + 1) for index, key in enumerate(keys)]
         with self.adapters.serve(merge_slices(slices)):
-            logits_RV: Tensor = self.adapters.head(hidden_RD)
-        return logits_RV.float()
+            outputs_RV: Tensor = self.adapters.head(hidden_RD)
+        return self.adapters.logit_rule.apply_(outputs_RV.float())
 
     def _score_prompts(self, spans: Sequence[Span], hidden_TD: Tensor) -> None:
         stop = 0

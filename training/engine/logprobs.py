@@ -11,36 +11,45 @@ from typing import Any
 
 import torch
 
-from training.engine.lora import Active, LoraLinear, Pair, Sums, add_gradients, sum_product
+from training.engine.logits import IDENTITY, LogitRule
+from training.engine.lora import Active, LoraLinear, Pair, add_gradients, sum_product
 from training.engine.products import multiply, pull_back
 
 CHUNK_BYTES = 32 << 20  # of float32 logits, or rows of the head, that exist at one time
 
 
 def compute_logprobs(
-    hidden_PH: torch.Tensor, targets_PK: torch.Tensor, head: LoraLinear, active: Active
+    hidden_PH: torch.Tensor,
+    targets_PK: torch.Tensor,
+    head: LoraLinear,
+    active: Active,
+    rule: LogitRule = IDENTITY,
 ) -> torch.Tensor:
     """Float32 log-probability of each target; `active` are the runs that train the head."""
     if torch.is_grad_enabled():
         leaves = [leaf for *_, pair in active for leaf in (pair.a, pair.b)]
-        return _Logprobs.apply(hidden_PH, targets_PK, head, active, *leaves)  # type: ignore[no-any-return,no-untyped-call]
-    return _read_logprobs(hidden_PH, targets_PK, head, active, None).logprobs
+        return _Logprobs.apply(hidden_PH, targets_PK, head, active, rule, *leaves)  # type: ignore[no-any-return,no-untyped-call]
+    return _read_logprobs(hidden_PH, targets_PK, head, active, rule, None).logprobs
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """Of each position: its targets' log-probabilities, the logarithm of the sum of all
-    exponentials, and what share of it is not the first target's."""
+    exponentials, and what share of it is not the first target's; how steep the targets' logits are,
+    where a model bends them."""
 
     logprobs: torch.Tensor  # (P, K)
     lse: torch.Tensor  # (P, 1)
     rest: torch.Tensor  # (P, 1)
+    gains: torch.Tensor | None  # (P, K)
 
     @classmethod
-    def empty(cls, targets_PK: torch.Tensor) -> "Reading":
+    def empty(cls, targets_PK: torch.Tensor, rule: LogitRule) -> "Reading":
         shape, device = targets_PK.shape, targets_PK.device
-        columns = (torch.empty(len(targets_PK), 1, device=device) for _ in range(2))
-        return cls(torch.empty(shape, dtype=torch.float32, device=device), *columns)
+        lse_P1, rest_P1 = torch.empty(2, len(targets_PK), 1, device=device)
+        gains_PK = None if rule.is_identity else torch.empty(shape, device=device)
+        logprobs_PK = torch.empty(shape, dtype=torch.float32, device=device)
+        return cls(logprobs_PK, lse_P1, rest_P1, gains_PK)
 
 
 def _read_logprobs(
@@ -48,15 +57,18 @@ def _read_logprobs(
     targets_PK: torch.Tensor,
     head: LoraLinear,
     active: Active,
+    rule: LogitRule,
     slopes_PH: torch.Tensor | None,
 ) -> Reading:
     """Fills `slopes_PH`, where given, with the derivative of the first target's log-probability by
     its position: the target's row of the head less the mean of all rows. Of the weights, not of the
     rows, the difference is exact: a head in bfloat16 rounds away what a sure target has left.
     """
-    reading = Reading.empty(targets_PK)
+    reading = Reading.empty(targets_PK, rule)
     for start, stop, pair in cut_chunks(len(targets_PK), head.weight.shape[0], active):
-        shifted_CV = _project(hidden_PH[start:stop], head, pair)
+        outputs_CV = _project(hidden_PH[start:stop], head, pair)
+        gains = 1.0 if slopes_PH is None else rule.find_gains(outputs_CV)
+        shifted_CV = rule.apply_(outputs_CV)
         highest_C1 = shifted_CV.amax(dim=1, keepdim=True)
         shifted_CV.sub_(highest_C1)
         first_C1 = targets_PK[start:stop, :1]
@@ -70,8 +82,15 @@ def _read_logprobs(
         reading.rest[start:stop] = others_C1 / total_C1
         if slopes_PH is not None:
             weights_CV.scatter_(1, first_C1, -others_C1)
+            if reading.gains is not None:
+                weights_CV.mul_(gains)
+                reading.gains[start:stop] = pick_gains(gains, targets_PK[start:stop])
             slopes_PH[start:stop] = _pull_back(weights_CV, head, pair) / -total_C1
     return reading
+
+
+def pick_gains(gains: torch.Tensor | float, targets_CK: torch.Tensor) -> torch.Tensor | float:
+    return gains if isinstance(gains, float) else gains.gather(1, targets_CK)
 
 
 def cut_chunks(
@@ -106,11 +125,16 @@ def _pull_back(weights_CV: torch.Tensor, head: LoraLinear, pair: Pair | None) ->
 
 
 def _pull_others(
-    grad_CK: torch.Tensor, targets_CK: torch.Tensor, head: LoraLinear, pair: Pair | None
+    grad_CK: torch.Tensor,
+    gains_CK: torch.Tensor | None,
+    targets_CK: torch.Tensor,
+    head: LoraLinear,
+    pair: Pair | None,
 ) -> torch.Tensor:
     """By how much the rows of the other targets lead away from the first one's."""
     others_CK = grad_CK[:, 1:]
     grad_CK = torch.cat([-others_CK.sum(dim=1, keepdim=True), others_CK], dim=1)
+    grad_CK = grad_CK if gains_CK is None else grad_CK * gains_CK
     grad_CK, targets_CK = _drop_zeros(grad_CK, targets_CK)
     rows_CH = _sum_rows(head.weight, grad_CK, targets_CK)
     if pair is not None:
@@ -155,21 +179,23 @@ class _Logprobs(torch.autograd.Function):
         targets_PK: torch.Tensor,
         head: LoraLinear,
         active: Active,
+        rule: LogitRule,
         *leaves: torch.Tensor,
     ) -> torch.Tensor:
         slopes_PH = None
         if ctx.needs_input_grad[0]:
             slopes_PH = torch.empty(hidden_PH.shape, device=hidden_PH.device)
-        reading = _read_logprobs(hidden_PH, targets_PK, head, active, slopes_PH)
-        ctx.head, ctx.active, ctx.num_leaves = head, active, len(leaves)
-        ctx.save_for_backward(hidden_PH, targets_PK, slopes_PH, reading.lse, reading.rest)
+        reading = _read_logprobs(hidden_PH, targets_PK, head, active, rule, slopes_PH)
+        ctx.head, ctx.active, ctx.rule, ctx.num_leaves = head, active, rule, len(leaves)
+        totals = (reading.lse, reading.rest)
+        ctx.save_for_backward(hidden_PH, targets_PK, slopes_PH, reading.gains, *totals)
         return reading.logprobs
 
     @staticmethod
     def backward(ctx: Any, grad_PK: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden_PH, targets_PK, slopes_PH, *totals = ctx.saved_tensors
+        hidden_PH, targets_PK, slopes_PH, gains_PK, *totals = ctx.saved_tensors
         if ctx.head.sums is not None:
-            _sum_head(ctx.head, ctx.head.sums, hidden_PH, targets_PK, grad_PK, totals)
+            _sum_head(ctx.head, ctx.rule, hidden_PH, targets_PK, grad_PK, totals)
         grad_PH = None
         if slopes_PH is not None:
             grad_PH = slopes_PH.mul_(grad_PK.sum(dim=1, keepdim=True))
@@ -177,12 +203,15 @@ class _Logprobs(torch.autograd.Function):
             rows = slice(start, stop)
             if pair is not None:
                 _add_head_gradients(
-                    ctx.head, pair, hidden_PH[rows], targets_PK[rows], grad_PK[rows]
+                    ctx.head, pair, hidden_PH[rows], targets_PK[rows], grad_PK[rows], ctx.rule
                 )
             if grad_PH is not None and targets_PK.shape[1] > 1:
-                grad_PH[rows] += _pull_others(grad_PK[rows], targets_PK[rows], ctx.head, pair)
+                gains_CK = None if gains_PK is None else gains_PK[rows]
+                grad_PH[rows] += _pull_others(
+                    grad_PK[rows], gains_CK, targets_PK[rows], ctx.head, pair
+                )
         grad_PH = None if grad_PH is None else grad_PH.to(hidden_PH.dtype)
-        return (grad_PH, None, None, None, *[None] * ctx.num_leaves)
+        return (grad_PH, None, None, None, None, *[None] * ctx.num_leaves)
 
 
 def _add_head_gradients(
@@ -191,29 +220,39 @@ def _add_head_gradients(
     hidden_CH: torch.Tensor,
     targets_CK: torch.Tensor,
     grad_CK: torch.Tensor,
+    rule: LogitRule,
 ) -> None:
     """The gradient by the logits is grad * (one at the target - probabilities), for all targets."""
-    grad_CV = _project(hidden_CH, head, pair).softmax(dim=1)
+    outputs_CV = _project(hidden_CH, head, pair)
+    gains = rule.find_gains(outputs_CV)
+    grad_CV = rule.apply_(outputs_CV).softmax(dim=1)
     grad_CV.mul_(-grad_CK.sum(dim=1, keepdim=True)).scatter_add_(1, targets_CK, grad_CK)
+    if not rule.is_identity:
+        grad_CV.mul_(gains)
     low_CR = hidden_CH @ pair.a.to(hidden_CH.dtype).T
     add_gradients(pair, hidden_CH, low_CR, grad_CV.to(hidden_CH.dtype))
 
 
 def _sum_head(
     head: LoraLinear,
-    sums: Sums,
+    rule: LogitRule,
     hidden_PH: torch.Tensor,
     targets_PK: torch.Tensor,
     grad_PK: torch.Tensor,
     totals: Sequence[torch.Tensor],
 ) -> None:
     """The gradient of the head's own rows, W at a time: each row's sum is written once."""
+    sums = head.sums
+    assert sums is not None
     size = max(1, CHUNK_BYTES // (4 * max(1, len(hidden_PH))))
     for start in range(0, head.weight.shape[0], size):
         rows = slice(start, start + size)
         bias_W = None if head.bias is None else head.bias[rows]
-        logits_PW = multiply(hidden_PH, head.weight[rows], bias_W).float()
-        grad_PW = _pull_logits(logits_PW, targets_PK - start, grad_PK, totals)
+        outputs_PW = multiply(hidden_PH, head.weight[rows], bias_W).float()
+        gains = rule.find_gains(outputs_PW)
+        grad_PW = _pull_logits(rule.apply_(outputs_PW), targets_PK - start, grad_PK, totals)
+        if not rule.is_identity:
+            grad_PW.mul_(gains)
         sum_product(sums.weight[rows], grad_PW.to(hidden_PH.dtype).T, hidden_PH, 1.0)
         if sums.bias is not None:
             sums.bias[rows] += grad_PW.sum(dim=0)

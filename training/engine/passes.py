@@ -166,7 +166,9 @@ def project(
     rows_P = torch.from_numpy(layout.places[indices_P]).to(hidden_TH.device)
     targets_PK = torch.from_numpy(targets_UK[indices_P]).to(hidden_TH.device)
     active = adapters.head.find_active([find_range(part, indices_P) for part in layout.parts])
-    return compute_logprobs(hidden_TH[rows_P], targets_PK, adapters.head, active)
+    return compute_logprobs(
+        hidden_TH[rows_P], targets_PK, adapters.head, active, adapters.logit_rule
+    )
 
 
 def find_range(part: Part, indices_P: IntArray) -> Slice:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from training.engine.kvcache import Row
+from training.engine.scores import Rule, attend_masked, find_seen
 
 ATTENTION = "hone_generate"
 
@@ -41,14 +42,12 @@ class StepAttention:
             *(ChunkAttention(each, device) for each in chunks if each.stop - each.start > 1),
         ]
 
-    def attend(
-        self, layer: int, qkv: tuple[Tensor, Tensor, Tensor], scale: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, qkv: tuple[Tensor, Tensor, Tensor], rule: Rule) -> Tensor:
         """Stores keys and values of shape (1, K, T, D), returns (1, T, H, D)."""
         query_THD, key_TKD, value_TKD = (tensor[0].transpose(0, 1) for tensor in qkv)
         out_THD = query_THD.new_empty(*query_THD.shape[:2], value_TKD.shape[-1])
         for part in self.parts:
-            part.attend(layer, (query_THD, key_TKD, value_TKD), out_THD, (scale, window))
+            part.attend(layer, (query_THD, key_TKD, value_TKD), out_THD, rule)
         return out_THD[None]
 
 
@@ -62,13 +61,15 @@ class SlabAttention:
         self.slots = torch.tensor([chunk.row.slot for chunk in chunks], device=device)
         self.positions = torch.tensor([chunk.past for chunk in chunks], device=device)
         # Slots that do not decode now borrow the first token; what comes out for them is dropped.
-        sources, lengths = [chunks[0].start] * self.num_rows, [1] * self.num_rows
+        sources = [chunks[0].start] * self.num_rows
+        lengths = [chunks[0].past + 1] * self.num_rows
         for chunk in chunks:
             sources[chunk.row.slot], lengths[chunk.row.slot] = chunk.start, chunk.past + 1
         self.sources = torch.tensor(sources, device=device)
         self.lengths = torch.tensor(lengths, device=device)
         # Kernels on CUDA want masks whose rows are a multiple of 16 long; all capacities are.
         self.longest = -(-max(lengths) // 16) * 16
+        self.shortest = min(lengths)
         self.masks: dict[int | None, Tensor] = {}
 
     def attend(
@@ -76,31 +77,34 @@ class SlabAttention:
         layer: int,
         qkv: tuple[Tensor, Tensor, Tensor],
         out_THD: Tensor,
-        how: tuple[float, int | None],
+        rule: Rule,
     ) -> None:
         query, key, value = qkv
         keys, values = self.slab.layer(layer, key, value)
         keys[self.slots, :, self.positions] = key[self.tokens]
         values[self.slots, :, self.positions] = value[self.tokens]
-        scale, window = how
         grouped = query[self.sources].view(self.num_rows, keys.shape[1], -1, query.shape[-1])
-        answer = torch.nn.functional.scaled_dot_product_attention(
+        first = self._find_first(rule.window)
+        answer = attend_masked(
             grouped,
-            keys[: self.num_rows, :, : self.longest],
-            values[: self.num_rows, :, : self.longest],
-            attn_mask=self._mask(window, query.dtype),
-            scale=scale,
+            keys[: self.num_rows, :, first : self.longest],
+            values[: self.num_rows, :, first : self.longest],
+            self._mask(rule.window, query.dtype),
+            rule,
         )
         out_THD[self.tokens] = answer.flatten(1, 2)[self.slots]
 
+    def _find_first(self, window: int | None) -> int:
+        """What lies before it, no token of a window sees."""
+        return 0 if window is None else max(0, self.shortest - window) // 16 * 16
+
     def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
         if window not in self.masks:
-            places = torch.arange(self.longest, device=self.lengths.device)
-            hidden = places >= self.lengths[:, None]
-            if window is not None:
-                hidden |= places < self.lengths[:, None] - window
-            mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-            self.masks[window] = mask.masked_fill_(hidden, float("-inf"))[:, None, None]
+            first, device = self._find_first(window), self.lengths.device
+            places = torch.arange(first, self.longest, device=device)
+            seen = find_seen(self.lengths - 1, places, window)
+            mask = torch.zeros(seen.shape, dtype=dtype, device=device)
+            self.masks[window] = mask.masked_fill_(~seen, float("-inf"))[:, None, None]
         return self.masks[window]
 
 
@@ -117,7 +121,7 @@ class ChunkAttention:
         layer: int,
         qkv: tuple[Tensor, Tensor, Tensor],
         out_THD: Tensor,
-        how: tuple[float, int | None],
+        rule: Rule,
     ) -> None:
         row, tokens = self.chunk.row, slice(self.chunk.start, self.chunk.stop)
         end = self.chunk.past + self.chunk.stop - self.chunk.start
@@ -125,29 +129,25 @@ class ChunkAttention:
         keys, values = row.slab.layer(layer, qkv[1], qkv[2])
         keys[row.slot, :, self.chunk.past : end] = key
         values[row.slot, :, self.chunk.past : end] = value
-        scale, window = how
+        first = 0 if rule.window is None else max(0, self.chunk.past + 1 - rule.window)
         shared = query.shape[0] // keys.shape[1]
-        answer = torch.nn.functional.scaled_dot_product_attention(
+        answer = attend_masked(
             query[None],
-            keys[row.slot, :, :end].repeat_interleave(shared, 0)[None],
-            values[row.slot, :, :end].repeat_interleave(shared, 0)[None],
-            attn_mask=self._mask(window, end),
-            scale=scale,
+            keys[row.slot, :, first:end].repeat_interleave(shared, 0)[None],
+            values[row.slot, :, first:end].repeat_interleave(shared, 0)[None],
+            self._mask(rule.window, first, end),
+            rule,
         )
         out_THD[tokens] = answer[0].transpose(0, 1)
 
-    def _mask(self, window: int | None, end: int) -> Tensor:
+    def _mask(self, window: int | None, first: int, end: int) -> Tensor:
         if window not in self.masks:
-            at = torch.arange(self.chunk.past, end, device=self.device)[:, None]
-            place = torch.arange(end, device=self.device)
-            seen = place <= at
-            if window is not None:
-                seen &= place > at - window
-            self.masks[window] = seen
+            places = torch.arange(first, end, device=self.device)
+            self.masks[window] = find_seen(places[self.chunk.past - first :], places, window)
         return self.masks[window]
 
 
-def attend(
+def attend(  # noqa: PLR0913 - the signature is transformers'
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -156,11 +156,13 @@ def attend(
     step: StepAttention,
     scaling: float,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     **_options: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls in place of its own attention."""
     layer: int = module.layer_idx  # type: ignore[assignment]
-    return step.attend(layer, (query, key, value), scaling, sliding_window), None
+    rule = Rule(scaling, sliding_window, softcap)
+    return step.attend(layer, (query, key, value), rule), None
 
 
 AttentionInterface.register(ATTENTION, attend)

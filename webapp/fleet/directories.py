@@ -8,16 +8,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from training.architectures import Architecture, read_architecture
+from training.errors import InvalidInput
 from webapp.core.errors import UserError
 
-# Models whose attention, norms and projections the engine packs exactly. Others train wrongly or
-# not at all, so they are refused by name.
-ARCHITECTURES = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-)
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
 
 
@@ -38,8 +32,7 @@ def inspect_directory(path: Path) -> ModelDirectory:
     """Raises `UserError` with the reason where the directory cannot be trained."""
     if not path.is_dir():
         raise UserError(f"{path} is not a directory on this machine.", field="path")
-    config = _read_json(path / "config.json")
-    architecture = _check_architecture(config)
+    architecture = _read_architecture(path)
     weights = sorted(path.glob("*.safetensors"))
     if not weights:
         raise UserError(f"{path} has no .safetensors file: the weights are missing.", field="path")
@@ -47,29 +40,21 @@ def inspect_directory(path: Path) -> ModelDirectory:
         raise UserError(f"{path} has no tokenizer.json.", field="path")
     return ModelDirectory(
         path=path,
-        architecture=architecture,
+        architecture=architecture.name,
         num_parameters=sum(_count_parameters(file) for file in weights),
-        context_tokens=_read_size(config, "max_position_embeddings"),
-        vocab_size=_read_size(config, "vocab_size"),
+        context_tokens=architecture.context_tokens,
+        vocab_size=architecture.vocab_size,
         has_chat_template=_has_chat_template(path),
         digest=_hash_files([path / "config.json", *weights]),
     )
 
 
-def _check_architecture(config: dict[str, Any]) -> str:
-    architecture = next(iter(config.get("architectures") or []), "")
-    if architecture not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise UserError(
-            f"config.json names the architecture {architecture or 'nothing'};"
-            f" the ones that can be trained are {known}.",
-            field="path",
-        )
-    if config.get("sliding_window") and config.get("use_sliding_window", True):
-        raise UserError("Models with sliding-window attention cannot be trained yet.", field="path")
-    if config.get("quantization_config"):
-        raise UserError("The weights are quantized: add the unquantized directory.", field="path")
-    return str(architecture)
+def _read_architecture(path: Path) -> Architecture:
+    """The engine decides by the same file, in the same words."""
+    try:
+        return read_architecture(path)
+    except InvalidInput as error:
+        raise UserError(str(error), field="path") from None
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -82,13 +67,6 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{file} does not hold a JSON object.", field="path")
     return content
-
-
-def _read_size(config: dict[str, Any], key: str) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or value < 1:
-        raise UserError(f"config.json says {key} = {value!r}; it must be a number.", field="path")
-    return value
 
 
 def _count_parameters(file: Path) -> int:

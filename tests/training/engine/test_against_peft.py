@@ -1,15 +1,19 @@
 """The engine against plain transformers and peft: losses, gradients, steps, reloaded adapters."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
+from tests.training.engine.reference import (
+    load_peft,
+    peft_parameters,
+    read_gradients,
+    sum_loss,
+)
 from tests.training.engine.rows import make_data
 from training.engine.core import Engine
 from training.types import AdamParams, Datum, ForwardBackward, ForwardBackwardOutput, LoraSpec
@@ -24,42 +28,6 @@ SPECS = {
     "embedding only": LoraSpec(rank=3, train_mlp=False, train_attn=False, train_embed=True),
     "head and embedding": LoraSpec(rank=4, train_mlp=False, train_unembed=True, train_embed=True),
 }
-
-
-def load_peft(base: Path, adapter: Path) -> PeftModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    with warnings.catch_warnings():
-        # peft warns of a tied head (that it works is what is tested), and reads a property that
-        # transformers has renamed.
-        warnings.simplefilter("ignore", UserWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        return PeftModel.from_pretrained(model, adapter, is_trainable=True)
-
-
-def sum_loss(model: PeftModel, data: Sequence[Datum]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """One sequence at a time, the whole vocabulary, no packing: nothing of ours."""
-    logprobs = []
-    total = torch.zeros(())
-    for datum in data:
-        logits = model(input_ids=torch.from_numpy(datum.tokens)[None]).logits[0]
-        targets = torch.from_numpy(datum.inputs["target_tokens"])
-        chosen = logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
-        total = total - (chosen * torch.from_numpy(datum.inputs["weights"])).sum()
-        logprobs.append(chosen.detach())
-    return total, logprobs
-
-
-def read_gradients(engine: Engine, run: str) -> dict[str, torch.Tensor]:
-    adapter = engine.adapters.by_run[run]
-    return adapter.view(adapter.gradients)
-
-
-def peft_parameters(model: PeftModel) -> dict[str, torch.Tensor]:
-    return {
-        name.replace(".default", ""): parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
 
 
 def train_once(engine: Engine, data: Sequence[Datum]) -> ForwardBackwardOutput:

@@ -12,8 +12,8 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from tests.training.engine.reference import load_peft, peft_parameters
 from tests.training.engine.rows import make_data
-from tests.training.engine.test_against_peft import load_peft, peft_parameters
 from tests.training.engine.test_core import read_gradients, run_request
 from tests.training.tracing import trace
 from training.engine.core import Engine

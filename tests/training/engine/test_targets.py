@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.training.engine.reference import load_peft, peft_parameters, read_gradients
 from tests.training.engine.rows import make_data, make_datum
-from tests.training.engine.test_against_peft import load_peft, peft_parameters, read_gradients
 from training.engine import logprobs as projections
 from training.engine.core import Engine
 from training.types import Datum, ForwardBackward, ForwardBackwardOutput, LoraSpec

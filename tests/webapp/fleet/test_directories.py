@@ -66,9 +66,32 @@ def test_an_unknown_architecture_is_refused_by_name(folder: Path) -> None:
     assert "MambaForCausalLM" in refusal(folder)
 
 
-def test_sliding_windows_are_refused(folder: Path) -> None:
+def test_sliding_windows_are_taken(folder: Path) -> None:
+    change_config(folder, architectures=["MistralForCausalLM"], model_type="mistral")
     change_config(folder, sliding_window=128)
-    assert "sliding-window" in refusal(folder)
+    assert inspect_directory(folder).architecture == "MistralForCausalLM"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"architectures": ["MambaForCausalLM"], "state_size": 16}, "keeps a state"),
+        ({"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}, "encoder"),
+        ({"architectures": ["LlavaForConditionalGeneration"], "vision_config": {}}, "than text"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "layers of linear_attention"),
+    ],
+)
+def test_other_kinds_of_models_are_refused_with_the_reason(
+    folder: Path, changes: dict[str, object], reason: str
+) -> None:
+    change_config(folder, **changes)
+    assert reason in refusal(folder)
+
+
+def test_the_context_ends_where_the_engine_ends_it(folder: Path) -> None:
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 256}
+    change_config(folder, rope_parameters=rope)
+    assert inspect_directory(folder).context_tokens == 256
 
 
 def test_quantized_weights_are_refused(folder: Path) -> None:

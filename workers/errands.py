@@ -24,6 +24,8 @@ from workers.remote import RemoteFuture, RemoteModel
 SAVED_NAME = "step-{step:06d}"
 SAMPLED_NAME = "sampled-{step:06d}"
 SAMPLED_SECONDS = 6 * 3600  # weights that were saved for samples alone; an evaluation may queue
+# All weights take too much room to lie there for long; what is asked of them by then holds them.
+FULL_SAMPLED_SECONDS = 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +87,8 @@ class Errands:
         if wanted.checkpoint:
             return self.model.save_checkpoint(SAVED_NAME.format(step=step), kind="training")
         name = SAMPLED_NAME.format(step=step)
-        return self.model.save_checkpoint(name, kind="sampler", ttl_seconds=SAMPLED_SECONDS)
+        seconds = FULL_SAMPLED_SECONDS if self.run.is_full else SAMPLED_SECONDS
+        return self.model.save_checkpoint(name, kind="sampler", ttl_seconds=seconds)
 
     def _go_on(self, errand: Errand) -> None:
         checkpoint = errand.saved.result()

@@ -1,10 +1,17 @@
-"""One installation for all tests of the whole product: it takes seconds to start."""
+"""One installation for all tests of the whole product, and a browser that is signed in to it."""
 
 from collections.abc import Iterator
 
 import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.e2e.live import Live
+
+CHROMIUM = "/usr/bin/chromium"
+# Without these a browser tries to reach its maker's hosts.
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"] + [
+    f"--disable-{what}" for what in ("background-networking", "component-update", "sync")
+]
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +20,35 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     installation.start()
     yield installation
     installation.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser, live: Live) -> Iterator[Page]:
+    """Signed in by a link, as the first person is; fails on any error the pages make."""
+    page = browser.new_context(
+        base_url=live.url, viewport={"width": 1440, "height": 900}
+    ).new_page()
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("response", lambda r: complaints.append(r.url) if r.status >= 500 else None)
+    page.goto(make_sign_in_link(live))
+    expect(page).to_have_title("Overview · Hone")
+    yield page
+    assert complaints == []
+
+
+def make_sign_in_link(live: Live) -> str:
+    secret = live.manage(
+        "from webapp.accounts.models import User\n"
+        "from webapp.accounts.services import create_sign_in_link\n"
+        "print(create_sign_in_link(user=User.objects.get(username='owner')))"
+    )
+    return f"{live.url}/sign-in/{secret}/"

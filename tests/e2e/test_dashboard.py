@@ -3,22 +3,16 @@
 import json
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from tests.e2e.live import Live
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
-CHROMIUM = "/usr/bin/chromium"
-# Without these a browser tries to reach its maker's hosts.
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"] + [
-    f"--disable-{what}" for what in ("background-networking", "component-update", "sync")
-]
 TRAINING_MS = 180_000
 # The longest line of the first chart: what was really drawn, not what could be fetched.
 DRAWN_LOSSES = (
@@ -36,38 +30,6 @@ ROWS = [
     for b in range(10)
 ]
 NO_ANSWER = {"messages": [{"role": "user", "content": "And then?"}]}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def page(browser: Browser, live: Live) -> Iterator[Page]:
-    """Signed in by a link, as the first person is; fails on any error the pages make."""
-    page = browser.new_context(
-        base_url=live.url, viewport={"width": 1440, "height": 900}
-    ).new_page()
-    complaints: list[str] = []
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("response", lambda r: complaints.append(r.url) if r.status >= 500 else None)
-    page.goto(make_sign_in_link(live))
-    expect(page).to_have_title("Overview · Hone")
-    yield page
-    assert complaints == []
-
-
-def make_sign_in_link(live: Live) -> str:
-    secret = live.manage(
-        "from webapp.accounts.models import User\n"
-        "from webapp.accounts.services import create_sign_in_link\n"
-        "print(create_sign_in_link(user=User.objects.get(username='owner')))"
-    )
-    return f"{live.url}/sign-in/{secret}/"
 
 
 def follow(page: Page, name: str | re.Pattern[str]) -> None:

@@ -1,17 +1,14 @@
 """An SFT run over the operation log: recipe and device take turns in one process."""
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.webapp.cast import make_actor
 from tests.workers.cast import make_device, make_tiny
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
-from webapp.datasets.models import Dataset, DatasetVersion
+from webapp.datasets.models import DatasetVersion
 from webapp.deployments.models import SamplingCall
 from webapp.evals.models import EvalSuite, Evaluation
 from webapp.fleet.models import BaseModel
@@ -62,38 +59,6 @@ class TurnWaiter:
         if act := self.acts.get(self.num_turns):
             act()
         assert run_turn(self.device), f"nothing to do, and {request_id} has not ended"
-
-
-@pytest.fixture
-def actor() -> Actor:
-    return make_actor()
-
-
-@pytest.fixture
-def version(actor: Actor, tmp_path: Path) -> DatasetVersion:
-    words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": f"Say {first} and {second}."},
-                {"role": "assistant", "content": f"{first} {second}"},
-            ]
-        }
-        for first in words
-        for second in words[:3]
-    ]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return DatasetVersion.objects.create(
-        project=actor.project,
-        dataset=Dataset.objects.create(project=actor.project, name="words"),
-        number=1,
-        status=DatasetVersion.Status.READY,
-        filename="rows.jsonl",
-        format="jsonl",
-        upload_path="rows.jsonl",
-        rows_path="rows.jsonl",
-        num_rows=len(rows),
-    )
 
 
 @pytest.fixture

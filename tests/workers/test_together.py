@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from tests.webapp.cast import make_actor
 from tests.workers.cast import Program, make_client_run, make_device, read_loss, take_turns
-from tests.workers.test_recipe import TurnWaiter, drive, make_sft_run, read_curve, version
+from tests.workers.test_recipe import TurnWaiter, drive, make_sft_run, read_curve
 from training.engine.core import Engine
 from training.engine.cycle import Pack
 from training.engine.passes import Tally
@@ -16,15 +15,8 @@ from webapp.runs.models import Run
 
 pytestmark = pytest.mark.django_db
 
-__all__ = ["version"]  # a fixture: the rows of the dashboard's run
-
 STEPS = range(5)
 QUIET = {"sampling": {"prompts": [], "every": 0}, "checkpoint_every": 0, "evaluate_every": 0}
-
-
-@pytest.fixture
-def actor() -> Actor:
-    return make_actor()
 
 
 @pytest.fixture

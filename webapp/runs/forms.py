@@ -56,8 +56,7 @@ class LaunchForm(forms.Form):
         initial=1e-4,
         min_value=1e-9,
         max_value=1,
-        help_text="1e-4 suits an adapter of a model of a billion parameters and more, 1e-3 one of"
-        " a small model. All weights take a tenth of that.",
+        help_text="An adapter takes 1e-4, of a small model 1e-3; all weights take a tenth of it.",
     )
     rank = forms.IntegerField(
         label="LoRA rank",

@@ -17,6 +17,8 @@ from django.utils.timezone import now
 
 from training.engine.core import TOKEN_BUDGET, Engine
 from training.engine.cycle import Cycle
+from training.engine.lead import Lead, LeadEngine
+from training.engine.ranks import Plan
 from training.fairness import Shares
 from training.types import ForwardBackward
 from webapp.accounts.models import Project
@@ -28,6 +30,7 @@ from webapp.settings import read_int
 from workers import journal
 from workers.execute import Held
 from workers.news import News
+from workers.ranks import read_plan
 
 BEAT_SECONDS = 10.0
 TIDY_SECONDS = 10.0
@@ -46,6 +49,7 @@ class Setup:
     token_budget: int = TOKEN_BUDGET
     max_models: int = 2
     max_runs: int = 32
+    plan: Plan | None = None  # of the processes that hold its models together
 
 
 def read_setup() -> Setup:
@@ -57,6 +61,7 @@ def read_setup() -> Setup:
         token_budget=GPU_TOKEN_BUDGET if is_gpu else TOKEN_BUDGET,
         max_models=read_int("HONE_RESIDENT_MODELS", 2),
         max_runs=read_int("HONE_RESIDENT_RUNS", 32),
+        plan=read_plan("cuda" if is_gpu else "cpu"),
     )
 
 
@@ -76,6 +81,7 @@ class Device:
     """Everything in it can be lost: rows and autosaves make it again."""
 
     setup: Setup
+    lead: Lead | None = None  # where its models are held by several processes
     engines: dict[str, Engine] = field(default_factory=dict)  # the longest unused first
     held: dict[str, Held] = field(default_factory=dict)  # the longest unused first
     pending: dict[str, deque[Operation]] = field(default_factory=dict)  # marked running, by run
@@ -165,13 +171,11 @@ class Device:
         """It may take a minute, and whoever waits for it can read why."""
         self.loading = base_model.name
         beat(self)
+        path, dtype, budget = Path(base_model.path), self.setup.dtype, self.setup.token_budget
         try:
-            return Engine.load(
-                Path(base_model.path),
-                device=self.setup.device,
-                dtype=self.setup.dtype,
-                token_budget=self.setup.token_budget,
-            )
+            if self.lead is not None:
+                return self.lead.load(path, dtype=dtype, token_budget=budget)
+            return Engine.load(path, device=self.setup.device, dtype=dtype, token_budget=budget)
         finally:
             self.loading = ""
             beat(self)
@@ -182,6 +186,8 @@ class Device:
         self.cycles.pop(engine, None)
         for run_id in [key for key, held in self.held.items() if held.engine is engine]:
             self.evict(run_id)
+        if isinstance(engine, LeadEngine):
+            engine.lead.close(engine)
 
     def evict(self, run_id: str) -> None:
         held = self.held[run_id]
@@ -277,24 +283,30 @@ def unregister(device: Device) -> None:
     """An orderly end: what can be saved is, so that the next worker has little to repeat."""
     for run_id in list(device.held):
         device.evict(run_id)
+    if device.lead is not None:
+        device.lead.end()
     queue.release_worker(worker=device.name)
     remove_worker(name=device.setup.name, pid=os.getpid())
 
 
 def describe_device(setup: Setup) -> tuple[str, int]:
+    """What people read of it, and the memory of all its ranks."""
+    plan = f", {setup.plan}" if setup.plan else ""
+    num_devices = setup.plan.size if setup.plan else 1
     if setup.device == "cuda":
         properties = torch.cuda.get_device_properties(0)
-        return properties.name, properties.total_memory
+        return properties.name + plan, properties.total_memory * num_devices
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return f"{cores} CPU core{'s' if cores > 1 else ''}", memory
+    return f"{cores} CPU core{'s' if cores > 1 else ''}{plan}", memory
 
 
 def measure_flops(setup: Setup) -> float:
     """The best of some square matrix products: what estimates begin with on a new machine."""
     size = 4096 if setup.device == "cuda" else 1024
     left = torch.randn(size, size, device=setup.device, dtype=setup.dtype)
-    return max(_time_product(left) for _ in range(20))
+    num_ranks = setup.plan.size if setup.plan else 1
+    return num_ranks * max(_time_product(left) for _ in range(20))
 
 
 def _time_product(left: torch.Tensor) -> float:

@@ -26,6 +26,7 @@ from workers.celery import app
 from workers.device import Device, Heart, Job, read_setup, register, unregister
 from workers.execute import Done, catch_up, execute, note_pass, read_request
 from workers.news import News
+from workers.ranks import open_lead
 
 LOOP_SECONDS = 1.0  # then whatever else waits on this worker's queue has its turn
 NO_SPACE = os.strerror(errno.ENOSPC)  # libraries wrap it in errors of their own
@@ -253,7 +254,9 @@ def loop(device: Device) -> None:
 
 def open_device() -> Device:
     if Holder.device is None:
-        Holder.device = Device(setup=read_setup(), news=News())
+        setup = read_setup()
+        lead = open_lead(setup.plan) if setup.plan else None
+        Holder.device = Device(setup=setup, lead=lead, news=News())
         register(Holder.device)
         Holder.heart = Heart(Holder.device)
         Holder.heart.start()

@@ -11,9 +11,9 @@ from typing import cast
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from training.engine.orders import FAILURES, Order, obey
+from training.engine.orders import Order, obey
 from training.engine.ranked import RankedEngine
-from training.engine.ranks import HOST, OutOfStep, Plan, Ranks, Sharing
+from training.engine.ranks import HOST, Plan, Ranks, Sharing
 
 PR_SET_PDEATHSIG = 1
 
@@ -29,7 +29,7 @@ class Follower:
         while (order := cast(Order, self.ranks.hear())).verb:
             try:
                 obey(self.ranks, order, partial(self.act, order))
-            except (OutOfStep, *FAILURES) as error:
+            except order.failures as error:
                 logger.info("rank %s: %s: %s", self.ranks.rank, order.verb, error)
 
     def act(self, order: Order) -> None:

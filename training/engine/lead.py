@@ -10,10 +10,10 @@ import torch
 
 from training.engine.cycle import Pack
 from training.engine.elastic import Followers
-from training.engine.orders import FAILURES, Order, obey
+from training.engine.orders import Order, obey
 from training.engine.passes import Tally
 from training.engine.ranked import Head, RankedEngine, cut_shares
-from training.engine.ranks import OutOfStep, Plan
+from training.engine.ranks import Plan
 from training.types import LoraSpec, Optimizer, OptimizerParams, OptimStepOutput
 
 T = TypeVar("T")
@@ -43,18 +43,14 @@ class Lead:
         self.order(Order(verb="close", engine=engine.number), lambda: None)
 
     def order(self, order: Order, act: Callable[[], T]) -> T:
-        is_clean = False
         try:
             self.ranks.hear(order)
-            done = obey(self.ranks, order, act)
-            is_clean = True
-        except (OutOfStep, *FAILURES):
-            is_clean = True
+            return obey(self.ranks, order, act)
+        except order.failures:
             raise
-        finally:
-            if not is_clean:
-                self.lose(f"{order.verb} broke in the middle")
-        return done
+        except BaseException as error:
+            self.lose(f"{order.verb} broke off: {error!r}")
+            raise
 
     def end(self) -> None:
         """Every rank's process ends. In the order in which they came nothing is left waiting."""

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
-from training.engine.ranks import Ranks
+from training.engine.ranks import OutOfStep, Ranks
 from training.errors import InvalidInput
 
 # Of a rank by itself, which has let no other one wait: what cannot be read, or is not understood.
@@ -25,15 +25,19 @@ class Order:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def failures(self) -> tuple[type[Exception], ...]:
+        """What it may end with on all ranks; after anything else they are lost to each other."""
+        return (OutOfStep, InvalidInput) if self.verb in TOGETHER else (OutOfStep, *FAILURES)
+
 
 def obey(ranks: Ranks, order: Order, act: Callable[[], T]) -> T:
     """Every rank comes here with the same order; all succeed, or all raise the same."""
-    harmless: tuple[type[Exception], ...] = FAILURES
-    if order.verb in TOGETHER:
-        harmless = (InvalidInput,)
     try:
         done = act()
-    except harmless as error:
+    except OutOfStep:
+        raise
+    except order.failures as error:
         ranks.agree(str(error), f"how {order.verb} ended")
         raise
     ranks.agree(None, f"how {order.verb} ended")

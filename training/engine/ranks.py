@@ -35,7 +35,9 @@ class Plan:
                 f"models are shared over ranks by {' or '.join(SHARINGS)}, not by {self.sharing!r}"
             )
         available = torch.cuda.device_count() if self.device == "cuda" else self.size
-        if not 1 <= self.size <= available:
+        if self.size < 1:
+            raise InvalidInput(f"{self.size} ranks hold nothing: say 1 or more")
+        if self.size > available:
             raise InvalidInput(f"{self.size} ranks need a device each, and {available} are here")
 
     def name_device(self, rank: int) -> str:

@@ -249,7 +249,7 @@ def test_what_is_refused_leaves_the_ranks_in_step(double: LeadEngine, tmp_path: 
 def test_a_base_model_that_cannot_be_read_is_refused_by_all_ranks(
     lead: Lead, double: LeadEngine, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="Unrecognized model"):
+    with pytest.raises(InvalidInput, match="no config"):
         load(lead, tmp_path)
     train(double)
 

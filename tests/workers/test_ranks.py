@@ -1,0 +1,64 @@
+"""A worker of two ranks: its runs go on from the journal like any other's."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.workers.cast import Program, make_client_run, make_device, read_loss, take_turns
+from training.engine.lead import Lead
+from training.engine.ranks import Plan
+from webapp.fleet.models import Worker
+from workers.device import Device, Setup, register, unregister
+from workers.ranks import read_plan
+
+pytestmark = pytest.mark.django_db
+
+PLAN = Plan(size=2, limit_seconds=60.0)
+
+
+def fail(why: str) -> None:
+    raise AssertionError(why)
+
+
+@pytest.fixture
+def device() -> Iterator[Device]:
+    lead = Lead(PLAN, fail)
+    yield Device(setup=Setup(name="w1", plan=PLAN, max_models=1), lead=lead)
+    if not lead.followers.is_ending:
+        lead.end()
+
+
+def test_two_ranks_train_as_one_and_another_worker_goes_on_with_the_run(device: Device) -> None:
+    sharded, plain = Program(), Program(run=make_client_run(1))
+    for program in (sharded, plain):
+        program.create()
+    first = sharded.train(range(3)), plain.train(range(3))
+    register(device)
+    assert Worker.objects.get(name="w1").device.endswith(", 2 ranks, sharded")
+    take_turns(device)
+    held = device.held[sharded.run.pk]
+    unregister(device)
+    assert held.run.autosave_path
+    sharded.run.refresh_from_db()
+    assert sharded.run.worker == ""
+    second = sharded.train(range(3, 6)), plain.train(range(3, 6))
+    take_turns(make_device("w2"))
+    for ours, theirs in zip((*first[0], *second[0]), (*first[1], *second[1]), strict=True):
+        assert read_loss(ours) == pytest.approx(read_loss(theirs), rel=1e-5)
+
+
+def test_the_plan_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_plan("cpu") is None
+    monkeypatch.setenv("HONE_RANKS", "2")
+    assert read_plan("cpu") == Plan(size=2, sharing="fsdp")
+    monkeypatch.setenv("HONE_SHARD", "replicas")
+    assert str(read_plan("cpu")) == "2 ranks, replicas"
+
+
+@pytest.mark.parametrize(("name", "value"), [("HONE_RANKS", "0"), ("HONE_SHARD", "tensor")])
+def test_a_worker_that_was_told_nonsense_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=value):
+        read_plan("cpu")

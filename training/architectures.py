@@ -23,10 +23,12 @@ ARCHITECTURES = {
     "GraniteForCausalLM": "granite",
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "mistral",
+    "MixtralForCausalLM": "mixtral",
     "Phi3ForCausalLM": "phi3",
     "PhiForCausalLM": "phi",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
 }
 LAYERS = frozenset({"full_attention", "sliding_attention"})
 ROPES = frozenset({"default", "dynamic", "linear", "llama3", "longrope", "yarn"})
@@ -107,6 +109,13 @@ def find_unusual(name: str, config: Config) -> str:
         return "attends to tokens that follow, and only causal models can be trained"
     if others := {name_rope(config, rope) for rope in list_ropes(config)} - ROPES:
         return f"turns its positions by {', '.join(sorted(others))}, which is not known here"
+    return find_gap(config)
+
+
+def find_gap(config: Config) -> str:
+    """PEFT takes `gate_proj` for the experts' and has no name left for a dense layer's."""
+    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
+        return "has layers without experts (mlp_only_layers, decoder_sparse_step) between others"
     return ""
 
 

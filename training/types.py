@@ -31,11 +31,14 @@ class Datum:
     """One sequence. Position i of `inputs` speaks of the token that follows `tokens[i]`.
 
     `target_tokens` and `weights` may be (N, K): K candidates for the token that follows.
+    `routes`, for a mixture of experts: what each of the L layers with experts has to choose for
+    each token; a layer's k ids may all be -1, then it chooses itself.
     """
 
     tokens: IntArray  # (N,)
     inputs: Mapping[str, NDArray[Any]]  # target_tokens, weights, advantages ...: (N,)
     sampled: NDArray[np.bool_] | None = None  # (N,): which targets were sampled, where that is told
+    routes: IntArray | None = None  # (N, L, k)
 
     @property
     def num_targets(self) -> int:
@@ -101,6 +104,7 @@ class ForwardBackward:
     config: Mapping[str, float | str] = field(default_factory=dict)
     forward_only: bool = False
     custom: CustomLoss | None = None  # what config's loss_id names
+    with_routes: bool = False  # tell which experts were chosen; of a mixture only
 
     @property
     def num_tokens(self) -> int:
@@ -116,10 +120,11 @@ class ForwardBackward:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardBackwardOutput:
     """`logprobs[i]` has the shape of datum i's `target_tokens`; metric keys are `name:reduction`,
-    `loss:sum` always."""
+    `loss:sum` always. `routes`, where they were asked for, are as in `Datum`."""
 
     logprobs: Sequence[FloatArray]
     metrics: Mapping[str, float]
+    routes: Sequence[IntArray] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from training.engine.embedding import LoraEmbedding
+from training.engine.experts import NAMES, LoraExperts, name_stacks
 from training.engine.logits import read_rule
-from training.engine.lora import Adapted, Block, LoraLinear, Pair, Route, Slice
+from training.engine.lora import Adapted, Block, LoraLinear, Pair, Route, Slice, cut_stack
+from training.engine.routes import Routing
 from training.errors import InvalidInput
 from training.types import MAX_RANK, LoraSpec
 
@@ -66,7 +68,7 @@ class Adapter:
             )
             for flat in (self.values, self.gradients)
         )
-        return {
+        pairs = {
             name: Pair(
                 a=next(values).requires_grad_(),
                 b=next(values).requires_grad_(),
@@ -76,6 +78,7 @@ class Adapter:
             )
             for name in self.blocks
         }
+        return {name: cut_stack(pair) if pair.a.ndim == 3 else pair for name, pair in pairs.items()}
 
     def _initialise(self, layers: Mapping[str, Adapted]) -> None:
         """From numbers drawn on the CPU: the same seed gives the same adapter on every device."""
@@ -93,6 +96,7 @@ class Adapters:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.route = Route()
+        self.routing = find_routing(model)
         self.layers = replace_layers(model, self.route)
         self.head = next(
             layer
@@ -165,16 +169,24 @@ def check_spec(spec: LoraSpec) -> None:
         )
 
 
+def find_routing(model: PreTrainedModel) -> Routing | None:
+    """None: the model is dense."""
+    routers = [
+        model.get_submodule(f"{name.rpartition('.')[0]}.gate") for name, _ in list_experts(model)
+    ]
+    return Routing(routers) if routers else None
+
+
+def list_experts(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
+    return [
+        (name, module) for name, module in model.named_modules() if type(module).__name__ in NAMES
+    ]
+
+
 def replace_layers(model: PreTrainedModel, route: Route) -> dict[str, tuple[Part, Adapted]]:
     """Put a layer with adapters in the place of every one that a run may train."""
-    parts = find_linears(model)
-    if set(parts.values()) != {"attn", "mlp", "unembed"}:
-        raise InvalidInput(
-            f"{type(model).__name__} has no linear layers for attention, for an MLP and for a "
-            "head: it cannot be trained"
-        )
     found: dict[str, tuple[Part, Adapted]] = {}
-    embedding = model.get_input_embeddings()
+    embedding, parts = model.get_input_embeddings(), find_linears(model)
     for name, module in list(model.named_modules()):
         if module is embedding:
             found[name] = ("embed", LoraEmbedding(embedding, route))
@@ -182,6 +194,16 @@ def replace_layers(model: PreTrainedModel, route: Route) -> dict[str, tuple[Part
             found[name] = (parts[name], LoraLinear(module, route))
     for name, (_, layer) in found.items():
         model.set_submodule(name, layer)
+    for name, module in list_experts(model):
+        experts = LoraExperts(module, route)
+        model.set_submodule(name, experts)
+        stacks = zip(name_stacks(name, module), experts.stacks, strict=True)
+        found |= {stack_name: ("mlp", stack) for stack_name, stack in stacks}
+    if {part for part, _ in found.values()} != {"embed", "attn", "mlp", "unembed"}:
+        raise InvalidInput(
+            f"{type(model).__name__} has no linear layers for attention, for an MLP and for a "
+            "head: it cannot be trained"
+        )
     return found
 
 

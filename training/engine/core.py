@@ -29,6 +29,7 @@ from training.engine.optim import (
 )
 from training.engine.passes import Tally, run_pass
 from training.engine.probes import choose_probe_tokens, make_probe
+from training.engine.routes import check_routes
 from training.errors import InvalidInput
 from training.fairness import Shares
 from training.requests import check_request
@@ -127,6 +128,7 @@ class Engine:
         """InvalidInput where it cannot be computed."""
         self._adapter(run)
         check_request(request, self.vocab_size, self.context)
+        check_routes(request, self.adapters.routing)
 
     def run_pack(self, pack: Pack, tallies: Mapping[str, Tally]) -> None:
         """One pass: adds to the gradients of its runs, and to their tallies."""

@@ -5,7 +5,7 @@ Shapes: N rows (tokens, flattened), I inputs and O outputs of a layer, R rank.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,16 +25,37 @@ class Slice:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Pair:
-    """One run's A and B in one layer, and the sums of their gradients. Views of flat buffers."""
+    """One run's A and B in one layer, and the sums of their gradients. Views of flat buffers.
+
+    Those of a stack have a dimension more in front, and `parts` are its pairs one by one.
+    """
 
     a: torch.Tensor  # [R, I]
     b: torch.Tensor  # [O, R]
     a_grad: torch.Tensor
     b_grad: torch.Tensor
     scale: float
+    parts: tuple["Pair", ...] = ()
 
 
 Active = tuple[tuple[int, int, Pair], ...]
+
+
+def cut_stack(stack: Pair) -> Pair:
+    """With its parts, whose gradients are views too."""
+    tensors = zip(stack.a.detach(), stack.b.detach(), stack.a_grad, stack.b_grad, strict=True)
+    is_trained = stack.a.requires_grad
+    parts = tuple(
+        Pair(
+            a=a.requires_grad_(is_trained),
+            b=b.requires_grad_(is_trained),
+            a_grad=a_grad,
+            b_grad=b_grad,
+            scale=stack.scale,
+        )
+        for a, b, a_grad, b_grad in tensors
+    )
+    return replace(stack, parts=parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +89,6 @@ class Block:
 
 class Adapted(nn.Module):
     """A layer with any number of runs' adapters beside it."""
-
-    weight: torch.Tensor
 
     def __init__(self, route: Route) -> None:
         super().__init__()

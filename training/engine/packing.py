@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from training.engine.attention import Group, Segments
 from training.engine.lora import Slice
+from training.engine.routes import FREE
 from training.types import Datum, IntArray
 
 MIN_SHARED = 16  # tokens; shorter ones save less than another call of attention costs
@@ -32,10 +33,14 @@ class Item:
         return len(self.datum.tokens)
 
     @property
-    def order(self) -> tuple[int, str, bytes]:
+    def order(self) -> tuple[int, str, bool, bytes]:
         """By targets a position and by run, then token by token: items that begin alike become
-        neighbours."""
-        return self.datum.num_targets, self.run, self.datum.tokens.astype(">i8").tobytes()
+        neighbours. Tokens that are routed differently are different tokens."""
+        tokens, routes = self.datum.tokens, self.datum.routes
+        if routes is not None:
+            tokens = np.column_stack([tokens, routes.reshape(len(tokens), -1)])
+        key = tokens.astype(">i8").tobytes()
+        return self.datum.num_targets, self.run, routes is not None, key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +48,7 @@ class Node:
     """Tokens from position `depth` on, after those of the nodes at `above`."""
 
     tokens: IntArray
+    routes: IntArray | None
     depth: int
     above: tuple[int, ...]
 
@@ -62,13 +68,18 @@ class Forest:
             first, last = self.items[cluster[0]], self.items[cluster[-1]]
             stop = count_shared(first, last)  # the length, where the cluster is one item
             path = (*above, len(self.nodes))
-            self.nodes.append(Node(tokens=first.datum.tokens[depth:stop], depth=depth, above=above))
+            self.nodes.append(cut_node(first.datum, depth, stop, above))
             for member in cluster:
                 self.paths[member] = path
             self.grow([m for m in cluster if self.items[m].length > stop], stop, path)
 
     def _rank(self, cluster: Sequence[int]) -> tuple[bool, int]:
         return len(cluster) == 1, self.items[cluster[0]].length
+
+
+def cut_node(datum: Datum, depth: int, stop: int, above: tuple[int, ...]) -> Node:
+    routes = None if datum.routes is None else datum.routes[depth:stop]
+    return Node(tokens=datum.tokens[depth:stop], routes=routes, depth=depth, above=above)
 
 
 def split_clusters(items: Sequence[Item], members: Sequence[int], depth: int) -> list[list[int]]:
@@ -84,7 +95,12 @@ def split_clusters(items: Sequence[Item], members: Sequence[int], depth: int) ->
 
 def count_shared(left: Item, right: Item) -> int:
     length = min(left.length, right.length)
-    differs = left.datum.tokens[:length] != right.datum.tokens[:length]
+    one, other = left.datum, right.datum
+    differs = one.tokens[:length] != other.tokens[:length]
+    if one.routes is not None and other.routes is not None:
+        differs |= (one.routes[:length] != other.routes[:length]).any(axis=(1, 2))
+    elif one.routes is not None or other.routes is not None:
+        return 0
     return int(differs.argmax()) if differs.any() else length
 
 
@@ -113,6 +129,7 @@ class Layout:
     parts: Sequence[Part]
     segments: Segments
     tokens: IntArray  # (T,)
+    routes: IntArray | None  # (T, L, k), where any datum has some
     positions: IntArray  # (T,)
     places: IntArray  # (U,): where in the row each position lies
 
@@ -137,11 +154,26 @@ def lay_out(pack: Sequence[Item]) -> Layout:
         ],
         segments=group_nodes(forest.nodes),
         tokens=np.concatenate([node.tokens for node in forest.nodes]),
+        routes=join_routes(forest.nodes),
         positions=np.concatenate(
             [node.depth + np.arange(len(node.tokens)) for node in forest.nodes]
         ),
         places=np.concatenate([locate(forest, path, starts) for path in forest.paths]),
     )
+
+
+def join_routes(nodes: Sequence[Node]) -> IntArray | None:
+    """Tokens without routes are free: their layers choose."""
+    known = next((node.routes for node in nodes if node.routes is not None), None)
+    if known is None:
+        return None
+    return np.concatenate(
+        [
+            np.full((len(node.tokens), *known.shape[1:]), FREE) if node.routes is None
+            else node.routes
+            for node in nodes
+        ]
+    )  # fmt: skip
 
 
 def locate(forest: Forest, path: Sequence[int], starts: Sequence[int]) -> NDArray[np.int64]:

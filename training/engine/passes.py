@@ -32,6 +32,7 @@ class Tally:
 
     request: ForwardBackward
     logprobs: list[FloatArray]
+    routes: dict[int, IntArray] = field(default_factory=dict)  # by index, where they are asked for
     loss: float = 0.0
     num_scored: int = 0
     custom: dict[str, float] = field(default_factory=dict)  # metrics of a custom loss, summed
@@ -82,7 +83,13 @@ class Tally:
         num_datums = len(self.request.data)
         for key, value in self.custom.items():
             metrics[key] = value / num_datums if key.endswith(":mean") else value
-        return ForwardBackwardOutput(logprobs=self.logprobs, metrics=metrics)
+        return ForwardBackwardOutput(
+            logprobs=self.logprobs,
+            metrics=metrics,
+            routes=[self.routes[i] for i in range(num_datums)]
+            if self.request.with_routes
+            else None,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +140,7 @@ def run_pass(
     layout = lay_out(pack)
     asked = collect_questions(pack, {run: tally.request for run, tally in tallies.items()})
     with adapters.serve([part.laid for part in layout.parts]):
-        hidden_TH = read_hidden(model, layout, adapters.device)
+        hidden_TH = read_routed(model, layout, adapters, tallies)
     logprobs_PK = project(adapters, layout, hidden_TH, asked.targets, asked.scored)
     with torch.no_grad():
         others_PK = project(adapters, layout, hidden_TH, asked.targets, asked.wanted)
@@ -142,6 +149,29 @@ def run_pass(
     told_UK[asked.wanted] = others_PK.cpu().numpy()
     store_logprobs(layout, told_UK, tallies)
     return sum_losses(layout, logprobs_PK, asked.scored, tallies), len(layout.tokens)
+
+
+def read_routed(
+    model: PreTrainedModel, layout: Layout, adapters: Adapters, tallies: Mapping[str, Tally]
+) -> torch.Tensor:
+    """Hidden states, and which experts they came through."""
+    routing = adapters.routing
+    if routing is None:
+        return read_hidden(model, layout, adapters.device)
+    with routing.replay(layout.routes, adapters.device), routing.record() as record:
+        hidden_TH = read_hidden(model, layout, adapters.device)
+    asking = [part for part in layout.parts if tallies[part.told.run].request.with_routes]
+    if asking:
+        store_routes(asking, record.read()[layout.places], tallies)
+    return hidden_TH
+
+
+def store_routes(parts: Sequence[Part], routes_ULK: IntArray, tallies: Mapping[str, Tally]) -> None:
+    for part in parts:
+        start = part.told.start
+        for item in part.items:
+            tallies[item.run].routes[item.index] = routes_ULK[start : start + item.length]
+            start += item.length
 
 
 def read_hidden(model: PreTrainedModel, layout: Layout, device: torch.device) -> torch.Tensor:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from training.engine.adapters import Adapters
-from training.engine.lora import Adapted, Block, Pair
+from training.engine.lora import Adapted, Block, Pair, cut_stack
 from training.errors import InvalidInput
 
 # Each changes what A and B mean, or names weights beside them.
@@ -40,8 +40,9 @@ def read_pairs(folder: Path, adapters: Adapters) -> dict[str, Pair]:
         tensors = load_file(folder / "adapter_model.safetensors")
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise InvalidInput(f"{folder} cannot be read as an adapter: {error}") from None
+    like = adapters.head.weight
     pairs = {
-        name: _take_pair(name, layer, tensors, config)
+        name: _take_pair(name, layer, tensors, config, like)
         for name, (_, layer) in adapters.layers.items()
         if layer.name_blocks(name, 1)[0].names[0] in tensors
     }
@@ -72,19 +73,24 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
 
 
 def _take_pair(
-    name: str, layer: Adapted, tensors: dict[str, torch.Tensor], config: Mapping[str, Any]
+    name: str,
+    layer: Adapted,
+    tensors: dict[str, torch.Tensor],
+    config: Mapping[str, Any],
+    like: torch.Tensor,
 ) -> Pair:
     rank = len(tensors[layer.name_blocks(name, 1)[0].names[0]])
     a, b = (_take_block(name, block, tensors) for block in layer.name_blocks(name, rank))
     divisor = math.sqrt(rank) if config.get("use_rslora") else rank
-    nothing = a.new_empty(0)
-    return Pair(
-        a=a.to(layer.weight.device, layer.weight.dtype),
-        b=b.to(layer.weight.device, layer.weight.dtype),
+    nothing = a.new_empty(len(a), 0)
+    pair = Pair(
+        a=a.to(like.device, like.dtype),
+        b=b.to(like.device, like.dtype),
         a_grad=nothing,
         b_grad=nothing,
         scale=config["lora_alpha"] / divisor,
     )
+    return cut_stack(pair) if pair.a.ndim == 3 else pair
 
 
 def _take_block(name: str, block: Block, tensors: dict[str, torch.Tensor]) -> torch.Tensor:

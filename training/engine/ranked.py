@@ -26,7 +26,7 @@ from training.engine.ranks import Ranks
 from training.engine.shards import count_local_bytes, give_up, run_whole, shard_model
 from training.engine.traced import Meter
 from training.errors import InvalidInput
-from training.types import FloatArray, ForwardBackward, OptimizerParams, OptimStepOutput
+from training.types import FloatArray, ForwardBackward, IntArray, OptimizerParams, OptimStepOutput
 
 T = TypeVar("T")
 NOTHING = np.zeros(0, np.float32)
@@ -69,6 +69,7 @@ class Found:
     work: int
     error: InvalidInput | None
     logprobs: Mapping[int, FloatArray]  # by index
+    routes: Mapping[int, IntArray]
 
     @classmethod
     def of(cls, tally: Tally, head: Head, items: Sequence[Item]) -> "Found":
@@ -80,6 +81,7 @@ class Found:
             work=tally.meter.work - head.work,
             error=tally.error,
             logprobs={item.index: tally.logprobs[item.index] for item in items},
+            routes=tally.routes,
         )
 
     def add_to(self, tally: Tally) -> None:
@@ -90,6 +92,7 @@ class Found:
         for totals, own in ((tally.custom, self.custom), (tally.policy, self.policy)):
             for key, value in own.items():
                 totals[key] = totals.get(key, 0.0) + value
+        tally.routes.update(self.routes)
         for index, logprobs in self.logprobs.items():
             tally.logprobs[index][:] = logprobs
 

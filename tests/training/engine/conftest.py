@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 from transformers import Qwen3ForCausalLM as Qwen3
 
 from training.engine.core import Engine
@@ -23,6 +32,7 @@ SHAPE: dict[str, Any] = {
     "head_dim": 8,
     "max_position_embeddings": 64,
 }
+NUM_EXPERTS = 4  # of a mixture
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +58,31 @@ def model_path(request: pytest.FixtureRequest, random_paths: dict[str, Path]) ->
     return {"tiny": TINY, **random_paths}[request.param]
 
 
+@pytest.fixture(scope="session")
+def mixtures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two mixtures of experts whose tokens go to different ones."""
+    folder = tmp_path_factory.mktemp("mixtures")
+    torch.manual_seed(3)
+    qwen = Qwen3MoeConfig(
+        **SHAPE, num_experts=NUM_EXPERTS, num_experts_per_tok=2, moe_intermediate_size=16
+    )
+    mixtral = MixtralConfig(**SHAPE, num_local_experts=NUM_EXPERTS, num_experts_per_tok=3)
+    models: dict[str, PreTrainedModel] = {
+        "qwen3_moe": Qwen3MoeForCausalLM(qwen),
+        "mixtral": MixtralForCausalLM(mixtral),
+    }
+    for name, model in models.items():
+        for parameter in model.parameters():  # routers of new models weigh all experts alike
+            torch.nn.init.normal_(parameter, std=0.1)
+        model.save_pretrained(folder / name)
+    return {name: folder / name for name in models}
+
+
+@pytest.fixture(params=["qwen3_moe", "mixtral"])
+def mixture(request: pytest.FixtureRequest, mixtures: dict[str, Path]) -> Path:
+    return mixtures[request.param]
+
+
 @pytest.fixture
 def engine(random_paths: dict[str, Path]) -> Engine:
     """A random Llama with one run, `run`."""
@@ -58,12 +93,14 @@ def engine(random_paths: dict[str, Path]) -> Engine:
 
 @pytest.fixture
 def stir() -> Callable[[Engine, str], None]:
-    """B starts at zero, where half of the gradients are zero too: give it values."""
+    """B starts at zero, where half of the gradients are zero too: give it values. Of an embedding
+    it is A that does."""
 
     def stir_adapter(engine: Engine, run: str) -> None:
         generator = torch.Generator().manual_seed(len(run))
         for pair in engine.adapters.by_run[run].pairs.values():
-            noise = torch.randn(pair.b.shape, generator=generator)
-            pair.b.detach().copy_(0.02 * noise)
+            blank = pair.b if pair.a.any() else pair.a
+            noise = torch.randn(blank.shape, generator=generator)
+            blank.detach().copy_(0.02 * noise)
 
     return stir_adapter

@@ -93,6 +93,15 @@ def test_a_known_family_in_an_unknown_shape_is_refused(
         inspect_config(make_config("gemma-3", **changes))
 
 
+@pytest.mark.parametrize("layers", [{"mlp_only_layers": [1]}, {"decoder_sparse_step": 2}])
+def test_a_mixture_with_dense_layers_between_is_refused(layers: dict[str, Any]) -> None:
+    config = Qwen3MoeConfig(**SHAPE, num_experts=4).to_dict()
+    names = {"architectures": ["Qwen3MoeForCausalLM"]}
+    assert inspect_config({**config, **names}).name == "Qwen3MoeForCausalLM"
+    with pytest.raises(InvalidInput, match="has layers without experts"):
+        inspect_config({**config, **names, **layers})
+
+
 @pytest.mark.parametrize(
     ("family", "changes", "context"),
     [

@@ -1,0 +1,200 @@
+"""Mixtures of experts against plain transformers and peft, and experts of several runs at once."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from tests.training.engine.conftest import NUM_EXPERTS
+from tests.training.engine.reference import load_peft, read_gradients, sum_loss
+from tests.training.engine.rows import make_data
+from tests.training.engine.test_against_peft import train_once
+from training.engine.core import Engine
+from training.engine.experts import multiply_at_once, multiply_groups, plan_places, pull_groups
+from training.engine.lora import Slice
+from training.types import AdamParams, ForwardBackward, ForwardBackwardOutput, LoraSpec
+
+Stir = Callable[[Engine, str], None]
+# The projections whose As and Bs peft keeps in one tensor each, and where it keeps them.
+FUSED = {
+    "qwen3_moe": ("mlp.experts", ("gate_proj", "up_proj"), ("down_proj",)),
+    "mixtral": ("block_sparse_moe.experts", ("w1", "w3"), ("w2",)),
+}
+
+
+def open_peft(base: Path, adapter: Path) -> PeftModel:
+    with warnings.catch_warnings():
+        # peft writes a pattern for what it has just fused, and then warns that nothing matches it.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return load_peft(base, adapter)
+
+
+def split_fused(model: PeftModel, kind: str, rank: int) -> dict[str, torch.Tensor]:
+    """Gradients by our names: of what peft has fused, each expert's and each projection's part."""
+    found = {}
+    place, inner, outer = FUSED[kind]
+    for name, parameter in model.named_parameters():
+        if parameter.grad is None:
+            continue
+        if ".mlp.experts." not in name:
+            found[name.replace(".default", "")] = parameter.grad
+            continue
+        prefix = name.partition("mlp.experts")[0] + place
+        projections = inner if "base_layer" in name else outer
+        width = rank * len(projections)
+        for expert in range(NUM_EXPERTS):
+            for at, projection in enumerate(projections):
+                ranks = slice(at * rank, (at + 1) * rank)
+                if "lora_A" in name:
+                    matrix = parameter.grad.view(NUM_EXPERTS, width, -1)[expert, ranks]
+                else:
+                    rows = len(parameter) // len(projections)
+                    stacked = parameter.grad.view(len(parameter), width, NUM_EXPERTS)
+                    matrix = stacked[at * rows : (at + 1) * rows, ranks, expert]
+                side = "lora_A" if "lora_A" in name else "lora_B"
+                found[f"{prefix}.{expert}.{projection}.{side}.weight"] = matrix
+    return found
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        LoraSpec(rank=3, alpha=6.0, seed=3),
+        LoraSpec(rank=2, train_attn=False),
+        LoraSpec(rank=4, train_mlp=False, train_unembed=True, train_embed=True),
+    ],
+    ids=["all layers", "experts only", "without experts"],
+)
+def test_loss_logprobs_and_gradients_are_those_of_peft(
+    mixture: Path, spec: LoraSpec, stir: Stir, tmp_path: Path
+) -> None:
+    engine = Engine.load(mixture)
+    engine.create_adapter("run", spec)
+    stir(engine, "run")
+    engine.save_weights("run", tmp_path / "saved", optimizer=False)
+    data = make_data(5, 17, 17, 30)
+    model = open_peft(mixture, tmp_path / "saved")
+    loss, logprobs = sum_loss(model, data)
+    loss.backward()
+    output = train_once(engine, data)
+    assert output.metrics["loss:sum"] == pytest.approx(loss.item(), rel=1e-5)
+    for ours, theirs in zip(output.logprobs, logprobs, strict=True):
+        np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
+    expected, gradients = split_fused(model, mixture.name, spec.rank), read_gradients(engine, "run")
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-5)
+
+
+def test_runs_of_different_ranks_together_are_the_same_as_apart(mixture: Path, stir: Stir) -> None:
+    engine = Engine.load(mixture)
+    specs = {
+        "a": LoraSpec(rank=4, train_unembed=True),
+        "bb": LoraSpec(rank=1, alpha=4.0, train_attn=False),
+        "ccc": LoraSpec(rank=2, train_mlp=False, train_embed=True),
+    }
+    requests = {
+        run: ForwardBackward(data=make_data(9, 20, seed=len(run))) for run in [*specs, "dddd"]
+    }
+    for run, spec in {**specs, "dddd": LoraSpec(rank=3)}.items():
+        engine.create_adapter(run, spec)
+        stir(engine, run)
+    apart = {run: engine.forward_backward({run: requests[run]})[run] for run in requests}
+    gradients = {run: engine.adapters.by_run[run].gradients.clone() for run in requests}
+    for run in requests:
+        engine.drop_gradients(run)
+    together = engine.forward_backward(requests)
+    for run in requests:
+        theirs, ours = apart[run], together[run]
+        assert isinstance(theirs, ForwardBackwardOutput)
+        assert isinstance(ours, ForwardBackwardOutput)
+        assert ours.metrics == pytest.approx(theirs.metrics, rel=1e-5)
+        found = engine.adapters.by_run[run].gradients
+        torch.testing.assert_close(found, gradients[run], atol=1e-5, rtol=1e-5)
+
+
+def test_experts_that_no_token_chose_have_no_gradient(mixture: Path, stir: Stir) -> None:
+    engine = Engine.load(mixture)
+    engine.create_adapter("run", LoraSpec(rank=2, train_attn=False))
+    stir(engine, "run")
+    request = ForwardBackward(data=make_data(1), with_routes=True)
+    output = engine.forward_backward({"run": request})["run"]
+    assert isinstance(output, ForwardBackwardOutput)
+    assert output.routes is not None
+    (routes,) = output.routes
+    place = FUSED[mixture.name][0]
+    for name, gradient in read_gradients(engine, "run").items():
+        layer = int(name.partition(".layers.")[2].partition(".")[0])
+        expert = int(name.partition(f"{place}.")[2].partition(".")[0])
+        assert bool(gradient.any()) is (expert in routes[0, layer])
+
+
+def test_saved_experts_reload_and_step_as_if_they_had_never_left(
+    mixture: Path, stir: Stir, tmp_path: Path
+) -> None:
+    engine, data = Engine.load(mixture), make_data(12, 30)
+    engine.create_adapter("run", LoraSpec(rank=2))
+    stir(engine, "run")
+    adam = AdamParams(learning_rate=1e-2)
+    train_once(engine, data)
+    engine.optim_step("run", adam)
+    engine.save_weights("run", tmp_path / "saved", optimizer=True)
+    _, theirs = sum_loss(open_peft(mixture, tmp_path / "saved"), data)
+    ours = train_once(engine, data).logprobs
+    for left, right in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(left, right.detach().numpy(), atol=1e-5)
+    engine.optim_step("run", adam)
+    other = Engine.load(mixture)
+    other.load_weights("run", tmp_path / "saved", optimizer=True)
+    train_once(other, data)
+    other.optim_step("run", adam)
+    assert torch.equal(other.adapters.by_run["run"].values, engine.adapters.by_run["run"].values)
+
+
+def test_a_run_alone_repeats_to_the_bit(mixture: Path, stir: Stir) -> None:
+    engine, data = Engine.load(mixture), make_data(12, 30)
+    engine.create_adapter("run", LoraSpec(rank=2, train_embed=True))
+    stir(engine, "run")
+    gradients = []
+    for _ in range(2):
+        train_once(engine, data)
+        gradients.append(engine.adapters.by_run["run"].gradients.clone())
+        engine.drop_gradients("run")
+    assert torch.equal(*gradients)
+
+
+def test_a_mixture_without_adapters_computes_what_transformers_does(mixture: Path) -> None:
+    engine = Engine.load(mixture)
+    plain = AutoModelForCausalLM.from_pretrained(mixture, dtype=torch.float32)
+    ids = torch.arange(40)[None] * 7 % 97
+    with torch.no_grad():
+        torch.testing.assert_close(
+            engine.model(input_ids=ids).logits, plain(input_ids=ids).logits, atol=1e-5, rtol=1e-5
+        )
+
+
+def test_the_grouped_product_of_a_gpu_is_that_of_one_expert_after_another() -> None:
+    torch.manual_seed(0)
+    ids_NK = torch.tensor([[0, 3], [3, 1], [0, 1], [3, 0]])
+    plan = plan_places(ids_NK, [Slice("one", 0, 1), Slice("two", 2, 4)], NUM_EXPERTS)
+    assert plan.spans == [(0, 0, 3), (1, 3, 5), (3, 5, 8)]  # nobody chose expert 2
+    assert plan.pieces == [
+        (0, "one", 0, 1),
+        (0, "two", 1, 3),
+        (1, "two", 4, 5),
+        (3, "one", 5, 6),
+        (3, "two", 7, 8),
+    ]
+    rows_SI, weight_EOI = torch.randn(8, 16), torch.randn(NUM_EXPERTS, 24, 16)
+    grad_SO = torch.randn(8, 24)
+    torch.testing.assert_close(
+        multiply_at_once(rows_SI, weight_EOI.mT, plan), multiply_groups(rows_SI, weight_EOI, plan)
+    )
+    torch.testing.assert_close(
+        multiply_at_once(grad_SO, weight_EOI, plan), pull_groups(grad_SO, weight_EOI, plan)
+    )

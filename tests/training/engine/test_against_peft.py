@@ -56,11 +56,11 @@ def test_loss_logprobs_and_gradients_are_those_of_peft(
     gradients = read_gradients(engine, "run")
     assert gradients.keys() == theirs_by_name.keys()
     for name, gradient in gradients.items():
-        theirs = theirs_by_name[name].grad
-        assert theirs is not None
+        expected = theirs_by_name[name].grad
+        assert expected is not None
         # B of an embedding has ones where others have hundredths, and so has its A's gradient.
-        size = max(1.0, theirs.abs().max().item())
-        torch.testing.assert_close(gradient, theirs, atol=1e-5 * size, rtol=1e-4)
+        size = max(1.0, expected.abs().max().item())
+        torch.testing.assert_close(gradient, expected, atol=1e-5 * size, rtol=1e-4)
 
 
 def test_weights_after_three_adam_steps_are_those_of_peft_and_torch(

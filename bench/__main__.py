@@ -5,15 +5,15 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from bench import load, sft, stack
+from bench import load, sft, stack, tenants
 from bench.contest import ROOT
+from bench.rows import Row, describe_rows
 
-Rows = list[dict[str, Any]]
-
-BENCHES: Mapping[str, Callable[[], Rows]] = {
+BENCHES: Mapping[str, Callable[[], list[Row]]] = {
     "sft": sft.measure,
+    "full": sft.measure_full,
+    "tenants": tenants.measure,
     "stack": stack.measure,
     "load": load.measure,
 }
@@ -28,27 +28,17 @@ def main(names: Sequence[str]) -> int:
         print(f"Measuring {name} ...", flush=True)
         rows = BENCHES[name]()
         store_rows(name, rows)
-        print_rows(rows)
+        print(*describe_rows(rows), sep="\n", flush=True)
     return 0
 
 
-def store_rows(name: str, rows: Rows) -> None:
+def store_rows(name: str, rows: list[Row]) -> None:
     """Rows of this bench replace those of its last run; a bench's rows begin with its name."""
     file = Path(os.environ.get("HONE_HOME", ROOT / ".hone")).resolve() / "bench.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    before: Rows = json.loads(file.read_text()) if file.exists() else []
+    before: list[Row] = json.loads(file.read_text()) if file.exists() else []
     kept = [row for row in before if row["name"].split()[0] != name]
     file.write_text(json.dumps([*kept, *rows], indent=2) + "\n")
-
-
-def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
-    print(f"{'ratio':>7} {'target':>7} {'ours':>9} {'theirs':>9}  unit")
-    for row in rows:
-        mark = "" if row["met"] else "   target missed"
-        numbers = (
-            f"{row['ratio']:7.2f} {row['target']:7.2f} {row['ours']:9.1f} {row['theirs']:9.1f}"
-        )
-        print(f"{numbers}  {row['unit']}  {row['name']}{mark}")
 
 
 sys.exit(main(sys.argv[1:]))

@@ -92,11 +92,15 @@ class Stopwatch:
         self.output = sys.stdout
         sys.stdout = sys.stderr  # libraries print; the answers have this line to themselves
         self.started = (0.0, 0.0)
+        self.is_warm = False
 
     def wait(self) -> bool:
         """False: there is no further step."""
         if not sys.stdin.readline():
             return False
+        if not self.is_warm:
+            forget_peak()
+        self.is_warm = True
         self.started = (time.perf_counter(), time.process_time())
         return True
 
@@ -105,6 +109,18 @@ class Stopwatch:
         seconds = time.perf_counter() - wall
         measured["seconds"] = seconds
         measured["tokens_per_second"] = tokens / seconds
+        measured["peak_megabytes"] = read_peak()
         measured["tokens_per_cpu_second"] = tokens / (time.process_time() - cpu)
         self.output.write(json.dumps(measured) + "\n")
         self.output.flush()
+
+
+def forget_peak() -> None:
+    """What loading took does not count: from here on the peak is that of the steps."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def read_peak() -> float:
+    """Megabytes of this process, at their most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024

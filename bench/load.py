@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from bench.contest import QUIET, ROOT
+from bench.rows import Row, limit_row, make_row
 from bench.stack import TINY, serve
 from bench.wire import PROTOBUF, Address, Wire
 from training.types import Datum, ForwardBackward
@@ -55,7 +56,7 @@ class Process:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def measure() -> list[dict[str, Any]]:
+def measure() -> list[Row]:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with tempfile.TemporaryDirectory() as folder, serve(Path(folder), {MODEL: TINY}) as connection:
@@ -68,7 +69,7 @@ def measure() -> list[dict[str, Any]]:
     return waiting + compare_steps(steps, run_engine())
 
 
-async def measure_waiting(address: Address, home: Path, web: Process) -> list[dict[str, Any]]:
+async def measure_waiting(address: Address, home: Path, web: Process) -> list[Row]:
     idle = web.megabytes, web.num_threads
     sessions = [await open_session(address) for _ in range(NUM_SESSIONS)]
     sampler = find_worker(home, "sampler")
@@ -92,9 +93,9 @@ async def measure_waiting(address: Address, home: Path, web: Process) -> list[di
     milliseconds = sorted(1000 * each for times in beats for each in times)
     name = f"heartbeat of {NUM_SESSIONS} sessions beside {NUM_SAMPLES} parked samples"
     return [
-        limit_row(f"load p50 {name}", statistics.median(milliseconds), LIMIT_P50),
-        limit_row(f"load p99 {name}", quantile(milliseconds, 0.99), LIMIT_P99),
-        limit_row("load memory of the web process meanwhile", busy[0], 1000.0, "MB"),
+        limit_row(f"load p50 {name}", statistics.median(milliseconds), LIMIT_P50, unit="ms"),
+        limit_row(f"load p99 {name}", quantile(milliseconds, 0.99), LIMIT_P99, unit="ms"),
+        limit_row("load memory of the web process meanwhile", busy[0], 1000.0, unit="MB"),
     ]
 
 
@@ -250,7 +251,7 @@ def run_engine() -> Steps:
     return Steps(**json.loads(finished.stdout))
 
 
-def compare_steps(ours: Steps, engine: Steps) -> list[dict[str, Any]]:
+def compare_steps(ours: Steps, engine: Steps) -> list[Row]:
     print(f"{1 - engine.cpu / ours.cpu:.0%} of that is not the engine's.")
     name = f"of {NUM_PAIRS} steps by {NUM_CLIENTS} clients at once, against the bare engine"
     measures: Sequence[tuple[str, Callable[[Steps], float], float]] = (
@@ -260,32 +261,16 @@ def compare_steps(ours: Steps, engine: Steps) -> list[dict[str, Any]]:
         ("processor time", lambda steps: 1000 * steps.cpu / NUM_PAIRS, 0.15),
     )
     return [
-        {
-            "name": f"load {what} {name}",
-            "ours": round(read(ours), 1),
-            "theirs": round(read(engine), 1),
-            "unit": "ms a step",
-            "ratio": round(read(engine) / read(ours), 2),
-            "target": target,
-            "met": read(engine) / read(ours) >= target,
-            "command": "make bench",
-        }
+        make_row(
+            f"load {what} {name}",
+            read(ours),
+            read(engine),
+            ratio=read(engine) / read(ours),
+            unit="ms a step",
+            target=target,
+        )
         for what, read, target in measures
     ]
-
-
-def limit_row(name: str, measured: float, limit: float, unit: str = "ms") -> dict[str, Any]:
-    """What is to stay below a limit: a ratio of 1 is at it."""
-    return {
-        "name": name,
-        "ours": round(measured, 1),
-        "theirs": limit,
-        "unit": f"{unit} (limit)",
-        "ratio": round(limit / measured, 2),
-        "target": 1.0,
-        "met": measured <= limit,
-        "command": "make bench",
-    }
 
 
 def quantile(ascending: Sequence[float], share: float) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.contest import Stopwatch
-from bench.sft_rows import LEARNING_RATE, RANK, SftRow, count_tokens, read_batches, repeat
+from bench.sft_rows import FULL, LEARNING_RATE, RANK, SftRow, count_tokens, read_batches, repeat
 from training.engine.core import Engine
 from training.types import AdamParams, Datum, ForwardBackward, ForwardBackwardOutput, LoraSpec
 
@@ -17,10 +17,10 @@ def to_datum(row: SftRow) -> Datum:
     return Datum(tokens=tokens[:-1], inputs={"target_tokens": tokens[1:], "weights": weights})
 
 
-def main(model: str, rows: str, logprobs: str) -> None:
+def main(model: str, rows: str, kind: str, logprobs: str = "weighted") -> None:
     watch = Stopwatch()
     engine = Engine.load(Path(model))
-    engine.create_adapter("run", LoraSpec(rank=RANK))
+    engine.create_adapter("run", LoraSpec(rank=0 if kind == FULL else RANK))
     for batch in repeat(read_batches(Path(rows))):
         if not watch.wait():
             return

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+LORA, FULL = "lora", "full"  # what is trained: an adapter, or all weights
 RANK = 16
 LEARNING_RATE = 1e-4
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from bench.contest import Stopwatch
-from bench.sft_rows import LEARNING_RATE, RANK, count_tokens, read_batches
+from bench.sft_rows import LEARNING_RATE, LORA, RANK, count_tokens, read_batches
 
 
 class Turns(TrainerCallback):
@@ -30,7 +30,11 @@ class Turns(TrainerCallback):
         self.watch.stop(tokens=self.tokens[(state.global_step - 1) % len(self.tokens)])
 
 
-def main(model: str, rows: str) -> None:
+def make_lora() -> LoraConfig:
+    return LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def main(model: str, rows: str, kind: str) -> None:
     watch = Stopwatch()
     batches = read_batches(Path(rows))
     dataset = Dataset.from_list(
@@ -62,9 +66,7 @@ def main(model: str, rows: str) -> None:
         args=config,
         train_dataset=dataset,
         processing_class=AutoTokenizer.from_pretrained(model),
-        peft_config=LoraConfig(
-            r=RANK, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"
-        ),
+        peft_config=make_lora() if kind == LORA else None,
         callbacks=[Turns(watch, [count_tokens(batch) for batch in batches])],
     )
     trainer.train()

@@ -69,12 +69,15 @@ def attend(
     value_1HTD: torch.Tensor,
     _mask: torch.Tensor | None,
     *,
-    lengths: Sequence[int],
+    lengths: list[int],
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Row by row of the pack."""
-    pieces = [states.split(lengths, dim=2) for states in (query_1HTD, key_1HTD, value_1HTD)]
+    pieces = [
+        torch.split_with_sizes(states, lengths, dim=2)
+        for states in (query_1HTD, key_1HTD, value_1HTD)
+    ]
     outputs = [
         nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scaling, enable_gqa=True
@@ -86,7 +89,7 @@ def attend(
 
 def load(model: str, rank: int) -> tuple[nn.Module, list[nn.Parameter]]:
     """Without a rank all weights are trained."""
-    AttentionInterface.register(ATTENTION, attend)  # type: ignore[arg-type]
+    AttentionInterface.register(ATTENTION, attend)
     policy = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.float32, attn_implementation=ATTENTION
     )

@@ -6,6 +6,7 @@ so that only bytes of tensors differ, place by place.
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -45,10 +46,14 @@ class Layout:
     header: bytes
     entries: tuple[Entry, ...]
 
+    @property
+    def num_bytes(self) -> int:
+        return max([len(self.header), *(entry.stop for entry in self.entries)])
+
 
 def read_layouts(folder: Path) -> list[Layout]:
     """Of the weights that loaders take: those of the index, or the one file."""
-    return [_read_layout(folder / name) for name in _name_files(folder)]
+    return [read_layout(folder / name) for name in _name_files(folder)]
 
 
 def _name_files(folder: Path) -> list[str]:
@@ -61,7 +66,7 @@ def _name_files(folder: Path) -> list[str]:
     return [WEIGHTS_FILE]
 
 
-def _read_layout(path: Path) -> Layout:
+def read_layout(path: Path) -> Layout:
     where = f"{path.parent.name} is damaged: {path.name}"
     try:
         with path.open("rb") as stream:
@@ -90,6 +95,20 @@ def _read_entry(name: str, field: Mapping[str, Any], begin: int) -> Entry:
     )
 
 
+def lay_out_floats(file: str, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+    """A file of float32 tensors, in the format of safetensors whatever its name."""
+    fields, at = {}, 0
+    for name, shape in shapes.items():
+        size = 4 * math.prod(shape)
+        fields[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(fields, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that tensors begin at a multiple of their width
+    header = len(text).to_bytes(8, "little") + text
+    entries = [_read_entry(name, field, len(header)) for name, field in fields.items()]
+    return Layout(file=file, header=header, entries=tuple(entries))
+
+
 def write_layout(folder: Path, layout: Layout, tensors: Iterable[ByteArray]) -> str:
     """A file of that layout with these bytes of its tensors; returns its sha256."""
     digest = hashlib.sha256(layout.header)
@@ -104,7 +123,7 @@ def write_layout(folder: Path, layout: Layout, tensors: Iterable[ByteArray]) -> 
 
 def read_bytes(stream: BinaryIO, entry: Entry) -> ByteArray:
     stream.seek(entry.start)
-    return np.frombuffer(stream.read(entry.stop - entry.start), np.uint8)
+    return np.fromfile(stream, np.uint8, entry.stop - entry.start)
 
 
 def digest_file(path: Path) -> str:

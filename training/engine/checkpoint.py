@@ -85,7 +85,7 @@ def write_folder(
         write_adapter(draft, contents.adapter, describe_adapter(contents.spec, modules, str(base)))
         if contents.optimizer is not None:
             _write_tensors(contents.optimizer, draft / OPTIMIZER_FILE)
-        _write_json(draft / MANIFEST_FILE, asdict(manifest))
+        write_json(draft / MANIFEST_FILE, asdict(manifest))
     return manifest
 
 
@@ -107,7 +107,7 @@ def drafting(folder: Path) -> Iterator[Path]:
 def write_adapter(folder: Path, tensors: Tensors, config: Mapping[str, Any]) -> None:
     """What any loader of PEFT's format reads."""
     _write_tensors(tensors, folder / ADAPTER_FILE)
-    _write_json(folder / CONFIG_FILE, config)
+    write_json(folder / CONFIG_FILE, config)
 
 
 def _write_tensors(tensors: Tensors, file: Path) -> None:
@@ -116,7 +116,7 @@ def _write_tensors(tensors: Tensors, file: Path) -> None:
     file.chmod(0o644)  # a server under another user reads them too
 
 
-def _write_json(file: Path, value: Mapping[str, Any]) -> None:
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
@@ -151,6 +151,10 @@ def describe_adapter(spec: LoraSpec, modules: list[str], base: str) -> dict[str,
 def read_folder(folder: Path, *, base_digest: str, optimizer: bool) -> Contents:
     """Everything is compared with the manifest before anything is returned."""
     manifest = read_manifest(folder)
+    if manifest.type != "adapter":
+        raise InvalidInput(
+            f"{folder.name} holds all weights of a model: only a full-parameter run can load it"
+        )
     if manifest.base_digest != base_digest:
         raise InvalidInput(f"{folder.name} was trained on another base model than this one")
     if optimizer and manifest.optimizer_digest is None:

@@ -14,24 +14,29 @@ from transformers.utils.logging import disable_progress_bar
 
 from training.architectures import find_context, read_architecture
 from training.encryption import encrypt_files, read_recipients
-from training.engine import checkpoint
+from training.engine import checkpoint, whole
 from training.engine.adapters import Adapter, Adapters
 from training.engine.attention import ATTENTION
 from training.engine.cycle import Cycle, Outcome, Pack
 from training.engine.families import check_agreement
+from training.engine.full import FullRun, check_free
 from training.engine.optim import (
     STATES,
     OptimizerState,
+    Weights,
+    check_kind,
     check_params,
     name_moments,
     name_optimizer,
-    update_adapter,
+    update,
 )
 from training.engine.passes import Tally, run_pass
 from training.engine.probes import choose_probe_tokens, make_probe
+from training.engine.recompute import recompute_layers
 from training.engine.routes import check_routes
 from training.errors import InvalidInput
 from training.fairness import Shares
+from training.manifest import read_manifest
 from training.requests import check_request
 from training.types import (
     ForwardBackward,
@@ -62,6 +67,8 @@ class Engine:
         self.context: int = find_context(model.config.to_dict())
         self.flops = 0.0  # of all passes so far
         self.adapters = Adapters(model)
+        self.full: FullRun | None = None  # it has the model for itself
+        self.is_spent = False  # a full-parameter run has left: the model is no base any more
         self.optimizers: dict[str, OptimizerState] = {}
 
     @classmethod
@@ -72,7 +79,10 @@ class Engine:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         token_budget: int = TOKEN_BUDGET,
+        recompute: bool = False,
     ) -> "Engine":
+        """A base model, or a folder of one that a full-parameter run has saved. `recompute`: less
+        memory, as a decoder layer's activations are made twice."""
         model = open_model(path, dtype, device)
         engine = cls(
             model,
@@ -81,27 +91,58 @@ class Engine:
             token_budget=token_budget,
         )
         check_agreement(model, engine.adapters)
+        if recompute:
+            recompute_layers(model, engine.adapters)
         return engine
 
     @property
     def runs(self) -> tuple[str, ...]:
-        return tuple(self.adapters.by_run)
+        return (self.full.name,) if self.full else tuple(self.adapters.by_run)
 
     def create_adapter(self, run: str, spec: LoraSpec, kind: Optimizer = "adamw") -> None:
-        """Fresh weights, no gradients, no moments; what the run had before is gone."""
-        adapter = self.adapters.add(run, spec)
-        self.optimizers[run] = STATES[kind].fresh(adapter.values)
+        """Fresh weights, no gradients, no moments; what the run had before is gone.
+
+        A spec of rank 0 takes the whole model, until its run is dropped: the engine ends with it.
+        """
+        check_kind(spec, kind)
+        if spec.is_full:
+            full = self._take_model(run, spec)
+            full.files.read(full.weights.tensors)
+            full.training.refresh()
+            self.optimizers[run] = STATES[kind].fresh(full.weights.values)
+        else:
+            check_free(self.runs if self.full else (), is_spent=self.is_spent)
+            adapter = self.adapters.add(run, spec)
+            self.optimizers[run] = STATES[kind].fresh(adapter.values)
+
+    def _take_model(self, run: str, spec: LoraSpec) -> FullRun:
+        """The run's buffers, whatever is in them, without gradients."""
+        others = [each for each in self.runs if each != run]
+        check_free(others, is_spent=self.is_spent)
+        self.adapters.drop(run)
+        if self.full is None:
+            self.full = FullRun(run, spec, self.model, self.adapters.head, self.path)
+        self.full.weights.spec = spec
+        self.full.weights.drop_gradients()
+        return self.full
 
     def drop(self, run: str) -> None:
         self.adapters.drop(run)
         self.optimizers.pop(run, None)
+        if self.full is not None and self.full.name == run:
+            self.full, self.is_spent = None, True
 
     def has_gradients(self, run: str) -> bool:
-        return self._adapter(run).has_gradients
+        return self.find_weights(run).has_gradients
 
     def drop_gradients(self, run: str) -> None:
         """The next step counts only what comes from now on."""
-        self._adapter(run).drop_gradients()
+        self.find_weights(run).drop_gradients()
+
+    def find_weights(self, run: str) -> Weights:
+        if self.full is not None and self.full.name == run:
+            return self.full.weights
+        return self._adapter(run)
 
     def _adapter(self, run: str) -> Adapter:
         if run not in self.adapters.by_run:
@@ -126,7 +167,7 @@ class Engine:
 
     def check(self, run: str, request: ForwardBackward) -> None:
         """InvalidInput where it cannot be computed."""
-        self._adapter(run)
+        self.find_weights(run)
         check_request(request, self.vocab_size, self.context)
         check_routes(request, self.adapters.routing)
 
@@ -137,8 +178,11 @@ class Engine:
             loss, num_tokens = self.see_whole(act)
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
-        # Weights are frozen: the backward is as large as the forward, 2 a weight and token.
-        self.flops += (2 if pack.forward_only else 4) * self.num_parameters * num_tokens
+        # A weight and token costs 2 in the forward and 2 in the backward, which where weights are
+        # trained has as much to do again for their gradients.
+        with_backward = 6 if self.full else 4
+        flops_a_weight = 2 if pack.forward_only else with_backward
+        self.flops += flops_a_weight * self.num_parameters * num_tokens
 
     def see_whole(self, act: Callable[[], T]) -> T:
         """Where weights are, as whole as a pass needs them."""
@@ -149,16 +193,23 @@ class Engine:
 
         Without any it is a step on zeros: the moments fade, and still move the weights.
         """
-        adapter = self._adapter(run)
+        weights = self.find_weights(run)
         check_params(params)
         try:
             with torch.no_grad():
-                metrics = update_adapter(adapter, self.optimizers[run], params)
+                metrics = update(weights, self.optimizers[run], params)
         finally:
-            adapter.drop_gradients()
+            weights.drop_gradients()
+        if self.full is not None:
+            self.full.training.refresh()
         return OptimStepOutput(metrics=metrics)
 
-    def save_weights(self, run: str, folder: Path, *, optimizer: bool) -> SavedWeights:
+    def save_weights(
+        self, run: str, folder: Path, *, optimizer: bool, previous: Path | None = None
+    ) -> SavedWeights:
+        """All weights of a model are written as the difference to the folder `previous`, if any."""
+        if self.full is not None and self.full.name == run:
+            return self._save_full(self.full, folder, optimizer=optimizer, previous=previous)
         adapter, state = self._adapter(run), self.optimizers[run]
         contents = checkpoint.Contents(
             adapter=adapter.tensors,
@@ -183,6 +234,33 @@ class Engine:
             probe=probe,
         )
 
+    def _save_full(
+        self, full: FullRun, folder: Path, *, optimizer: bool, previous: Path | None
+    ) -> SavedWeights:
+        state = self.optimizers[full.name]
+        with full.as_stored():
+            probe = self.probe(full.name)
+        contents = whole.State(
+            weights=full.weights,
+            moments=name_moments(full.weights, state) if optimizer else None,
+            step=state.num_steps,
+            kind=name_optimizer(state),
+            base_digest=self.base_digest,
+            probe=probe,
+        )
+        if previous is not None and not optimizer:
+            manifest = whole.write_delta(folder, previous, full.files, contents)
+        else:
+            manifest = whole.write_base(folder, full.files, contents)
+        return SavedWeights(
+            digest=manifest.digest,
+            size_bytes=checkpoint.count_bytes(folder),
+            has_optimizer=optimizer,
+            probe=probe,
+            type=manifest.type,
+            ratio=manifest.ratio,
+        )
+
     def export_weights(
         self,
         run: str,
@@ -192,37 +270,52 @@ class Engine:
         card: str,
         recipients: Sequence[str] = (),
     ) -> SavedWeights:
-        """Weights to leave this server: PEFT's files and a README, encrypted where keys are given.
-
-        There is no manifest, and nothing here loads such a folder again.
+        """Weights to leave this server: PEFT's files, or those of a whole model, and a README;
+        encrypted where keys are given. There is no manifest: nothing loads them here as a run's.
         """
-        adapter = self._adapter(run)
         keys = read_recipients(recipients) if recipients else []
-        config = checkpoint.describe_adapter(
-            adapter.spec, self.adapters.name_modules(run), base_name
-        )
         with checkpoint.drafting(folder) as draft:
-            checkpoint.write_adapter(draft, adapter.tensors, config)
+            digest = self._write_export(run, draft, base_name)
             (draft / "README.md").write_text(card)
             if keys:
                 encrypt_files(draft, keys)
         return SavedWeights(
-            digest=checkpoint.digest_tensors(adapter.tensors),
+            digest=digest,
             size_bytes=checkpoint.count_bytes(folder),
             has_optimizer=False,
             probe=self.probe(run),
+            type="base" if self.full else "adapter",
         )
+
+    def _write_export(self, run: str, draft: Path, base_name: str) -> str:
+        """Returns the digest of the weights."""
+        if self.full is not None and self.full.name == run:
+            return whole.write_model(draft, self.full.files, self.full.weights.tensors)
+        adapter = self._adapter(run)
+        config = checkpoint.describe_adapter(
+            adapter.spec, self.adapters.name_modules(run), base_name
+        )
+        checkpoint.write_adapter(draft, adapter.tensors, config)
+        return checkpoint.digest_tensors(adapter.tensors)
 
     def shares_trained_head(self, run: str) -> bool:
         """Whether the run trains a head whose frozen weights are the input embedding's too."""
         embedding = self.model.get_input_embeddings().weight
         shares = embedding is self.adapters.head.weight
-        return shares and self._adapter(run).spec.train_unembed
+        spec = self.find_weights(run).spec
+        return shares and not spec.is_full and spec.train_unembed
 
     def load_weights(
         self, run: str, folder: Path, *, optimizer: bool, kind: Optimizer = "adamw"
     ) -> None:
         """The folder's weights and optimizer, or a fresh one of a kind; gradients are dropped."""
+        if read_manifest(folder).type != "adapter" and run not in self.adapters.by_run:
+            self._load_full(run, folder, optimizer=optimizer)
+            return
+        if self.full is not None:
+            raise InvalidInput(
+                f"{folder.name} holds an adapter: a full-parameter run loads all weights of a model"
+            )
         contents = checkpoint.read_folder(folder, base_digest=self.base_digest, optimizer=optimizer)
         self.create_adapter(run, contents.spec, contents.kind if optimizer else kind)
         adapter, state = self.adapters.by_run[run], self.optimizers[run]
@@ -233,6 +326,16 @@ class Engine:
         if contents.optimizer is not None:
             _copy_tensors(name_moments(adapter, state), contents.optimizer)
             state.num_steps = contents.step
+
+    def _load_full(self, run: str, folder: Path, *, optimizer: bool) -> None:
+        source = whole.Source(folder, base_digest=self.base_digest, optimizer=optimizer)
+        full = self._take_model(run, source.manifest.spec)
+        weights, state = full.weights, STATES[source.manifest.optimizer].fresh(full.weights.values)
+        moments = name_moments(weights, state) if optimizer else None
+        source.fill(full.files, weights.tensors, moments)
+        full.training.refresh()
+        state.num_steps = source.manifest.step if optimizer else 0
+        self.optimizers[run] = state
 
     def probe(self, run: str) -> Probe:
         """What the trainer makes of fixed tokens: a server of the same weights must agree."""

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from training.engine.adapters import Adapters
+from training.engine.optim import Weights
 from training.engine.packing import Item
 from training.engine.passes import Tally
 from training.errors import InvalidInput
@@ -46,8 +46,10 @@ class Pack:
 class Executor(Protocol):
     """What a cycle asks of an engine."""
 
-    adapters: Adapters
     token_budget: int
+
+    def find_weights(self, run: str) -> Weights:
+        """InvalidInput where there are none."""
 
     def check(self, run: str, request: ForwardBackward) -> None:
         """InvalidInput where it cannot be computed."""
@@ -97,7 +99,7 @@ class Cycle:
             Item(run=run, index=index, datum=datum) for index, datum in enumerate(request.data)
         ]
         may_fail = request.custom is not None and not request.forward_only
-        gradients = self.executor.adapters.by_run[run].gradients
+        gradients = self.executor.find_weights(run).gradients
         self.entries[run] = Entry(
             tally=Tally.empty(request),
             left=deque(sorted(items, key=lambda item: item.order)),
@@ -184,7 +186,7 @@ class Cycle:
         return ended
 
     def _end(self, run: str) -> Outcome:
-        entry, adapter = self.entries.pop(run), self.executor.adapters.by_run[run]
+        entry, adapter = self.entries.pop(run), self.executor.find_weights(run)
         if entry.tally.error is not None:
             if entry.before is not None:  # passes so far have added theirs
                 adapter.gradients.copy_(entry.before)

@@ -28,6 +28,7 @@ class LoraEmbedding(Adapted):
         if not isinstance(embedding, nn.Embedding) or (scale is None and not is_plain):
             raise InvalidInput(f"the input embedding is a {type(embedding).__name__}: not known")
         self.weight = embedding.weight
+        self.padding_idx = embedding.padding_idx  # its row is not trained with all weights
         self.register_buffer("embed_scale", scale, persistent=False)
 
     def name_blocks(self, name: str, rank: int) -> tuple[Block, Block]:
@@ -48,7 +49,7 @@ class LoraEmbedding(Adapted):
             leaves = [leaf for *_, pair in active for leaf in (pair.a, pair.b)]
             out_NH = _SegmentedEmbedding.apply(ids_N, self.weight, active, *leaves)  # type: ignore[no-untyped-call]
         else:
-            out_NH, _ = look_up(ids_N, self.weight, active)
+            out_NH, _ = look_up(ids_N, self.weight, active, self.padding_idx)
         out: torch.Tensor = out_NH.view(*ids.shape, -1)
         return out if self.embed_scale is None else out * self.embed_scale.to(out.dtype)
 
@@ -60,10 +61,13 @@ def name_tensors(layer: str) -> tuple[str, str]:
 
 
 def look_up(
-    ids_N: torch.Tensor, weight_VH: torch.Tensor, active: Active
+    ids_N: torch.Tensor,
+    weight_VH: torch.Tensor,
+    active: Active,
+    padding_idx: int | None = None,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The rows of the tokens, and every slice's columns of A, which the backward needs again."""
-    out_NH = nn.functional.embedding(ids_N, weight_VH)
+    out_NH = nn.functional.embedding(ids_N, weight_VH, padding_idx)
     lows = []
     for start, stop, pair in active:
         low_NR = pair.a[:, ids_N[start:stop]].T.to(out_NH.dtype)

@@ -8,8 +8,14 @@ import torch
 
 from training.engine.adapters import Adapter
 from training.engine.dimuon import DimuonState, step_dimuon
+from training.engine.full import FullWeights
 from training.errors import InvalidInput
-from training.types import AdamParams, DimuonParams, Optimizer, OptimizerParams
+from training.types import AdamParams, DimuonParams, LoraSpec, Optimizer, OptimizerParams
+
+# Elements that a step goes through at a time: what it needs beside the weights and moments.
+PIECE = 1 << 24
+
+Weights = Adapter | FullWeights
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,11 +46,11 @@ def name_optimizer(state: OptimizerState) -> Optimizer:
     return "adamw" if isinstance(state, AdamState) else "dimuon"
 
 
-def name_moments(adapter: Adapter, state: OptimizerState) -> dict[str, torch.Tensor]:
+def name_moments(weights: Weights, state: OptimizerState) -> dict[str, torch.Tensor]:
     return {
         f"{name}.{kind}": view
         for kind, flat in state.moments.items()
-        for name, view in adapter.view(flat).items()
+        for name, view in weights.view(flat).items()
     }
 
 
@@ -60,16 +66,21 @@ def check_params(params: OptimizerParams) -> None:
         raise InvalidInput("eps is 0.0: weights without a gradient would become 0 / 0")
 
 
-def update_adapter(
-    adapter: Adapter, state: OptimizerState, params: OptimizerParams
-) -> dict[str, float]:
+def check_kind(spec: LoraSpec, kind: Optimizer) -> None:
+    if spec.is_full and kind == "dimuon":
+        raise InvalidInput(
+            "dimuon is for the matrices of an adapter: a full-parameter run's optimizer is adamw"
+        )
+
+
+def update(weights: Weights, state: OptimizerState, params: OptimizerParams) -> dict[str, float]:
     """One step in place, by the optimizer that the run was created with."""
     if isinstance(state, AdamState) and isinstance(params, AdamParams):
-        return update_weights(adapter.values, adapter.gradients, state, params)
+        return update_weights(weights.values, weights.gradients, state, params)
     if isinstance(state, DimuonState) and isinstance(params, DimuonParams):
-        metrics = clip_gradients(adapter.gradients, params)
-        means = adapter.view(state.mean)
-        step_dimuon(adapter.tensors, adapter.gradients, means, state, params)
+        metrics = clip_gradients(weights.gradients, params)
+        means = weights.view(state.mean)
+        step_dimuon(weights.tensors, weights.gradients, means, state, params)
         return metrics
     raise InvalidInput(
         f"this run's optimizer is {name_optimizer(state)}, from its creation on: the step was "
@@ -102,8 +113,22 @@ def clip_gradients(gradients: torch.Tensor, params: OptimizerParams) -> dict[str
 def _apply(
     values: torch.Tensor, gradients: torch.Tensor, state: AdamState, params: AdamParams
 ) -> None:
-    """The order of operations is torch.optim.AdamW's: the results agree to the bit."""
+    """The order of operations is torch.optim.AdamW's: the results agree to the bit.
+
+    Everything that is trained decays alike, norms and biases too: the step carries one number.
+    """
     state.num_steps += 1
+    for start in range(0, len(values), PIECE):
+        rows = slice(start, start + PIECE)
+        piece = AdamState(
+            mean=state.mean[rows], square=state.square[rows], num_steps=state.num_steps
+        )
+        _apply_piece(values[rows], gradients[rows], piece, params)
+
+
+def _apply_piece(
+    values: torch.Tensor, gradients: torch.Tensor, state: AdamState, params: AdamParams
+) -> None:
     values.mul_(1 - params.learning_rate * params.weight_decay)
     state.mean.lerp_(gradients, 1 - params.beta1)
     state.square.mul_(params.beta2).addcmul_(gradients, gradients, value=1 - params.beta2)

@@ -250,7 +250,7 @@ def test_a_fresh_adapter_is_uniform_within_the_bound_that_peft_uses(engine: Engi
 @pytest.mark.parametrize(
     ("spec", "text"),
     [
-        (LoraSpec(rank=0), "rank is 0"),
+        (LoraSpec(rank=-1), "rank is -1"),
         (LoraSpec(rank=10_000), "rank is 10000"),
         (LoraSpec(rank=4, alpha=float("nan")), "alpha is nan"),
         (LoraSpec(rank=4, train_attn=False, train_mlp=False), "nothing to train"),

@@ -130,3 +130,18 @@ def test_what_a_head_still_has_to_learn_of_a_sure_token_survives_bfloat16(
     weights_PK = make_weights(targets_PK)
     _, theirs_VH = differentiate_plainly(rows_VH, targets_PK, hidden_PH, weights_PK, rule)
     assert (ours_VH.double() - theirs_VH).norm() / theirs_VH.norm() < 0.05
+
+
+def test_a_heads_bias_gets_its_gradient() -> None:
+    rows_VH, targets_P, hidden_PH = make_case(5.0)
+    linear = nn.Linear(WIDTH, VOCABULARY)
+    linear.weight = nn.Parameter(rows_VH.float(), requires_grad=False)
+    linear.bias = nn.Parameter(torch.linspace(-1, 1, VOCABULARY))
+    head = LoraLinear(linear, Route())
+    head.sums = Sums(weight=torch.zeros(VOCABULARY, WIDTH), bias=torch.zeros(VOCABULARY))
+    leaf_PH = hidden_PH.float().requires_grad_()
+    compute_logprobs(leaf_PH, targets_P[:, None], head, ()).sum().backward()
+    logprobs_PV = linear(hidden_PH.float()).log_softmax(1)
+    (theirs_V,) = torch.autograd.grad(logprobs_PV.gather(1, targets_P[:, None]).sum(), linear.bias)
+    assert head.sums.bias is not None
+    torch.testing.assert_close(head.sums.bias, theirs_V, atol=1e-5, rtol=1e-5)

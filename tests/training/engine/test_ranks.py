@@ -1,6 +1,7 @@
 """Two ranks over gloo do what one does: losses, gradients, steps, checkpoints, refusals."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,33 @@ def test_families_with_their_peculiarities_are_cut_and_put_together(
     lengths = {"run": (30, 6, 25)}
     check_outputs(learn(double, lengths), learn(single, lengths))
     check_gradients((single, double))
+    lead.close(double)
+
+
+def test_experts_are_cut_too_and_their_routes_recorded_and_followed(
+    lead: Lead, mixture: Path
+) -> None:
+    double = load(lead, mixture)
+    engines = Engine.load(mixture, token_budget=BUDGET), double
+    for engine in engines:
+        engine.create_adapter("run", LoraSpec(rank=2, seed=1))
+        train(engine, 1)
+    asked = {"run": ForwardBackward(data=make_data(30, 12, 25), with_routes=True)}
+    recorded = [engine.forward_backward(asked)["run"] for engine in engines]
+    routes = [output.routes for output in recorded if isinstance(output, ForwardBackwardOutput)]
+    assert routes[0] is not None
+    assert routes[1] is not None
+    for ours, theirs in zip(routes[1], routes[0], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    backwards = [each[::-1] for each in routes[0]]
+    data = [
+        replace(datum, routes=each)
+        for datum, each in zip(asked["run"].data, backwards, strict=True)
+    ]
+    for engine in engines:
+        engine.drop_gradients("run")
+        engine.forward_backward({"run": ForwardBackward(data=data)})
+    check_gradients(engines)
     lead.close(double)
 
 

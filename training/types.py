@@ -206,6 +206,7 @@ class SampleRequest:
     topk_sample_logprobs: int = 0
     target_prompt_logprobs: TargetTokens | None = None
     prompt_alt_tokens_k: int = 0  # drawn at the request's temperature, without top-k and top-p
+    with_routes: bool = False  # tell which experts were chosen; of a mixture only
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,12 +230,14 @@ class SampledSequence:
 
     `logprobs` are of the distribution that was drawn from: scaled by the request's temperature,
     from before top-k and top-p. Temperature 0 draws nothing: there they are the model's own.
+    `routes`, where they were asked for, are of the positions that the tokens were drawn from.
     """
 
     tokens: Sequence[int]
     logprobs: Sequence[float]
     stop_reason: StopReason
     topk_logprobs: TokenLogprobs | None = None  # at each place the likeliest, likeliest first
+    routes: IntArray | None = None  # (N, L, k), as in `Datum`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +247,8 @@ class SampleOutput:
     `prompt_logprobs` has the prompt's length, None where nothing was computed: at index 0 always.
     `topk_prompt_logprobs` has no tokens there. `target_prompt_logprobs` are of the request's
     `ids`, 0 for -1. Row i of `prompt_alt_tokens` are alternatives to the prompt's token i + 1.
+    `prompt_routes` are those of all the prompt's tokens but the last: with a sequence's behind them
+    they are the routes of prompt and sequence as a datum.
     """
 
     sequences: Sequence[SampledSequence]
@@ -251,4 +256,5 @@ class SampleOutput:
     topk_prompt_logprobs: TokenLogprobs | None = None
     target_prompt_logprobs: FloatArray | None = None
     prompt_alt_tokens: TokenLogprobs | None = None
+    prompt_routes: IntArray | None = None
     prompt_cache_hit_tokens: int = 0  # whose keys and values were there: they were not read again

@@ -4,11 +4,15 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from training.engine.kvcache import Row
 from training.engine.prompt_scores import PromptScores
+from training.engine.route_log import RouteLog
 from training.engine.sampling import StopRule, TextWatch
 from training.errors import InvalidInput
 from training.types import (
+    IntArray,
     SampledSequence,
     SampleOutput,
     SampleRequest,
@@ -53,6 +57,7 @@ class Loan:
 
     row: Row
     length: int
+    log: RouteLog
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -71,6 +76,7 @@ class Call:
     loan: Loan | None = None  # what it waits for before it reads on
     num_cached: int = 0  # tokens of the prompt that were copied when it was first read
     samples: dict[int, SampledSequence] = field(default_factory=dict)
+    log: RouteLog = field(default_factory=RouteLog)  # of the prompt
 
     @property
     def cost(self) -> int:
@@ -91,12 +97,14 @@ class Call:
     @property
     def output(self) -> SampleOutput:
         request, scores = self.request, self.scores
+        routes = self.log.read(0, len(request.prompt) - 1) if request.with_routes else None
         return SampleOutput(
             sequences=[self.samples[index] for index in sorted(self.samples)],
             prompt_logprobs=scores.logprobs if request.prompt_logprobs else None,
             topk_prompt_logprobs=scores.topk if request.topk_prompt_logprobs else None,
             target_prompt_logprobs=scores.targets.logprobs if scores.targets else None,
             prompt_alt_tokens=scores.alt if request.prompt_alt_tokens_k else None,
+            prompt_routes=routes,
             prompt_cache_hit_tokens=self.num_cached,
         )
 
@@ -113,6 +121,10 @@ class Sample:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     topk: list[tuple[list[int], list[float]]] = field(default_factory=list)
+    log: RouteLog = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.log = RouteLog(len(self.call.request.prompt))
 
     def make_sequence(self, reason: StopReason) -> SampledSequence:
         return SampledSequence(
@@ -120,7 +132,13 @@ class Sample:
             logprobs=self.logprobs,
             stop_reason=reason,
             topk_logprobs=self._make_table() if self.topk else None,
+            routes=self._join_routes() if self.call.request.with_routes else None,
         )
+
+    def _join_routes(self) -> IntArray:
+        """The first token was drawn from the prompt's last position."""
+        stop = len(self.call.request.prompt)
+        return np.concatenate([self.call.log.read(stop - 1, stop), *self.log.pieces])
 
     def _make_table(self) -> TokenLogprobs:
         table = TokenLogprobs.make_empty(len(self.topk), self.call.request.topk_sample_logprobs)
@@ -146,6 +164,19 @@ class Span:
     owner: Call | Sample
     row: Row
     tokens: Sequence[int]
+
+    @property
+    def begin(self) -> int:
+        """The position of its first token, until the step has been made."""
+        return self.row.length
+
+    @property
+    def stop(self) -> int:
+        return self.row.length + len(self.tokens)
+
+    @property
+    def log(self) -> RouteLog | None:
+        return self.owner.log if self.call.request.with_routes else None
 
     @property
     def call(self) -> Call:

@@ -25,6 +25,7 @@ from training.engine.packed_linear import can_pack, pack_linears
 from training.engine.peft_folder import read_pairs
 from training.engine.prefixes import find_loan, settle_loan
 from training.engine.prompt_scores import PromptScores
+from training.engine.route_log import check_wish, logging_routes
 from training.engine.sampling import (
     StopRule,
     TextWatch,
@@ -125,6 +126,7 @@ class Generator:
     ) -> int:
         """Queue a request and return its ticket. Raises InvalidInput where it can never run."""
         check_sample(request, self.vocabulary, self.context)
+        check_wish(request, self.adapters.routing)
         if adapter is not None and adapter not in self.loaded:
             raise InvalidInput(f"adapter {adapter} is not loaded: load it first")
         end_ids = frozenset() if ignore_end else self.end_ids
@@ -229,7 +231,8 @@ class Generator:
             Slice(span.adapter_key, chunk.start, chunk.stop)
             for span, chunk in zip(spans, chunks, strict=True)
         ]
-        with self.adapters.serve(merge_slices(slices)):
+        logging = logging_routes(self.adapters.routing, spans)
+        with self.adapters.serve(merge_slices(slices)), logging:
             hidden_1TD: Tensor = self.model.base_model(
                 input_ids=torch.tensor([tokens], device=device),
                 position_ids=torch.tensor([places], device=device),

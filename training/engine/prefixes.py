@@ -18,9 +18,11 @@ def find_loan(call: Call, others: Iterable[tuple[Call, Row]]) -> Loan | None:
     for other, row in others:
         if other.adapter is not call.adapter:
             continue
+        if call.request.with_routes and not other.request.with_routes:
+            continue  # where its tokens went is not known
         length = min(call.num_lendable, count_common(call.request.prompt, other.request.prompt))
         if length >= (best.length + 1 if best else SHORTEST):
-            best = Loan(row=row, length=length)
+            best = Loan(row=row, length=length, log=other.log)
     return best
 
 
@@ -47,6 +49,7 @@ def settle_loan(cache: KvCache, call: Call) -> None:
         call.loan = None
     elif loan.row.length >= loan.length:
         cache.copy(loan.row, call.row, loan.length)
+        call.log.borrow(loan.log, loan.length)
         call.loan = None
         if not call.has_begun:
             call.num_cached = loan.length

@@ -76,10 +76,11 @@ def find_chain(folder: Path) -> list[tuple[Path, Manifest]]:
 
 
 def _step_back(folder: Path, manifest: Manifest, length: int) -> Path:
-    before = folder.with_name(manifest.previous)
-    if length > MAX_DELTAS or before.parent != folder.parent or before == folder:
+    name = str(manifest.previous)
+    is_beside = Path(name).name == name and name not in ("", "..", folder.name)
+    if not is_beside or length > MAX_DELTAS:
         raise InvalidInput(f"{folder.name} is damaged: {MANIFEST_FILE} names no folder beside it")
-    return before
+    return folder.with_name(name)
 
 
 class Chain:

@@ -20,6 +20,7 @@ from training.engine.attention import ATTENTION
 from training.engine.cycle import Cycle, Outcome, Pack
 from training.engine.families import check_agreement
 from training.engine.full import FullRun, check_free
+from training.engine.gated import thin_out
 from training.engine.optim import (
     STATES,
     OptimizerState,
@@ -69,6 +70,7 @@ class Engine:
         self.adapters = Adapters(model)
         self.full: FullRun | None = None  # it has the model for itself
         self.is_spent = False  # a full-parameter run has left: the model is no base any more
+        thin_out(model)
         self.optimizers: dict[str, OptimizerState] = {}
 
     @classmethod

@@ -86,6 +86,7 @@ def _read_logprobs(
                 weights_CV.mul_(gains)
                 reading.gains[start:stop] = pick_gains(gains, targets_PK[start:stop])
             slopes_PH[start:stop] = _pull_back(weights_CV, head, pair) / -total_C1
+        del shifted_CV, weights_CV  # before the next chunk's come to exist
     return reading
 
 

@@ -1,0 +1,99 @@
+"""The sizes of a model, told from its config.json alone: what its weights and activations take."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from training.errors import InvalidInput
+
+Part = Literal["attn", "mlp", "unembed"]
+
+# How many norms a layer has over the hidden size, where it is not two.
+NORMS = {"gemma2": 4, "gemma3": 4, "gemma3_text": 4, "glm4": 4}
+# Families that norm every head's queries and keys.
+HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3", "gemma3_text", "olmo2")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """Widths are numbers of a token: `query` and `key` of all heads of a layer together."""
+
+    layers: int
+    hidden: int
+    query: int
+    key: int
+    mlp: int  # of all experts that a token meets
+    vocabulary: int
+    num_experts: int = 1
+    experts_a_token: int = 1
+    heads: int = 1
+    num_norms: int = 2
+    has_head_norms: bool = False
+    is_tied: bool = False  # the head is the input embedding's matrix too
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "ModelShape":
+        """InvalidInput where a size is missing."""
+        own = {**config, **(config.get("text_config") or {})}
+        heads, hidden = _read(own, "num_attention_heads"), _read(own, "hidden_size")
+        head_width = own.get("head_dim") or hidden // heads
+        num_experts = own.get("num_experts") or own.get("num_local_experts") or 1
+        experts_a_token = own.get("num_experts_per_tok") or 1 if num_experts > 1 else 1
+        width = own.get("moe_intermediate_size") if num_experts > 1 else None
+        family = str(own.get("model_type", ""))
+        return cls(
+            layers=_read(own, "num_hidden_layers"),
+            hidden=hidden,
+            query=heads * head_width,
+            key=(own.get("num_key_value_heads") or heads) * head_width,
+            mlp=(width or _read(own, "intermediate_size")) * experts_a_token,
+            vocabulary=_read(own, "vocab_size"),
+            num_experts=num_experts,
+            experts_a_token=experts_a_token,
+            heads=heads,
+            num_norms=NORMS.get(family, 2),
+            has_head_norms=family in HEAD_NORMS,
+            is_tied=bool(own.get("tie_word_embeddings", family.startswith("gemma"))),
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> "ModelShape":
+        try:
+            config = json.loads((folder / "config.json").read_text())
+        except (OSError, ValueError) as error:
+            raise InvalidInput(f"{folder}/config.json cannot be read: {error}") from error
+        return cls.from_config(config)
+
+    @property
+    def num_parameters(self) -> int:
+        """Of all weights. Biases, which are thousandths of them, are not counted."""
+        norms = self.layers * self.num_norms * self.hidden + self.hidden
+        embeddings = self.vocabulary * self.hidden * (1 if self.is_tied else 2)
+        linears = sum(
+            rows * columns * count
+            for part, rows, columns, count in self.list_linears()
+            if part != "unembed"
+        )
+        routers = self.layers * self.num_experts * self.hidden if self.num_experts > 1 else 0
+        return norms + embeddings + self.layers * linears + routers
+
+    def list_linears(self) -> list[tuple[Part, int, int, int]]:
+        """The linear layers of one layer of the model, and its head: part, rows, columns, count."""
+        expert = self.mlp // self.experts_a_token
+        return [
+            ("attn", self.query, self.hidden, 1),
+            ("attn", self.key, self.hidden, 2),
+            ("attn", self.hidden, self.query, 1),
+            ("mlp", expert, self.hidden, 2 * self.num_experts),
+            ("mlp", self.hidden, expert, self.num_experts),
+            ("unembed", self.vocabulary, self.hidden, 1),
+        ]
+
+
+def _read(config: Mapping[str, Any], key: str) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InvalidInput(f"config.json says {key} = {value!r}; it must be a number")
+    return value

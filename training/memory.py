@@ -102,7 +102,7 @@ class Memory:
             rows, lows = rows + shape.hidden + shape.query, lows + 4 * spec.rank
         if spec.train_mlp or spec.is_full:
             rows, lows = rows + shape.hidden, lows + 3 * spec.rank
-        return norms + attention + width * (2 * shape.mlp + rows + lows)
+        return norms + attention + width * (shape.kept_of_mlp * shape.mlp + rows + lows)
 
     def predict(self, num_tokens: int) -> Footprint:
         """Of a step whose largest pass has so many tokens."""

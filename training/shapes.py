@@ -10,10 +10,13 @@ from training.errors import InvalidInput
 
 Part = Literal["attn", "mlp", "unembed"]
 
+# Tensors as wide as the MLP that a layer keeps for the backward, where engine/gated.py thins out
+# nothing.
+KEPT_OF_MLP = {"phi3": 4, "phi": 2}
 # How many norms a layer has over the hidden size, where it is not two.
-NORMS = {"gemma2": 4, "gemma3": 4, "gemma3_text": 4, "glm4": 4}
+NORMS = {"phi": 1, "gemma2": 4, "gemma3": 4, "gemma3_text": 4}
 # Families that norm every head's queries and keys.
-HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3", "gemma3_text", "olmo2")
+HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3", "gemma3_text")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +34,8 @@ class ModelShape:
     heads: int = 1
     num_norms: int = 2
     has_head_norms: bool = False
+    kept_of_mlp: int = 2
+    is_gated: bool = True
     is_tied: bool = False  # the head is the input embedding's matrix too
 
     @classmethod
@@ -55,6 +60,8 @@ class ModelShape:
             heads=heads,
             num_norms=NORMS.get(family, 2),
             has_head_norms=family in HEAD_NORMS,
+            kept_of_mlp=KEPT_OF_MLP.get(family, 2),
+            is_gated=family != "phi",
             is_tied=bool(own.get("tie_word_embeddings", family.startswith("gemma"))),
         )
 
@@ -86,7 +93,7 @@ class ModelShape:
             ("attn", self.query, self.hidden, 1),
             ("attn", self.key, self.hidden, 2),
             ("attn", self.hidden, self.query, 1),
-            ("mlp", expert, self.hidden, 2 * self.num_experts),
+            ("mlp", expert, self.hidden, (1 + self.is_gated) * self.num_experts),
             ("mlp", self.hidden, expert, self.num_experts),
             ("unembed", self.vocabulary, self.hidden, 1),
         ]

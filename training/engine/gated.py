@@ -13,7 +13,17 @@ from transformers import PreTrainedModel
 
 # Their forward is down_proj(act_fn(gate_proj(x)) * up_proj(x)).
 GATED = frozenset(
-    f"{family}MLP" for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3")
+    f"{family}MLP"
+    for family in (
+        "Gemma",
+        "Gemma2",
+        "Gemma3",
+        "Granite",
+        "Llama",
+        "Mistral",
+        "Qwen2",
+        "Qwen3",
+    )
 )
 
 
@@ -21,7 +31,7 @@ def thin_out(model: PreTrainedModel) -> int:
     """From now on; returns how many MLPs of the model keep less."""
     found = [module for module in model.modules() if type(module).__name__ in GATED]
     for module in found:
-        module.forward = ThinForward(module)  # type: ignore[method-assign]
+        module.forward = ThinForward(module)
     return len(found)
 
 
@@ -34,7 +44,8 @@ class ThinForward:
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         if not torch.is_grad_enabled() or has_saving_hooks():
-            return self.plain(hidden)
+            plain: torch.Tensor = self.plain(hidden)
+            return plain
         gate, up = self.module.gate_proj(hidden), self.module.up_proj(hidden)
         again = _Again(self.module.act_fn, gate.detach(), up.detach())
         product = _Product.apply(gate, up, again)  # type: ignore[no-untyped-call]

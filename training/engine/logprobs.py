@@ -14,8 +14,7 @@ import torch
 from training.engine.logits import IDENTITY, LogitRule
 from training.engine.lora import Active, LoraLinear, Pair, add_gradients, sum_product
 from training.engine.products import multiply, pull_back
-
-CHUNK_BYTES = 32 << 20  # of float32 logits, or rows of the head, that exist at one time
+from training.memory import CHUNK_BYTES
 
 
 def compute_logprobs(

@@ -1,0 +1,120 @@
+"""What a step takes is what was said before it: counted tensor by tensor, so it cannot vary."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.training.engine.allocations import Allocations, count_allocations
+from training.engine import core
+from training.engine.core import Engine
+from training.engine.gated import thin_out
+from training.memory import Memory
+from training.shapes import ModelShape
+from training.types import AdamParams, Datum, ForwardBackward, LoraSpec
+
+SPECS = {
+    "rank 4": LoraSpec(rank=4),
+    "rank 64": LoraSpec(rank=64),
+    "with the head": LoraSpec(rank=8, train_unembed=True),
+    "attention only": LoraSpec(rank=8, train_mlp=False),
+    "MLP only": LoraSpec(rank=8, train_attn=False),
+}
+BATCHES = {"one long row": [512], "many short rows": [64] * 8, "a large batch": [500] * 8}
+
+
+def make_request(lengths: list[int], num_words: int = 90) -> ForwardBackward:
+    generator = np.random.default_rng(0)
+    rows = [generator.integers(0, num_words, length + 1) for length in lengths]
+    return ForwardBackward(
+        data=[Datum(tokens=row[:-1], inputs={"target_tokens": row[1:]}) for row in rows]
+    )
+
+
+def measure(engine: Engine, spec: LoraSpec, lengths: list[int]) -> Allocations:
+    """A whole run's, its weights and the optimizer's included; not the base model's."""
+    request = make_request(lengths)
+
+    def train() -> None:
+        engine.create_adapter("run", spec)
+        engine.forward_backward({"run": request})
+        engine.optim_step("run", AdamParams())
+        engine.drop("run")
+
+    return count_allocations(train)
+
+
+@pytest.mark.parametrize("lengths", BATCHES.values(), ids=BATCHES)
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_the_peak_of_a_step_is_what_was_predicted(
+    tiny_path: Path, spec: LoraSpec, lengths: list[int]
+) -> None:
+    predicted = Memory(shape=ModelShape.read(tiny_path), spec=spec).predict(sum(lengths))
+    measured = measure(Engine.load(tiny_path), spec, lengths).peak
+    assert measured == pytest.approx(predicted.total - predicted.weights, rel=0.1)
+
+
+def test_norms_of_heads_are_counted(random_paths: dict[str, Path]) -> None:
+    shape, spec = ModelShape.read(random_paths["qwen3"]), LoraSpec(rank=4)
+    predicted = Memory(shape=shape, spec=spec).predict(64 * 16)
+    measured = measure(Engine.load(random_paths["qwen3"]), spec, [64] * 16).peak
+    assert measured == pytest.approx(predicted.total - predicted.weights, rel=0.1)
+
+
+def test_two_measurements_of_a_step_are_equal(tiny_path: Path) -> None:
+    engine = Engine.load(tiny_path)
+    first, second = (measure(engine, LoraSpec(rank=4), [300, 200]) for _ in range(2))
+    assert first == second
+
+
+def test_no_tensor_is_as_large_as_tokens_times_vocabulary(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.engine.logprobs.CHUNK_BYTES", 1 << 20)
+    engine = Engine.load(tiny_path)
+    for spec in (LoraSpec(rank=4), LoraSpec(rank=4, train_unembed=True)):
+        largest = measure(engine, spec, [500] * 4).largest
+        assert largest < 4 * 2000 * engine.vocab_size / 4
+
+
+def test_mlps_keep_half_as_much_and_give_the_same_bits(
+    engine: Engine,
+    random_paths: dict[str, Path],
+    stir: Callable[[Engine, str], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(core, "thin_out", lambda _: 0)
+    plain = Engine.load(random_paths["llama"])
+    plain.create_adapter("run", LoraSpec(rank=4, seed=1))
+    taken = []
+    for each in (plain, engine):
+        stir(each, "run")
+        request = make_request([40, 60, 60])
+        taken.append(count_allocations(lambda: each.forward_backward({"run": request})).peak)  # noqa: B023
+    ours, theirs = (each.adapters.by_run["run"].gradients for each in (engine, plain))
+    assert ours.equal(theirs)
+    width, layers = 64, 3  # of the model
+    assert taken[0] - taken[1] == pytest.approx(2 * 4 * 160 * width * layers, rel=0.1)
+
+
+def test_mlps_that_are_not_trained_give_the_same_bits(
+    random_paths: dict[str, Path],
+    stir: Callable[[Engine, str], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gradients = []
+    for is_thin in (True, False):
+        if not is_thin:
+            monkeypatch.setattr(core, "thin_out", lambda _: 0)
+        engine = Engine.load(random_paths["qwen3"])
+        engine.create_adapter("run", LoraSpec(rank=4, train_mlp=False))
+        stir(engine, "run")
+        engine.forward_backward({"run": make_request([20, 30])})
+        gradients.append(engine.adapters.by_run["run"].gradients)
+    assert gradients[0].equal(gradients[1])
+
+
+def test_every_model_of_the_tests_keeps_less(model_path: Path) -> None:
+    engine = Engine.load(model_path)
+    assert thin_out(engine.model) == engine.model.config.num_hidden_layers

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from training.shapes import ModelShape
+from training.shapes import LAYER_PARTS, ModelShape
 from training.types import LoraSpec, Optimizer
 
 DeviceKind = Literal["cpu", "cuda"]
@@ -75,9 +75,14 @@ class Memory:
         if self.spec.is_full:
             return self.shape.num_parameters
         shape, spec = self.shape, self.spec
-        wanted = {"attn": spec.train_attn, "mlp": spec.train_mlp, "unembed": spec.train_unembed}
+        wanted = {
+            "embed": spec.train_embed,
+            "attn": spec.train_attn,
+            "mlp": spec.train_mlp,
+            "unembed": spec.train_unembed,
+        }
         return sum(
-            spec.rank * (rows + columns) * count * (1 if part == "unembed" else shape.layers)
+            spec.rank * (rows + columns) * count * (shape.layers if part in LAYER_PARTS else 1)
             for part, rows, columns, count in shape.list_linears()
             if wanted[part]
         )

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from training.errors import InvalidInput
 
-Part = Literal["attn", "mlp", "unembed"]
+Part = Literal["embed", "attn", "mlp", "unembed"]
+LAYER_PARTS = ("attn", "mlp")
 
 # Tensors as wide as the MLP that a layer keeps for the backward, where engine/gated.py thins out
 # nothing.
@@ -81,13 +82,13 @@ class ModelShape:
         linears = sum(
             rows * columns * count
             for part, rows, columns, count in self.list_linears()
-            if part != "unembed"
+            if part in LAYER_PARTS
         )
         routers = self.layers * self.num_experts * self.hidden if self.num_experts > 1 else 0
         return norms + embeddings + self.layers * linears + routers
 
     def list_linears(self) -> list[tuple[Part, int, int, int]]:
-        """The linear layers of one layer of the model, and its head: part, rows, columns, count."""
+        """Of one layer of the model, and of its two ends: part, rows, columns, count."""
         expert = self.mlp // self.experts_a_token
         return [
             ("attn", self.query, self.hidden, 1),
@@ -96,6 +97,7 @@ class ModelShape:
             ("mlp", expert, self.hidden, (1 + self.is_gated) * self.num_experts),
             ("mlp", self.hidden, expert, self.num_experts),
             ("unembed", self.vocabulary, self.hidden, 1),
+            ("embed", self.vocabulary, self.hidden, 1),
         ]
 
 

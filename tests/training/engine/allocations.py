@@ -1,5 +1,6 @@
 """What tensors take, counted allocation by allocation: the same on every machine and day."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,8 +16,13 @@ class Allocations:
 
 
 def count_allocations(act: Callable[[], object]) -> Allocations:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        act()
+    gc.collect()
+    gc.disable()  # what earlier tests left would be freed in between
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            act()
+    finally:
+        gc.enable()
     events = profiler.profiler.kineto_results.events()
     memory = [event for event in events if event.name() == "[memory]"]
     taken = peak = largest = 0

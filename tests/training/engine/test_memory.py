@@ -18,6 +18,7 @@ SPECS = {
     "rank 4": LoraSpec(rank=4),
     "rank 64": LoraSpec(rank=64),
     "with the head": LoraSpec(rank=8, train_unembed=True),
+    "with the embedding": LoraSpec(rank=8, train_embed=True),
     "attention only": LoraSpec(rank=8, train_mlp=False),
     "MLP only": LoraSpec(rank=8, train_attn=False),
 }

@@ -26,6 +26,8 @@ urlpatterns = [
     path("base-models", fleet.BaseModelList.as_view()),
     path("base-models/<path:name>", fleet.BaseModelDetail.as_view()),
     path("workers", fleet.WorkerList.as_view()),
+    path("isolation-tests", fleet.IsolationTestList.as_view()),
+    path("isolation-tests/<str:test_id>", fleet.IsolationTestDetail.as_view()),
     path("conformance", tinker.Conformance.as_view()),
     # /rest/dataset-versions/<str:id>
     path("dataset-versions", datasets.VersionList.as_view()),

@@ -16,8 +16,9 @@ from django.db import transaction
 
 from training.engine.cycle import Outcome, Pack
 from training.errors import InvalidInput
-from webapp.core.dispatch import GPU_QUEUE, GPU_TURN, send_task
+from webapp.core.dispatch import GPU_QUEUE, GPU_TURN, ISOLATION_TEST, send_task
 from webapp.core.errors import UserError
+from webapp.fleet.isolation import fail_isolation_test
 from webapp.runs import queue
 from webapp.runs.history import record_optimizer_step
 from webapp.runs.models import Operation, Run
@@ -25,6 +26,7 @@ from workers import journal
 from workers.celery import app
 from workers.device import Device, Heart, Job, read_setup, register, unregister
 from workers.execute import Done, catch_up, execute, note_pass, read_request
+from workers.isolation import run_isolation_test
 from workers.news import News
 from workers.ranks import open_lead
 
@@ -242,6 +244,15 @@ class Holder:
 def turn() -> None:
     with Holder.lock:
         loop(open_device())
+
+
+@app.task(name=ISOLATION_TEST)
+def test_isolation(test_id: str) -> None:
+    with Holder.lock:
+        device = open_device()
+        failure = attempt(partial(run_isolation_test, device, test_id))
+    if failure is not None:
+        fail_isolation_test(test_id=test_id, error=failure.error)
 
 
 def loop(device: Device) -> None:

@@ -15,6 +15,7 @@ from webapp.deployments.abandoned import drop_lost
 from webapp.deployments.calls import requeue_expired
 from webapp.deployments.retention import forget_calls, forget_sessions
 from webapp.evals.services import announce_waiting, settle_abandoned
+from webapp.fleet.isolation import settle_isolation_tests
 from webapp.runs import driving, queue
 from webapp.runs.models import Run
 from webapp.runs.retention import forget_logs
@@ -49,6 +50,7 @@ def sweep() -> None:
     requeue_expired()
     drop_lost()
     settle_abandoned()
+    settle_isolation_tests()
     announce_validating()
     announce_waiting()
 

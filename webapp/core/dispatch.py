@@ -9,6 +9,7 @@ from kombu.exceptions import OperationalError
 
 TRAIN_RUN = "runs.train"
 GPU_TURN = "gpu.turn"
+ISOLATION_TEST = "gpu.isolation"
 INGEST_VERSION = "datasets.ingest"
 PREVIEW_VERSION = "datasets.preview"
 BUILD_SUITE = "evals.build"

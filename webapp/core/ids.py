@@ -13,6 +13,7 @@ def make_id(prefix: str) -> str:
 make_project_id = partial(make_id, "prj")
 make_key_id = partial(make_id, "key")
 make_base_model_id = partial(make_id, "base")
+make_isolation_test_id = partial(make_id, "iso")
 make_dataset_id = partial(make_id, "ds")
 make_version_id = partial(make_id, "dsv")
 make_run_id = partial(make_id, "run")

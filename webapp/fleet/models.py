@@ -1,8 +1,10 @@
 """Base models that may be trained and sampled, and the processes that hold them."""
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
+from django.conf import settings
 from django.db import models
+from django.db.models import Q
 from django.utils.timezone import now
 
 from webapp.core import ids
@@ -74,3 +76,61 @@ class Worker(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class IsolationTestQuerySet(models.QuerySet["IsolationTest"]):
+    """Isolation tests. They hold nothing of any project, and everybody may read them."""
+
+    def for_pages(self) -> Self:
+        return self.prefetch_related("base_model__names")
+
+    def unfinished(self) -> Self:
+        return self.filter(status__in=("queued", "running"))
+
+
+class IsolationTest(models.Model):
+    """Eight made-up tenants on a worker, each alone and all together: what a person may start."""
+
+    class Status(models.TextChoices):
+        QUEUED = "queued"
+        RUNNING = "running"
+        DONE = "done"
+        FAILED = "failed"  # it could not be made; `is_passed` says what one found that was
+
+    id = models.CharField(primary_key=True, max_length=40, default=ids.make_isolation_test_id)
+    worker = models.CharField(max_length=80)
+    base_model = models.ForeignKey(
+        BaseModel, on_delete=models.CASCADE, related_name="isolation_tests"
+    )
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+"
+    )
+    status = models.CharField(max_length=10, choices=Status.choices, default=Status.QUEUED)
+    error = models.TextField(blank=True)
+    dtype = models.CharField(max_length=20, blank=True)
+    num_tokens = models.PositiveIntegerField(default=0)  # of the shared pass
+    differences = models.JSONField(default=list)  # [{quantity, largest, beside, tolerance}]
+    is_passed = models.BooleanField(null=True)
+    seconds = models.FloatField(null=True)  # of the worker
+    created_at = models.DateTimeField(default=now)
+    started_at = models.DateTimeField(null=True)
+    ended_at = models.DateTimeField(null=True)
+
+    objects = IsolationTestQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-created_at"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["worker", "base_model"],
+                condition=Q(status__in=["queued", "running"]),
+                name="one_isolation_test_at_a_time",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.worker} {self.base_model_id} {self.status}"
+
+    @property
+    def is_over(self) -> bool:
+        return self.status in (self.Status.DONE, self.Status.FAILED)

@@ -12,8 +12,10 @@ from rest_framework.views import APIView
 from webapp.accounts.authentication import actor_of
 from webapp.accounts.idempotency import answer_once
 from webapp.accounts.permissions import check_may_administer
+from webapp.core.errors import NotFound
 from webapp.core.paging import AddedCursorPagination
-from webapp.fleet.models import BaseModel, Worker
+from webapp.fleet.isolation import start_isolation_test
+from webapp.fleet.models import BaseModel, IsolationTest, Worker
 from webapp.fleet.services import add_base_model, find_base_model, remove_base_model
 
 
@@ -98,3 +100,67 @@ class WorkerList(APIView):
     @extend_schema(responses=WorkerOutput(many=True))
     def get(self, request: Request) -> Response:  # noqa: ARG002 - DRF's
         return Response(WorkerOutput(Worker.objects.all(), many=True).data)
+
+
+class DifferenceOutput(serializers.Serializer[Any]):
+    quantity = serializers.ChoiceField(["loss", "logprobs", "gradients"])
+    largest = serializers.FloatField(
+        allow_null=True, help_text="The largest difference; null: it is no number."
+    )
+    beside = serializers.FloatField(allow_null=True, help_text="The largest number of the tenant.")
+    share = serializers.FloatField(allow_null=True, help_text="The one over the other.")
+    tolerance = serializers.FloatField(help_text="Of the share.")
+    is_within = serializers.BooleanField()
+
+
+class IsolationTestOutput(serializers.ModelSerializer[IsolationTest]):
+    differences = DifferenceOutput(many=True, read_only=True)
+
+    class Meta:
+        model = IsolationTest
+        fields = (
+            "id",
+            "worker",
+            "base_model",
+            "status",
+            "error",
+            "dtype",
+            "num_tokens",
+            "differences",
+            "is_passed",
+            "seconds",
+            "created_at",
+            "ended_at",
+        )
+
+
+class IsolationTestInput(serializers.Serializer[IsolationTest]):
+    worker = serializers.CharField(help_text="A gpu worker that is alive.")
+    base_model = serializers.CharField(help_text="One that it holds, by any of its names.")
+
+
+class IsolationTestList(APIView):
+    """Tests of whether runs that share passes touch each other, newest first."""
+
+    @extend_schema(responses=IsolationTestOutput(many=True))
+    def get(self, request: Request) -> Response:  # noqa: ARG002 - DRF's
+        return Response(IsolationTestOutput(IsolationTest.objects.all(), many=True).data)
+
+    @extend_schema(request=IsolationTestInput, responses={201: IsolationTestOutput})
+    def post(self, request: Request) -> Response:
+        """Start one. The worker makes it between two passes; runs wait for it for seconds."""
+        data = IsolationTestInput(data=request.data)
+        data.is_valid(raise_exception=True)
+        test = start_isolation_test(actor=actor_of(request), **data.validated_data)
+        return Response(IsolationTestOutput(test).data, status=status.HTTP_201_CREATED)
+
+
+class IsolationTestDetail(APIView):
+    """One of them, by id."""
+
+    @extend_schema(responses=IsolationTestOutput)
+    def get(self, request: Request, test_id: str) -> Response:  # noqa: ARG002 - DRF's
+        test = IsolationTest.objects.filter(pk=test_id).first()
+        if test is None:
+            raise NotFound(f"There is no isolation test {test_id}.")
+        return Response(IsolationTestOutput(test).data)

@@ -8,4 +8,5 @@ urlpatterns = [
     path("settings/models/", views.list_models, name="settings-models"),
     path("settings/models/remove/", views.remove_model, name="model-remove"),
     path("settings/workers/", views.show_workers, name="settings-workers"),
+    path("settings/workers/isolation/", views.test_isolation, name="isolation-test"),
 ]

@@ -11,9 +11,12 @@ from webapp.accounts.models import Project
 from webapp.accounts.permissions import check_may_administer, may_administer
 from webapp.core.forms import show_errors
 from webapp.fleet.forms import BaseModelForm
-from webapp.fleet.models import BaseModel
+from webapp.fleet.isolation import start_isolation_test
+from webapp.fleet.models import BaseModel, IsolationTest
 from webapp.fleet.services import add_base_model, remove_base_model
-from webapp.fleet.workers import list_workers
+from webapp.fleet.workers import list_places, list_workers
+
+SHOWN_TESTS = 10
 
 
 @login_required
@@ -48,10 +51,24 @@ def remove_model(request: ActorRequest) -> HttpResponse:
 @login_required
 @require_GET
 def show_workers(request: ActorRequest) -> HttpResponse:
+    workers = list_workers()
+    tests = IsolationTest.objects.for_pages()[:SHOWN_TESTS]
     context = {
         "tab": "workers",
-        "workers": list_workers(),
+        "workers": workers,
+        "places": list_places(workers),
+        "tests": tests,
+        "is_testing": any(not test.is_over for test in tests),
         "projects": Project.objects.with_share_for(request.actor),
         "may_change": may_administer(request.actor),
     }
     return render(request, "fleet/workers.html", context)
+
+
+@login_required
+@require_POST
+def test_isolation(request: ActorRequest) -> HttpResponse:
+    worker, _, base_model = request.POST.get("place", "").partition(" ")
+    start_isolation_test(actor=request.actor, worker=worker, base_model=base_model)
+    messages.success(request, "The isolation test runs between two passes of the worker.")
+    return redirect("settings-workers")

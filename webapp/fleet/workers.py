@@ -1,11 +1,13 @@
 """What is known of the processes that hold devices: whether they live, and what they hold."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 
+from django.db.models import QuerySet
 from django.utils.timezone import now
 
-from webapp.fleet.models import Worker
+from webapp.fleet.models import BaseModel, Worker
 
 COUNTED = {
     "base_models": "base models",
@@ -25,6 +27,10 @@ class WorkerState:
     row: Worker
 
 
+def find_alive(workers: QuerySet[Worker]) -> QuerySet[Worker]:
+    return workers.filter(heartbeat_at__gt=now() - SILENCE)
+
+
 def list_workers() -> list[WorkerState]:
     limit = now() - SILENCE
     return [
@@ -37,6 +43,31 @@ def list_workers() -> list[WorkerState]:
         )
         for worker in Worker.objects.all()
     ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A base model in a gpu worker's memory."""
+
+    worker: str
+    base_model: BaseModel
+
+    @property
+    def key(self) -> str:
+        """No worker's name has a space."""
+        return f"{self.worker} {self.base_model.pk}"
+
+
+def list_places(workers: Iterable[WorkerState]) -> list[Place]:
+    """Of the gpu workers that are alive, in two queries at most."""
+    held = [
+        (worker.name, pk)
+        for worker in workers
+        if worker.state == "alive" and worker.kind == Worker.Kind.GPU
+        for pk in worker.row.holds.get("base_models") or []
+    ]
+    found = BaseModel.objects.prefetch_related("names").in_bulk([pk for _, pk in held])
+    return [Place(worker=name, base_model=found[pk]) for name, pk in held if pk in found]
 
 
 def describe_holds(holds: dict[str, object]) -> str:

@@ -30,6 +30,7 @@ from webapp.checkpoints.services import check_name, find_folder, find_saved, reg
 from webapp.deployments.calls import follow_inflight, open_sampling_session
 from webapp.runs.custom_losses import attach_loss
 from webapp.runs.models import Operation, Run
+from webapp.runs.services import note_shared_head
 from webapp.tinker.wire import JSON, PROTOBUF, decode_forward_backward, encode_output
 
 EPHEMERAL_SECONDS = 86_400  # of a sampling client's weights, after its session has ended
@@ -184,8 +185,15 @@ def create_model(held: Held, _operation: Operation, payload: Mapping[str, Any]) 
     spec = {key: value for key, value in payload.items() if key != "optimizer"}
     kind = payload.get("optimizer", "adamw")
     held.engine.create_adapter(held.run.pk, LoraSpec(**spec), kind)
+    note_limits(held)
     held.tally = Tally()
     return answer({"model_id": held.run.model_id, "type": "create_model"})
+
+
+def note_limits(held: Held) -> None:
+    """What the run's page has to say of the adapter that it now has."""
+    if held.engine.shares_trained_head(held.run.pk):
+        note_shared_head(held.run)
 
 
 def load_weights(held: Held, _operation: Operation, payload: Mapping[str, Any]) -> Done:
@@ -196,6 +204,7 @@ def load_weights(held: Held, _operation: Operation, payload: Mapping[str, Any]) 
     held.engine.load_weights(
         held.run.pk, folder, optimizer=bool(payload["optimizer"]), kind=payload.get("kind", "adamw")
     )
+    note_limits(held)
     held.tally = Tally()
     held.is_settled = True  # the checkpoint may go; what came of it stays in the autosave
     held.autosaved_at = -math.inf
@@ -315,7 +324,12 @@ def save_checkpoint(
 def export_weights(held: Held, folder: Path, payload: Mapping[str, Any]) -> SavedWeights:
     run, engine = held.run, held.engine
     shares_head = engine.shares_trained_head(run.pk)
-    card = {"run": run, "name": payload["name"], "shares_head": shares_head}
+    card = {
+        "run": run,
+        "name": payload["name"],
+        "shares_head": shares_head,
+        "trains_embedding": run.lora.get("train_embed", False),
+    }
     return engine.export_weights(
         run.pk,
         folder,

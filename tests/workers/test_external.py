@@ -11,7 +11,7 @@ from tests.workers.cast import Kind, Program, make_device, read_answer, read_out
 from tests.workers.test_download import load_peft, score
 from webapp.checkpoints.models import Checkpoint
 from webapp.runs import queue
-from webapp.runs.models import Operation, Run
+from webapp.runs.models import LogLine, Operation, Run
 
 pytestmark = pytest.mark.django_db
 
@@ -50,15 +50,30 @@ def test_an_export_holds_what_peft_loads_and_nothing_of_ours(tmp_path: Path, hea
     assert np.abs(score(load_peft(folder), 1).numpy() - ours).max() < 1e-5
 
 
-@pytest.mark.parametrize(("head", "is_said"), [(True, True), (False, False)])
-def test_a_head_that_is_the_embedding_too_comes_with_a_warning(
-    tmp_path: Path, head: bool, is_said: bool
+@pytest.mark.parametrize(
+    ("parts", "changed"),
+    [
+        ({"train_unembed": True}, "input embedding"),
+        ({"train_embed": True}, "output head"),
+        ({}, None),
+    ],
+)
+def test_weights_that_a_model_uses_twice_come_with_a_warning(
+    tmp_path: Path, parts: dict[str, bool], changed: str | None
 ) -> None:
-    program, _ = train(train_unembed=head)
+    """In the export, and on the page of the run."""
+    program, _ = train(**parts)
+    Run.objects.filter(pk=program.run.pk).update(lora=parts)
     program.send(Kind.SAVE_WEIGHTS_EXTERNAL, name="final")
     take_turns(make_device())
-    card = (tmp_path / Checkpoint.objects.get().path / "README.md").read_text()
-    assert ("would change the input embedding as well" in card) is is_said
+    card = " ".join((tmp_path / Checkpoint.objects.get().path / "README.md").read_text().split())
+    run = Run.objects.get(pk=program.run.pk)
+    assert "would change" in card if changed else "would change" not in card
+    assert changed is None or f"would change the {changed} as well" in card
+    lines = [line.text for line in LogLine.objects.filter(run=run)]
+    assert [text for text in lines if "should not be merged" in text] == (
+        [f"Its adapter should not be merged: {run.notes['merging']}."] if changed else []
+    )
 
 
 def test_an_encrypted_export_opens_for_each_recipient_and_nobody_else(tmp_path: Path) -> None:

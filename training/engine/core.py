@@ -301,11 +301,11 @@ class Engine:
         return checkpoint.digest_tensors(adapter.tensors)
 
     def shares_trained_head(self, run: str) -> bool:
-        """Whether the run trains a head whose frozen weights are the input embedding's too."""
+        """Whether head and input embedding are the same weights, and the run trains one of them."""
         embedding = self.model.get_input_embeddings().weight
         shares = embedding is self.adapters.head.weight
         spec = self.find_weights(run).spec
-        return shares and not spec.is_full and spec.train_unembed
+        return shares and not spec.is_full and (spec.train_unembed or spec.train_embed)
 
     def load_weights(
         self, run: str, folder: Path, *, optimizer: bool, kind: Optimizer = "adamw"

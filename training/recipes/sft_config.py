@@ -14,7 +14,8 @@ from training.types import LORA_ALPHA, MAX_RANK, AdamParams, LoraSpec
 Schedule = Literal["constant", "linear", "cosine"]
 MAX_PROMPTS = 50
 FULL_LEARNING_RATE = 1e-5  # an adapter learns best at about ten times what all weights take
-OF_ADAPTERS = ("alpha", "train_mlp", "train_attn", "train_unembed")
+PARTS = ("train_mlp", "train_attn", "train_unembed", "train_embed")
+OF_ADAPTERS = ("alpha", *PARTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class SftConfig:
     train_mlp: bool = True
     train_attn: bool = True
     train_unembed: bool = False
+    train_embed: bool = False
     learning_rate: float = 1e-4
     schedule: Schedule = "linear"
     warmup_steps: int = 0
@@ -66,10 +68,8 @@ class SftConfig:
             check_full(checked)
             checked.setdefault("learning_rate", FULL_LEARNING_RATE)
         config = cls(**checked)
-        if not (config.train_mlp or config.train_attn or config.train_unembed):
-            raise InvalidInput(
-                "train_mlp, train_attn and train_unembed are all off: nothing learns"
-            )
+        if not config.lora.has_parts:
+            raise InvalidInput(f"{', '.join(PARTS)} are all off: nothing learns")
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,6 +89,7 @@ class SftConfig:
             train_mlp=self.train_mlp,
             train_attn=self.train_attn,
             train_unembed=self.train_unembed,
+            train_embed=self.train_embed,
         )
 
     def count_steps(self, num_train: int) -> int:
@@ -185,6 +186,7 @@ SFT_CHECKS = {
     "train_mlp": yes_or_no,
     "train_attn": yes_or_no,
     "train_unembed": yes_or_no,
+    "train_embed": yes_or_no,
     "learning_rate": real(0, 1, above=True),
     "schedule": one_of(("constant", "linear", "cosine")),
     "warmup_steps": whole(0, 1_000_000),

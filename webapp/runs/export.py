@@ -11,7 +11,8 @@ import tinker
 
 LEARNING_RATE, BATCH = {learning_rate!r}, {batch_size}
 client = tinker.ServiceClient().create_lora_training_client(
-    base_model={base_model!r}, rank={rank}, seed={seed}
+    base_model={base_model!r}, rank={rank}, seed={seed},
+    train_mlp={train_mlp}, train_attn={train_attn}, train_unembed={train_unembed},{embedding}
 )
 tokenizer = client.get_tokenizer()
 
@@ -36,6 +37,7 @@ for step in range(STEPS):
 client.save_state("final").result()
 """
 
+NO_FLAG = "  # no flag means the input embedding, which the run on this page trains too"
 RATES = {
     "constant": "LEARNING_RATE",
     "linear": "LEARNING_RATE * (1 - step / STEPS)",
@@ -82,6 +84,10 @@ def write_script(url: str, base_model: str, filename: str, config: dict[str, Any
         filename=filename,
         rank=config.get("rank", 32),
         seed=config.get("seed", 0),
+        train_mlp=config.get("train_mlp", True),
+        train_attn=config.get("train_attn", True),
+        train_unembed=config.get("train_unembed", False),
+        embedding=NO_FLAG if config.get("train_embed") else "",
         learning_rate=config.get("learning_rate", 1e-4),
         batch_size=config.get("batch_size", 8),
         steps=config.get("steps") or f"round({config.get('epochs') or 1} * len(data) / BATCH)",

@@ -19,7 +19,7 @@ OVERLONG = [("truncate", "Cut them off"), ("drop", "Leave them out")]
 LENGTHS = [("epochs", "epochs"), ("steps", "steps")]
 LORA, FULL = "lora", "full"
 WEIGHTS = [(LORA, "LoRA adapter"), (FULL, "All weights")]
-PARTS = ("train_attn", "train_mlp", "train_unembed")
+PARTS = ("train_attn", "train_mlp", "train_unembed", "train_embed")
 OF_ADAPTERS = ("rank", "alpha", *PARTS)
 
 
@@ -73,6 +73,7 @@ class LaunchForm(forms.Form):
     train_attn = forms.BooleanField(required=False, initial=True, label="Attention")
     train_mlp = forms.BooleanField(required=False, initial=True, label="MLP")
     train_unembed = forms.BooleanField(required=False, initial=False, label="Output head")
+    train_embed = forms.BooleanField(required=False, initial=False, label="Input embedding")
     schedule = forms.ChoiceField(
         label="Schedule",
         choices=SCHEDULES,

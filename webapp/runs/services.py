@@ -29,6 +29,11 @@ LONGEST_SILENCE = timedelta(minutes=10)  # the SDK beats every 10 s and itself g
 LONGEST_NAME = 120  # of the column
 FINISH_REASONS = ("success", "errored", "interrupted")  # a program gives; silence is "lost"
 LORA_FLAGS = ("train_mlp", "train_attn", "train_unembed")
+SHARED_HEAD = (
+    "the model's output head and its input embedding are the same weights, and this run trains one"
+    " of them; PEFT serves the adapter as it was trained, but a merge into the base model would"
+    " change both"
+)
 
 Status = Run.Status
 Wish = Run.Wish
@@ -114,7 +119,10 @@ def take_shape(config: dict[str, Any], parent: Any) -> dict[str, Any]:
     if config.get("rank", parent.rank) != parent.rank:
         kind = "holds all weights" if parent.is_full else f"has rank {parent.rank}"
         raise UserError(f"The checkpoint {parent.name} {kind}: leave the rank out.", field="rank")
-    shape = {key: parent.run.lora[key] for key in ("alpha", *LORA_FLAGS) if key in parent.run.lora}
+    lora = parent.run.lora
+    shape = {key: lora[key] for key in ("alpha", *LORA_FLAGS) if key in lora}
+    if not parent.is_full:
+        shape["train_embed"] = bool(lora.get("train_embed"))
     return {**config, **shape, "rank": parent.rank}
 
 
@@ -132,6 +140,8 @@ def choose_shape(config: dict[str, Any]) -> dict[str, Any]:
 def choose_lora(config: dict[str, Any]) -> dict[str, Any]:
     """Everything of an adapter but its rank. By default attention and MLP, not the head."""
     flags = {name: bool(config.get(name, name != "train_unembed")) for name in LORA_FLAGS}
+    if config.get("train_embed"):  # no client has a flag for it
+        flags["train_embed"] = True
     if not any(flags.values()):
         raise UserError(
             "Nothing to train: At least one of train_unembed, train_mlp, or train_attn must be"
@@ -229,11 +239,22 @@ def open_client_run(  # noqa: PLR0913 - the row's columns, by name
 
 def note_reading(run: Run, name: str) -> None:
     """The first time that a run uses what Hone had to define itself, its page says so."""
-    if name not in OWN_READINGS or name in run.notes:
-        return
-    notes = {**run.notes, name: OWN_READINGS[name]}
-    if Run.objects.filter(pk=run.pk).exclude(notes__has_key=name).update(notes=notes):
+    if name in OWN_READINGS and note(run, name, OWN_READINGS[name]):
         add_log(run, f"This run uses {name}: {OWN_READINGS[name]}.")
+
+
+def note_shared_head(run: Run) -> None:
+    """Of a run that trains weights which its model uses twice."""
+    if note(run, "merging", SHARED_HEAD):
+        add_log(run, f"Its adapter should not be merged: {SHARED_HEAD}.")
+
+
+def note(run: Run, name: str, text: str) -> bool:
+    """For the run's page. False: it is there already."""
+    if name in run.notes:
+        return False
+    notes = {**run.notes, name: text}
+    return bool(Run.objects.filter(pk=run.pk).exclude(notes__has_key=name).update(notes=notes))
 
 
 def name_run(session: Session, model_seq_id: int, user_metadata: Mapping[str, Any]) -> str:

@@ -117,8 +117,8 @@ def check_same_shape(checkpoint: Checkpoint, run: Run) -> None:
             " client from the checkpoint instead."
         )
     theirs, ours = ({"rank": each.rank} | each.lora for each in (checkpoint.run, run))
-    for name in ("rank", *LORA_FLAGS):
-        if theirs.get(name) != ours.get(name):
+    for name in ("rank", *LORA_FLAGS, "train_embed"):
+        if theirs.get(name, False) != ours.get(name, False):
             raise UserError(
                 f"{checkpoint.tinker_path} has {name} {theirs.get(name)}, this model"
                 f" {ours.get(name)}: create a training client from the checkpoint instead."

@@ -20,7 +20,7 @@ from webapp.runs.models import Run
 
 pytestmark = pytest.mark.django_db
 
-OF_ADAPTERS = {"alpha", "train_mlp", "train_attn", "train_unembed"}
+OF_ADAPTERS = {"alpha", "train_mlp", "train_attn", "train_unembed", "train_embed"}
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.datasets.models import Dataset, DatasetVersion
 from webapp.fleet.models import BaseModel, Worker
+from webapp.runs.export import export_run
 from webapp.runs.models import Run
 
 pytestmark = pytest.mark.django_db
@@ -90,6 +91,7 @@ def test_every_setting_of_the_form_reaches_the_recipe(browser: Client) -> None:
         "rank": "16",
         "alpha": "64",
         "train_unembed": "on",
+        "train_embed": "on",
         "schedule": "cosine",
         "warmup_steps": "2",
         "weight_decay": "0.01",
@@ -107,7 +109,8 @@ def test_every_setting_of_the_form_reaches_the_recipe(browser: Client) -> None:
     }
     browser.post("/runs/new/", fill(browser.get("/runs/new/"), **changes))
     config = SftConfig.from_dict(Run.objects.get(name="all set").config)
-    assert (config.rank, config.alpha, config.train_unembed) == (16, 64.0, True)
+    assert (config.rank, config.alpha) == (16, 64.0)
+    assert (config.train_unembed, config.train_embed) == (True, True)
     assert (config.steps, config.epochs, config.batch_size) == (40, None, 4)
     assert (config.learning_rate, config.schedule, config.warmup_steps) == (1e-3, "cosine", 2)
     assert (config.weight_decay, config.grad_clip_norm) == (0.01, 0.0)
@@ -220,6 +223,16 @@ def test_the_form_shows_the_same_run_as_curl_and_as_a_program(
     assert "curl http://testserver/rest/runs" in export.curl
     assert f'"dataset_version": "{version.pk}"' in export.curl
     assert "create_lora_training_client" in export.script
+    assert "train_mlp=True, train_attn=True, train_unembed=False,\n)" in export.script
+    compile(export.script, "script", "exec")
+
+
+def test_a_program_says_that_it_cannot_train_the_embedding() -> None:
+    config = {"train_embed": True, "train_unembed": True, "steps": 3}
+    export = export_run(
+        url="u", name="n", base_model="b", version_id="v", filename="f", config=config
+    )
+    assert "train_unembed=True,  # no flag means the input embedding" in export.script
     compile(export.script, "script", "exec")
 
 

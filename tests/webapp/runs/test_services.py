@@ -79,6 +79,15 @@ def test_a_run_is_queued_with_what_its_adapter_will_be(run: Run) -> None:
     assert LogLine.objects.get(run=run).text == "Queued: sft on words v1, from tiny-chatml-1m."
 
 
+def test_a_run_may_train_the_input_embedding_alone(
+    actor: Actor, version: DatasetVersion, base_model: BaseModel
+) -> None:
+    parts = {"train_mlp": False, "train_attn": False, "train_embed": True}
+    run = create(actor, version, base_model, config={"rank": 8, "steps": 4, **parts})
+    assert run.lora == {"alpha": 32.0, "seed": 0, "train_unembed": False, **parts}
+    assert services.read_recipe(run.config).lora.train_embed
+
+
 @pytest.mark.parametrize("rank", [-1, 10_000, True, "8", 1.5])
 def test_a_rank_out_of_range_is_refused(
     actor: Actor, version: DatasetVersion, base_model: BaseModel, rank: Any

@@ -18,6 +18,7 @@ from training.engine import checkpoint, whole
 from training.engine.adapters import Adapter, Adapters
 from training.engine.attention import ATTENTION
 from training.engine.cycle import Cycle, Outcome, Pack
+from training.engine.experts import count_idle
 from training.engine.families import check_agreement
 from training.engine.full import FullRun, check_free
 from training.engine.gated import thin_out
@@ -63,11 +64,12 @@ class Engine:
         self.path = path
         self.base_digest = base_digest
         self.token_budget = token_budget
-        self.num_parameters = model.num_parameters()
         self.vocab_size: int = model.config.vocab_size
         self.context: int = find_context(model.config.to_dict())
         self.flops = 0.0  # of all passes so far
         self.adapters = Adapters(model)
+        self.num_parameters = model.num_parameters()
+        self.num_active = self.num_parameters - count_idle(model, self.adapters.routing)
         self.full: FullRun | None = None  # it has the model for itself
         self.is_spent = False  # a full-parameter run has left: the model is no base any more
         thin_out(model)
@@ -184,7 +186,7 @@ class Engine:
         # trained has as much to do again for their gradients.
         with_backward = 6 if self.full else 4
         flops_a_weight = 2 if pack.forward_only else with_backward
-        self.flops += flops_a_weight * self.num_parameters * num_tokens
+        self.flops += flops_a_weight * self.num_active * num_tokens
 
     def see_whole(self, act: Callable[[], T]) -> T:
         """Where weights are, as whole as a pass needs them."""

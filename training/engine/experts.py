@@ -34,6 +34,7 @@ from training.engine.lora import (
     name_tensors,
 )
 from training.engine.products import multiply, pull_back
+from training.engine.routes import Routing
 
 # Where the experts of a layer stand in the base model's files, and their projections' names there.
 NAMES = {
@@ -133,6 +134,15 @@ def name_stacks(name: str, experts: nn.Module) -> tuple[str, ...]:
     place, projections = NAMES[type(experts).__name__]
     prefix = name.removesuffix("mlp.experts") + place
     return tuple(f"{prefix}.{projection}" for projection in projections)
+
+
+def count_idle(model: nn.Module, routing: Routing | None) -> int:
+    """Weights of experts that a token does not meet."""
+    if routing is None:
+        return 0
+    experts = [module for module in model.modules() if isinstance(module, LoraExperts)]
+    total = sum(weight.numel() for module in experts for weight in module.parameters())
+    return total * (routing.num_experts - routing.num_chosen) // routing.num_experts
 
 
 def plan_places(ids_NK: torch.Tensor, slices: Sequence[Slice], num_experts: int) -> Plan:

@@ -20,6 +20,7 @@ from training.engine.logprobs import compute_logprobs
 from training.engine.lora import Slice
 from training.engine.losses import compute_loss, measure_policy
 from training.engine.packing import Item, Layout, Part, lay_out
+from training.engine.routes import following
 from training.engine.traced import Meter, judge
 from training.errors import InvalidInput
 from training.requests import LOGPROBS, LOSS_INPUTS, POLICY_METRICS, find_scored
@@ -158,7 +159,8 @@ def read_routed(
     routing = adapters.routing
     if routing is None:
         return read_hidden(model, layout, adapters.device)
-    with routing.replay(layout.routes, adapters.device), routing.record() as record:
+    wanted = None if layout.routes is None else torch.from_numpy(layout.routes).to(adapters.device)
+    with following(routing, wanted), routing.record() as record:
         hidden_TH = read_hidden(model, layout, adapters.device)
     asking = [part for part in layout.parts if tallies[part.told.run].request.with_routes]
     if asking:

@@ -9,12 +9,14 @@ from transformers import PreTrainedModel
 
 from training.engine.adapters import Adapters
 from training.engine.lora import Slice
+from training.engine.routes import following
 
 
 class RecomputedForward:
     """In the place of a layer's forward: the same numbers, and only its input is kept.
 
-    The second time, rows belong to whom they did the first time; there are no random numbers.
+    The second time, rows belong to whom they did the first time, and go to the experts that they
+    were sent to; there are no random numbers.
     """
 
     def __init__(self, forward: Callable[..., Any], adapters: Adapters) -> None:
@@ -24,17 +26,25 @@ class RecomputedForward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
+        routing = self.adapters.routing
         return checkpoint(
             self._run,
             self.adapters.route.slices,
+            None if routing is None else routing.wanted_NLK,
             *args,
             use_reentrant=False,
             preserve_rng_state=False,
             **kwargs,
         )
 
-    def _run(self, slices: Sequence[Slice], *args: Any, **kwargs: Any) -> Any:
-        with self.adapters.serve(slices):
+    def _run(
+        self,
+        slices: Sequence[Slice],
+        wanted_NLK: torch.Tensor | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        with self.adapters.serve(slices), following(self.adapters.routing, wanted_NLK):
             return self.forward(*args, **kwargs)
 
 

@@ -41,16 +41,6 @@ class Routing:
             router.register_forward_hook(partial(self._follow, layer))
 
     @contextmanager
-    def replay(self, routes: IntArray | None, device: torch.device) -> Iterator[None]:
-        """Inside, every layer chooses for row n what `routes[n]` says."""
-        if routes is not None:
-            self.wanted_NLK = torch.from_numpy(routes).to(device)
-        try:
-            yield
-        finally:
-            self.wanted_NLK = None
-
-    @contextmanager
     def record(self) -> Iterator["Record"]:
         """What has been chosen inside can be read afterwards."""
         record = Record()
@@ -106,6 +96,19 @@ class Routing:
                 f"different ones from 0 to {self.num_experts - 1}, or {FREE} for all of them, "
                 "which leaves the choice to the layer"
             )
+
+
+@contextmanager
+def following(routing: Routing | None, wanted_NLK: torch.Tensor | None) -> Iterator[None]:
+    """Inside, every layer chooses for row n what `wanted_NLK[n]` says. None: it is free."""
+    if routing is None:
+        yield
+        return
+    before, routing.wanted_NLK = routing.wanted_NLK, wanted_NLK
+    try:
+        yield
+    finally:
+        routing.wanted_NLK = before
 
 
 class Record:

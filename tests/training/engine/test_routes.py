@@ -232,3 +232,28 @@ def test_a_dense_model_has_no_routes(tiny_path: Path, with_routes: bool) -> None
     answer = engine.forward_backward({"run": request})["run"]
     assert isinstance(answer, InvalidInput)
     assert "this model is dense" in str(answer)
+
+
+def test_routes_are_followed_where_activations_are_computed_again(
+    mixture: Path, engine: Engine, stir: Stir
+) -> None:
+    datum = make_datum(20)
+    (routes,) = read_routes(run(engine, datum, forward_only=True))
+    saver = Engine.load(mixture, recompute=True)
+    saver.create_adapter("run", SPEC)
+    stir(saver, "run")
+    gradients = []
+    for each in (engine, saver):
+        perturb(each.model)
+        (followed,) = read_routes(run(each, replace(datum, routes=routes)))
+        np.testing.assert_array_equal(followed, routes)
+        gradients.append(each.adapters.by_run["run"].gradients)
+    assert torch.equal(*gradients)
+
+
+def test_work_is_counted_for_the_experts_that_a_token_meets(engine: Engine) -> None:
+    model, num_chosen = engine.model, engine.model.config.num_experts_per_tok
+    experts = sum(each.numel() for name, each in model.named_parameters() if ".experts." in name)
+    idle = experts * (NUM_EXPERTS - num_chosen) // NUM_EXPERTS
+    run(engine, make_datum(10))
+    assert engine.flops == 4 * 10 * (model.num_parameters() - idle)

@@ -329,6 +329,7 @@ def export_weights(held: Held, folder: Path, payload: Mapping[str, Any]) -> Save
         "name": payload["name"],
         "shares_head": shares_head,
         "trains_embedding": run.lora.get("train_embed", False),
+        "joins_experts": engine.joins_experts(run.pk),
     }
     return engine.export_weights(
         run.pk,

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from training.engine.embedding import LoraEmbedding
-from training.engine.experts import NAMES, LoraExperts, name_stacks
+from training.engine.experts import NAMES, LoraExperts, name_joined, name_stacks
 from training.engine.logits import read_rule
 from training.engine.lora import Adapted, Block, LoraLinear, Pair, Route, Slice, cut_stack
 from training.engine.routes import Routing
@@ -47,6 +47,17 @@ class Adapter:
             for block, piece in zip(blocks, self._cut(flat), strict=True)
             for name, matrix in zip(block.names, piece, strict=True)
         }
+
+    def join_experts(self) -> dict[str, torch.Tensor]:
+        """The weights as Tinker's downloads hold them, which its cookbook makes PEFT's files of."""
+        tensors = dict(self.tensors)
+        for name, (a, b) in self.blocks.items():
+            joined = name_joined(name) if a.is_stack else None
+            if joined is not None:
+                for each in (*a.names, *b.names):
+                    del tensors[each]
+                tensors |= zip(joined, (self.pairs[name].a, self.pairs[name].b), strict=True)
+        return tensors
 
     def _list_blocks(self) -> list[Block]:
         return [block for pair in self.blocks.values() for block in pair]

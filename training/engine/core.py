@@ -276,6 +276,7 @@ class Engine:
     ) -> SavedWeights:
         """Weights to leave this server: PEFT's files, or those of a whole model, and a README;
         encrypted where keys are given. There is no manifest: nothing loads them here as a run's.
+        Of experts it is Tinker's form, for the tools that come with its client.
         """
         keys = read_recipients(recipients) if recipients else []
         with checkpoint.drafting(folder) as draft:
@@ -299,8 +300,15 @@ class Engine:
         config = checkpoint.describe_adapter(
             adapter.spec, self.adapters.name_modules(run), base_name
         )
-        checkpoint.write_adapter(draft, adapter.tensors, config)
+        checkpoint.write_adapter(draft, adapter.join_experts(), config)
         return checkpoint.digest_tensors(adapter.tensors)
+
+    def joins_experts(self, run: str) -> bool:
+        """Whether an export of the run has experts as Tinker has them, and not as PEFT has."""
+        if self.full is not None and self.full.name == run:
+            return False
+        adapter = self._adapter(run)
+        return adapter.join_experts().keys() != adapter.tensors.keys()
 
     def shares_trained_head(self, run: str) -> bool:
         """Whether head and input embedding are the same weights, and the run trains one of them."""

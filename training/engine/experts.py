@@ -41,6 +41,8 @@ NAMES = {
     "Qwen3MoeExperts": ("mlp.experts", ("gate_proj", "up_proj", "down_proj")),
     "MixtralExperts": ("block_sparse_moe.experts", ("w1", "w3", "w2")),
 }
+# In Tinker's downloads, where all experts of a layer are one tensor. It offers no Mixtral.
+JOINED_NAMES = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -143,6 +145,13 @@ def count_idle(model: nn.Module, routing: Routing | None) -> int:
     experts = [module for module in model.modules() if isinstance(module, LoraExperts)]
     total = sum(weight.numel() for module in experts for weight in module.parameters())
     return total * (routing.num_experts - routing.num_chosen) // routing.num_experts
+
+
+def name_joined(name: str) -> tuple[str, str] | None:
+    """Of a projection's A and B in a Tinker download. None: it says nothing of such a layer."""
+    prefix, _, projection = name.rpartition(".")
+    joined = JOINED_NAMES.get(projection)
+    return None if joined is None else name_tensors(f"{prefix}.{joined}")
 
 
 def plan_places(ids_NK: torch.Tensor, slices: Sequence[Slice], num_experts: int) -> Plan:

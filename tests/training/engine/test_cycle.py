@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from hypothesis import strategies as st
 from tests.training.engine.rows import make_data
 from training.engine.core import Engine
 from training.engine.cycle import HELPINGS, Cycle, Outcome, Pack
+from training.engine.passes import Tally
 from training.errors import InvalidInput
 from training.fairness import Shares
 from training.types import Datum, ForwardBackward, ForwardBackwardOutput, LoraSpec
 
-LOSSES = ("cross_entropy", "importance_sampling", "ppo", "cispo", "dro")
+LOSSES = ("cross_entropy", "importance_sampling", "ppo", "cispo", "dro", "stable_reinforce")
+SHARED = 18  # tokens that the datums of a request may begin with
 
 generated = partial(
     settings, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -41,14 +44,28 @@ def draw_specs(draw: st.DrawFn) -> LoraSpec:
 @st.composite
 def draw_requests(draw: st.DrawFn) -> ForwardBackward:
     lengths = draw(st.lists(st.integers(1, 30), min_size=1, max_size=6))
+    data = make_data(*lengths, seed=draw(st.integers(0, 99)))
     return ForwardBackward(
-        data=make_data(*lengths, seed=draw(st.integers(0, 99))),
+        data=begin_alike(data) if draw(st.booleans()) else data,
         loss_fn=draw(st.sampled_from(LOSSES)),
         forward_only=draw(st.sampled_from([False, False, False, True])),
     )
 
 
-tenants = st.lists(st.tuples(draw_specs(), draw_requests()), min_size=1, max_size=6)
+def begin_alike(data: list[Datum]) -> list[Datum]:
+    first = max(data, key=lambda datum: len(datum.tokens)).tokens[:SHARED]
+    return [
+        replace(datum, tokens=np.append(first[: len(datum.tokens)], datum.tokens[SHARED:]))
+        for datum in data
+    ]
+
+
+# Of each its requests: the next one begins once the last one has ended.
+tenants = st.lists(
+    st.tuples(draw_specs(), st.lists(draw_requests(), min_size=1, max_size=3)),
+    min_size=1,
+    max_size=6,
+)
 arrivals = st.lists(st.integers(0, 3), min_size=6, max_size=6)  # before which pass each comes
 budgets = st.sampled_from([8, 24, 60, 4096])
 
@@ -72,25 +89,28 @@ def read_gradients(engine: Engine, run: str) -> torch.Tensor:
 
 
 def run_alone(
-    engine: Engine, run: str, request: ForwardBackward
-) -> tuple[ForwardBackwardOutput, torch.Tensor]:
-    output = engine.forward_backward({run: request})[run]
-    assert isinstance(output, ForwardBackwardOutput)
+    engine: Engine, run: str, *requests: ForwardBackward
+) -> tuple[list[Outcome], torch.Tensor]:
+    outputs = [engine.forward_backward({run: request})[run] for request in requests]
     gradients = read_gradients(engine, run)
     engine.drop_gradients(run)
-    return output, gradients
+    return outputs, gradients
 
 
 def run_late(
-    cycle: Cycle, requests: Mapping[str, ForwardBackward], arrives: Mapping[str, int]
-) -> dict[str, Outcome]:
-    """Each is added before the pass with its number, or once nothing else is left."""
-    outcomes: dict[str, Outcome] = {}
-    waiting, number = dict(requests), 0
-    while waiting or cycle.entries:
-        for run in [run for run in waiting if arrives[run] <= number or not cycle.entries]:
-            add(cycle, run, waiting.pop(run))
-        outcomes |= cycle.step()
+    cycle: Cycle, requests: Mapping[str, list[ForwardBackward]], arrives: Mapping[str, int]
+) -> dict[str, list[Outcome]]:
+    """Each comes before the pass with its number, or once nothing else is left."""
+    outcomes: dict[str, list[Outcome]] = {run: [] for run in requests}
+    away, number = list(requests), 0
+    while away or cycle.entries:
+        for run in [run for run in away if arrives[run] <= number or not cycle.entries]:
+            away.remove(run)
+            add(cycle, run, requests[run][0])
+        for run, outcome in cycle.step().items():
+            outcomes[run].append(outcome)
+            if following := requests[run][len(outcomes[run]) :]:
+                add(cycle, run, following[0])
         number += 1
     return outcomes
 
@@ -100,30 +120,35 @@ def run_late(
 def test_a_run_in_a_shared_cycle_has_the_numbers_that_it_has_alone(
     shared_engine: Engine,
     stir: Stir,
-    mix: list[tuple[LoraSpec, ForwardBackward]],
+    mix: list[tuple[LoraSpec, list[ForwardBackward]]],
     late: list[int],
     budget: int,
 ) -> None:
     engine, requests, alone = shared_engine, {}, {}
     engine.token_budget = 4096
-    for number, (spec, request) in enumerate(mix):
+    for number, (spec, asked) in enumerate(mix):
         run = "x" * (number + 1)
         engine.create_adapter(run, spec)
         stir(engine, run)
-        requests[run] = request
-        alone[run] = run_alone(engine, run, request)
+        requests[run] = asked
+        alone[run] = run_alone(engine, run, *asked)
     engine.token_budget = budget
     outcomes = run_late(open_cycle(engine), requests, dict(zip(requests, late, strict=False)))
     for run, (expected, gradients) in alone.items():
-        output = outcomes[run]
-        assert isinstance(output, ForwardBackwardOutput)
-        assert output.metrics == pytest.approx(expected.metrics, rel=1e-5, abs=1e-5)
-        for left, right in zip(output.logprobs, expected.logprobs, strict=True):
-            np.testing.assert_allclose(left, right, atol=1e-5)
+        for output, wanted in zip(outcomes[run], expected, strict=True):
+            assert_same(output, wanted)
         largest = max(1.0, float(gradients.abs().max()))
         assert (read_gradients(engine, run) - gradients).abs().max() <= 1e-5 * largest
-        assert engine.has_gradients(run) is not requests[run].forward_only
+        assert engine.has_gradients(run) is not all(each.forward_only for each in requests[run])
         engine.drop(run)
+
+
+def assert_same(output: Outcome, wanted: Outcome) -> None:
+    assert isinstance(output, ForwardBackwardOutput)
+    assert isinstance(wanted, ForwardBackwardOutput)
+    assert output.metrics == pytest.approx(wanted.metrics, rel=1e-5, abs=1e-5)
+    for left, right in zip(output.logprobs, wanted.logprobs, strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-5)
 
 
 @pytest.fixture
@@ -181,7 +206,7 @@ def test_a_run_alone_has_the_same_bits_whatever_came_before(engine: Engine, stir
     stir(engine, "run")
     engine.token_budget = 50
     request = learn(9, 30, 7, 7, 41, 20)
-    output, gradients = run_alone(engine, "run", request)
+    outputs, gradients = run_alone(engine, "run", request)
     open_runs(engine, "other")
     cycle = open_cycle(engine)
     add(cycle, "other", learn(30, 9))
@@ -190,7 +215,8 @@ def test_a_run_alone_has_the_same_bits_whatever_came_before(engine: Engine, stir
     cycle.finish()
     again, same = run_alone(engine, "run", request)
     assert torch.equal(same, gradients)
-    assert again.metrics == output.metrics
+    for left, right in zip(again, outputs, strict=True):
+        assert left.metrics == right.metrics  # type: ignore[union-attr]
 
 
 def test_neighbours_that_begin_alike_still_lie_together(engine: Engine, packs: list[Pack]) -> None:
@@ -337,3 +363,22 @@ def test_seven_small_tenants_do_not_wait_for_the_hundred_large_requests_of_one(
         for run in ended:
             num_done += run == "large"
             cycle.add(run, learn(*[30] * 4) if run == "large" else learn(8, 9))
+
+
+def test_once_its_loss_has_failed_nothing_more_of_a_request_is_computed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[str] = []
+
+    def fail_small(engine: Engine, pack: Pack, tallies: Mapping[str, Tally]) -> None:
+        computed.extend(pack.runs)
+        if "run" in pack.runs:
+            tallies["run"].error = InvalidInput("its loss broke")
+
+    monkeypatch.setattr(Engine, "run_pack", fail_small)
+    open_runs(engine, "other")
+    engine.token_budget = 20
+    outcomes = engine.forward_backward({"run": learn(18, 18, 18), "other": learn(18, 18)})
+    assert str(outcomes["run"]) == "its loss broke"
+    assert isinstance(outcomes["other"], ForwardBackwardOutput)
+    assert Counter(computed) == {"run": 1, "other": 2}

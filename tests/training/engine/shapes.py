@@ -14,12 +14,14 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Phi3Config,
     PhiConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 SHAPE: dict[str, Any] = {
@@ -92,6 +94,9 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
         query_pre_attn_scalar=17,
         rope_parameters=deepcopy(GEMMA3_ROPES),
     ),
+    "mixtral": lambda: MixtralConfig(
+        **WIDE, sliding_window=9, num_local_experts=4, num_experts_per_tok=3
+    ),
     "phi": lambda: PhiConfig(**SHAPE | PARTIAL),
     "phi-norms": lambda: PhiConfig(**SHAPE | PARTIAL, qk_layernorm=True),
     "phi-3": lambda: Phi3Config(**SHAPE, sliding_window=9),
@@ -100,6 +105,22 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
         rope_parameters=dict(LONGROPE),
         original_max_position_embeddings=128,
         tie_word_embeddings=True,
+    ),
+    "qwen3-moe": lambda: Qwen3MoeConfig(
+        **WIDE,
+        num_experts=5,
+        num_experts_per_tok=2,
+        moe_intermediate_size=24,
+        norm_topk_prob=True,
+        tie_word_embeddings=True,
+    ),
+    "qwen3-moe-windows": lambda: Qwen3MoeConfig(
+        **WIDE,
+        num_experts=4,
+        num_experts_per_tok=3,
+        moe_intermediate_size=24,
+        use_sliding_window=True,
+        sliding_window=9,
     ),
     "granite": lambda: GraniteConfig(
         **SHAPE,

@@ -1,17 +1,21 @@
 """Mixtures of experts against plain transformers and peft, and experts of several runs at once."""
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests.training.engine.conftest import NUM_EXPERTS
-from tests.training.engine.reference import load_peft, read_gradients, sum_loss
+from tests.training.engine.reference import (
+    EXPERTS,
+    load_peft,
+    read_gradients,
+    read_peft_gradients,
+    sum_loss,
+)
 from tests.training.engine.rows import make_data
 from tests.training.engine.test_against_peft import train_once
 from training.engine.core import Engine
@@ -21,45 +25,6 @@ from training.engine.lora import Slice
 from training.types import AdamParams, ForwardBackward, ForwardBackwardOutput, LoraSpec
 
 Stir = Callable[[Engine, str], None]
-# The projections whose As and Bs peft keeps in one tensor each, and where it keeps them.
-FUSED = {
-    "qwen3_moe": ("mlp.experts", ("gate_proj", "up_proj"), ("down_proj",)),
-    "mixtral": ("block_sparse_moe.experts", ("w1", "w3"), ("w2",)),
-}
-
-
-def open_peft(base: Path, adapter: Path) -> PeftModel:
-    with warnings.catch_warnings():
-        # peft writes a pattern for what it has just fused, and then warns that nothing matches it.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return load_peft(base, adapter)
-
-
-def split_fused(model: PeftModel, kind: str, rank: int) -> dict[str, torch.Tensor]:
-    """Gradients by our names: of what peft has fused, each expert's and each projection's part."""
-    found = {}
-    place, inner, outer = FUSED[kind]
-    for name, parameter in model.named_parameters():
-        if parameter.grad is None:
-            continue
-        if ".mlp.experts." not in name:
-            found[name.replace(".default", "")] = parameter.grad
-            continue
-        prefix = name.partition("mlp.experts")[0] + place
-        projections = inner if "base_layer" in name else outer
-        width = rank * len(projections)
-        for expert in range(NUM_EXPERTS):
-            for at, projection in enumerate(projections):
-                ranks = slice(at * rank, (at + 1) * rank)
-                if "lora_A" in name:
-                    matrix = parameter.grad.view(NUM_EXPERTS, width, -1)[expert, ranks]
-                else:
-                    rows = len(parameter) // len(projections)
-                    stacked = parameter.grad.view(len(parameter), width, NUM_EXPERTS)
-                    matrix = stacked[at * rows : (at + 1) * rows, ranks, expert]
-                side = "lora_A" if "lora_A" in name else "lora_B"
-                found[f"{prefix}.{expert}.{projection}.{side}.weight"] = matrix
-    return found
 
 
 @pytest.mark.parametrize(
@@ -79,14 +44,14 @@ def test_loss_logprobs_and_gradients_are_those_of_peft(
     stir(engine, "run")
     engine.save_weights("run", tmp_path / "saved", optimizer=False)
     data = make_data(5, 17, 17, 30)
-    model = open_peft(mixture, tmp_path / "saved")
+    model = load_peft(mixture, tmp_path / "saved")
     loss, logprobs = sum_loss(model, data)
     loss.backward()
     output = train_once(engine, data)
     assert output.metrics["loss:sum"] == pytest.approx(loss.item(), rel=1e-5)
     for ours, theirs in zip(output.logprobs, logprobs, strict=True):
         np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
-    expected, gradients = split_fused(model, mixture.name, spec.rank), read_gradients(engine, "run")
+    expected, gradients = read_peft_gradients(model), read_gradients(engine, "run")
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-5)
@@ -128,7 +93,7 @@ def test_experts_that_no_token_chose_have_no_gradient(mixture: Path, stir: Stir)
     assert isinstance(output, ForwardBackwardOutput)
     assert output.routes is not None
     (routes,) = output.routes
-    place = FUSED[mixture.name][0]
+    place, _, _ = EXPERTS[mixture.name]
     for name, gradient in read_gradients(engine, "run").items():
         layer = int(name.partition(".layers.")[2].partition(".")[0])
         expert = int(name.partition(f"{place}.")[2].partition(".")[0])
@@ -145,7 +110,7 @@ def test_saved_experts_reload_and_step_as_if_they_had_never_left(
     train_once(engine, data)
     engine.optim_step("run", adam)
     engine.save_weights("run", tmp_path / "saved", optimizer=True)
-    _, theirs = sum_loss(open_peft(mixture, tmp_path / "saved"), data)
+    _, theirs = sum_loss(load_peft(mixture, tmp_path / "saved"), data)
     ours = train_once(engine, data).logprobs
     for left, right in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(left, right.detach().numpy(), atol=1e-5)

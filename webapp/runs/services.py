@@ -258,7 +258,10 @@ def note(run: Run, name: str, text: str) -> bool:
 
 
 def name_run(session: Session, model_seq_id: int, user_metadata: Mapping[str, Any]) -> str:
-    given = user_metadata.get("name") or session.display_name or "SDK run"
+    """What its program calls the run, else the session, else the recipe that it follows."""
+    told = {**session.user_metadata, **user_metadata}
+    recipe = str(told.get("recipe_name", "")).removeprefix("recipe_")
+    given = user_metadata.get("name") or session.display_name or recipe or "SDK run"
     number = f" {model_seq_id + 1}" if model_seq_id else ""
     return f"{given}"[: LONGEST_NAME - len(number)] + number
 

@@ -274,6 +274,19 @@ def test_a_run_inherits_what_its_session_says_of_itself(
     assert run.config == {"recipe_name": "recipe_sl_basic", "renderer_name": "role_colon"}
 
 
+def test_a_program_that_gives_no_name_has_its_recipes(actor: Actor, base_model: BaseModel) -> None:
+    session = open_session(actor)
+    session.display_name, session.user_metadata = "", {"recipe_name": "recipe_sl_basic"}
+    of_recipe = services.open_client_run(
+        actor=actor, session=session, model_seq_id=0, base_model=base_model
+    )
+    session.user_metadata = {}
+    of_nothing = services.open_client_run(
+        actor=actor, session=session, model_seq_id=1, base_model=base_model
+    )
+    assert (of_recipe.name, of_nothing.name) == ("sl_basic", "SDK run 2")
+
+
 def test_a_long_name_keeps_what_tells_two_models_of_a_session_apart(
     actor: Actor, base_model: BaseModel
 ) -> None:

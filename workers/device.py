@@ -22,7 +22,7 @@ from training.engine.ranks import Plan
 from training.fairness import Shares
 from training.types import ForwardBackward
 from webapp.accounts.models import Project
-from webapp.fleet.models import BaseModel, Worker
+from webapp.fleet.models import Worker
 from webapp.fleet.services import beat_worker, register_worker, remove_worker
 from webapp.runs import queue
 from webapp.runs.models import Operation, Run
@@ -82,7 +82,8 @@ class Device:
 
     setup: Setup
     lead: Lead | None = None  # where its models are held by several processes
-    engines: dict[str, Engine] = field(default_factory=dict)  # the longest unused first
+    # By base model or, of a full-parameter run, by run; the longest unused first.
+    engines: dict[str, Engine] = field(default_factory=dict)
     held: dict[str, Held] = field(default_factory=dict)  # the longest unused first
     pending: dict[str, deque[Operation]] = field(default_factory=dict)  # marked running, by run
     fresh: dict[str, Run] = field(default_factory=dict)  # nothing pending, but perhaps queued
@@ -114,7 +115,7 @@ class Device:
 
     def restore(self, run: Run) -> Held:
         """It may take as long as what it repeats did; whoever waits for it can read why."""
-        engine = self.open(run.base_model)
+        engine = self.open(run)
         if run.done_seq < 0:
             return journal.restore(run, engine)
         self.restoring = run.pk
@@ -125,24 +126,34 @@ class Device:
             self.restoring = ""
             beat(self)
 
-    def open(self, base_model: BaseModel) -> Engine:
-        engine = self.engines.pop(base_model.pk, None)
+    def open(self, run: Run) -> Engine:
+        """Where a run's weights are to be made. All weights are made of a base that is new."""
+        key = name_engine(run)
+        if run.is_full and key in self.engines:  # what is left of an attempt that broke
+            self.discard(self.engines[key])
+        engine = self.engines.pop(key, None)
         if engine is None:
             while len(self.engines) >= self.setup.max_models:
                 self.close(self.find_idle() or next(iter(self.engines)))
-            engine = self.load(base_model)
-        self.engines[base_model.pk] = engine
+            engine = self.load(run)
+        self.engines[key] = engine
         return engine
 
+    def list_models(self) -> list[str]:
+        """The base models that are in memory, whether as they are or as a run has trained them."""
+        held = dict(self.held)
+        keys = (held[key].run.base_model_id if key in held else key for key in list(self.engines))
+        return list(dict.fromkeys(keys))
+
     def find_idle(self) -> str | None:
-        """The base model, longest unused, that no forward_backward is going through."""
+        """The engine, longest unused, that no forward_backward is going through."""
         busy = {id(job.held.engine) for job in self.jobs.values()}
-        return next((pk for pk, engine in self.engines.items() if id(engine) not in busy), None)
+        return next((key for key, engine in self.engines.items() if id(engine) not in busy), None)
 
     def can_hold(self, run: Run) -> bool:
         """False: room is made for its base model once others have ended what they began."""
         has_room = len(self.engines) < self.setup.max_models or self.find_idle() is not None
-        return run.pk in self.held or run.base_model_id in self.engines or has_room
+        return run.pk in self.held or name_engine(run) in self.engines or has_room
 
     def find_cycle(self, engine: Engine) -> Cycle:
         return self.cycles.setdefault(engine, Cycle(engine, self.shares))
@@ -167,27 +178,34 @@ class Device:
             self.shares.leave(run_id)
             self.fresh[run_id] = operation.run
 
-    def load(self, base_model: BaseModel) -> Engine:
+    def load(self, run: Run) -> Engine:
         """It may take a minute, and whoever waits for it can read why."""
+        base_model = run.base_model
         self.loading = base_model.name
         beat(self)
         path, dtype, budget = Path(base_model.path), self.setup.dtype, self.setup.token_budget
         try:
-            if self.lead is not None:
+            if self.lead is not None and not run.is_full:
                 return self.lead.load(path, dtype=dtype, token_budget=budget)
             return Engine.load(path, device=self.setup.device, dtype=dtype, token_budget=budget)
         finally:
             self.loading = ""
             beat(self)
 
-    def close(self, base_model_id: str) -> None:
+    def close(self, key: str) -> None:
         """Drop a base model and every run's weights on it."""
-        engine = self.engines.pop(base_model_id)
-        self.cycles.pop(engine, None)
-        for run_id in [key for key, held in self.held.items() if held.engine is engine]:
+        engine = self.engines[key]
+        for run_id in [run_id for run_id, held in self.held.items() if held.engine is engine]:
             self.evict(run_id)
-        if isinstance(engine, LeadEngine):
-            engine.lead.close(engine)
+        self.discard(engine)
+
+    def discard(self, engine: Engine) -> None:
+        """Nobody has weights on it any more. Once more is nothing."""
+        self.cycles.pop(engine, None)
+        for key in [key for key, each in self.engines.items() if each is engine]:
+            del self.engines[key]
+            if isinstance(engine, LeadEngine):
+                engine.lead.close(engine)
 
     def evict(self, run_id: str) -> None:
         held = self.held[run_id]
@@ -202,6 +220,8 @@ class Device:
         held = self.held.pop(run_id, None)
         if held is not None:
             held.engine.drop(run_id)
+            if held.engine.is_spent:
+                self.discard(held.engine)
 
     def let_go(self, run_id: str) -> None:
         """The run is another worker's now."""
@@ -228,6 +248,11 @@ class Device:
             queue.release_run(run, worker=self.name)
         projects = Project.objects.filter(runs__in=list(self.held)).distinct()
         self.share_of = dict(projects.values_list("pk", "share"))
+
+
+def name_engine(run: Run) -> str:
+    """A full-parameter run has a model for itself, others share their base."""
+    return run.pk if run.is_full else run.base_model_id
 
 
 class Heart:
@@ -260,7 +285,7 @@ def beat(device: Device) -> None:
     runs = list(device.held | device.pending)
     held = Run.objects.filter(pk__in=runs, worker=device.name)
     held.update(lease_until=now() + queue.LEASE)
-    holds: dict[str, object] = {"base_models": list(device.engines), "runs": runs}
+    holds: dict[str, object] = {"base_models": device.list_models(), "runs": runs}
     doing = {"loading": device.loading, "restoring": device.restoring}
     beat_worker(name=device.setup.name, holds=holds | doing)
 

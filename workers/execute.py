@@ -1,11 +1,13 @@
 """One operation of a run's log -> one call of the engine, and what is stored of it."""
 
 import json
+import logging
 import math
 import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from training.types import (
     OptimizerParams,
     SavedWeights,
 )
+from webapp.checkpoints.chains import find_previous
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import check_name, find_folder, find_saved, register_checkpoint
 from webapp.deployments.calls import follow_inflight, open_sampling_session
@@ -35,6 +38,7 @@ from webapp.tinker.wire import JSON, PROTOBUF, decode_forward_backward, encode_o
 
 EPHEMERAL_SECONDS = 86_400  # of a sampling client's weights, after its session has ended
 
+logger = logging.getLogger(__name__)
 Kind = Operation.Kind
 Status = Operation.Status
 
@@ -64,6 +68,7 @@ class Held:
     tally: Tally = field(default_factory=Tally)
     unsaved_bytes: int = 0  # of payloads that no autosave covers
     autosaved_at: float = field(default_factory=time.monotonic)
+    autosave_seconds: float = 0.0  # how long the last one took
     is_settled: bool = False  # nothing but weights and optimizer to lose: time for an autosave
 
 
@@ -276,6 +281,8 @@ def save_weights_for_sampler(held: Held, operation: Operation, payload: Mapping[
     if checkpoint.is_inflight:
         follow_inflight(checkpoint)
     kind = {"checkpoint": checkpoint.pk, "type": "save_weights_for_sampler"}
+    if checkpoint.is_full:
+        kind["checkpoint_type"] = checkpoint.type
     return answer({**answered, **kind})
 
 
@@ -298,11 +305,14 @@ def save_checkpoint(
     check_name(held.run, kind, name, overwrite=overwrite)
     path = f"checkpoints/{held.run.pk}/{make_folder_name(name)}-{operation.seq}"
     folder = Path(settings.HONE_HOME) / path
+    previous = None
     if kind == Checkpoint.Kind.EXTERNAL:
         saved = export_weights(held, folder, payload)
+    elif kind == Checkpoint.Kind.TRAINING:
+        saved = held.engine.save_weights(held.run.pk, folder, optimizer=True)
     else:
-        optimizer = kind == Checkpoint.Kind.TRAINING
-        saved = held.engine.save_weights(held.run.pk, folder, optimizer=optimizer)
+        previous = choose_previous(held.run, payload)
+        saved = save_sampler(held, folder, previous)
     default_ttl = EPHEMERAL_SECONDS if is_ephemeral else None
     return register_checkpoint(
         run=held.run,
@@ -312,6 +322,7 @@ def save_checkpoint(
         step=Run.objects.values_list("step", flat=True).get(pk=held.run.pk),
         path=path,
         saved=saved,
+        previous=previous if saved.type == "delta" else None,
         ttl_seconds=payload.get("ttl_seconds") or default_ttl,
         is_ephemeral=is_ephemeral,
         is_inflight=bool(payload.get("is_inflight")),
@@ -319,6 +330,25 @@ def save_checkpoint(
         overwrite=overwrite,
         user_metadata=payload.get("user_metadata"),
     )
+
+
+def choose_previous(run: Run, payload: Mapping[str, Any]) -> Checkpoint | None:
+    """What a full-parameter run's sampler weights are saved as a difference to, if to anything."""
+    kind = payload.get("checkpoint_type")
+    if kind not in (None, "base", "delta"):
+        raise InvalidInput(f"checkpoint_type is {kind!r}: choose base or delta, or leave it out")
+    return find_previous(run) if run.is_full and kind != "base" else None
+
+
+def save_sampler(held: Held, folder: Path, previous: Checkpoint | None) -> SavedWeights:
+    """Where what a difference would build on is damaged, all weights are saved instead."""
+    save = partial(held.engine.save_weights, held.run.pk, folder, optimizer=False)
+    if previous is not None:
+        try:
+            return save(previous=find_folder(previous))
+        except InvalidInput as error:
+            logger.warning("no delta of %s: %s", held.run.pk, error)
+    return save()
 
 
 def export_weights(held: Held, folder: Path, payload: Mapping[str, Any]) -> SavedWeights:

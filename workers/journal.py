@@ -16,6 +16,7 @@ from webapp.runs.models import Operation, Run
 from workers.execute import Held, catch_up, count_output, execute, read_request
 
 AUTOSAVE_SECONDS = 30.0  # what a restart repeats at most, in device time
+AUTOSAVE_SHARE = 20  # times what the last autosave took: all weights of a model take minutes
 AUTOSAVE_BYTES = 200 * 1024**2  # of payloads that the database keeps for a replay
 
 Kind = Operation.Kind
@@ -24,11 +25,13 @@ Kind = Operation.Kind
 def is_autosave_due(held: Held) -> bool:
     """Only between an optimizer step and the next gradient: an autosave holds no gradients."""
     waited = time.monotonic() - held.autosaved_at
-    return held.is_settled and (waited >= AUTOSAVE_SECONDS or held.unsaved_bytes >= AUTOSAVE_BYTES)
+    enough = max(AUTOSAVE_SECONDS, AUTOSAVE_SHARE * held.autosave_seconds)
+    return held.is_settled and (waited >= enough or held.unsaved_bytes >= AUTOSAVE_BYTES)
 
 
 def autosave(held: Held) -> None:
     """Weights and optimizer on disk; then the log up to here needs no payloads any more."""
+    started = time.monotonic()
     place = find_place(held.run) / f"{held.seq}-{uuid.uuid4().hex[:8]}"
     held.engine.save_weights(held.run.pk, place, optimizer=True)
     path = str(place.relative_to(settings.HONE_HOME))
@@ -37,6 +40,7 @@ def autosave(held: Held) -> None:
     else:  # another worker has this run, and is further
         shutil.rmtree(place, ignore_errors=True)
     held.unsaved_bytes, held.autosaved_at = 0, time.monotonic()
+    held.autosave_seconds = held.autosaved_at - started
 
 
 def find_place(run: Run) -> Path:

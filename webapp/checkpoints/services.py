@@ -14,6 +14,7 @@ from django.utils.timezone import now
 from training.types import SavedWeights
 from webapp.accounts.audit import record_audit
 from webapp.accounts.models import Actor
+from webapp.checkpoints.chains import check_no_deltas, hold_previous, lock, without_deltas
 from webapp.checkpoints.models import Checkpoint, CheckpointQuerySet
 from webapp.core.errors import NotFound, UserError
 from webapp.core.events import project_group, publish, run_group
@@ -49,6 +50,7 @@ def register_checkpoint(  # noqa: PLR0913 - the row's columns, by name
     step: int,
     path: str,
     saved: SavedWeights,
+    previous: Checkpoint | None = None,
     ttl_seconds: int | None = None,
     is_ephemeral: bool = False,
     is_inflight: bool = False,
@@ -61,8 +63,11 @@ def register_checkpoint(  # noqa: PLR0913 - the row's columns, by name
     with transaction.atomic():
         if (first := find_saved(run, seq)) is not None:
             return first
+        if previous is not None:
+            hold_previous(previous)
         if overwrite:
-            replaced = _replace(Checkpoint.objects.alive().filter(run=run, kind=kind, name=name))
+            same = Checkpoint.objects.alive().filter(run=run, kind=kind, name=name)
+            replaced = _replace(same, needed=previous)
         checkpoint = Checkpoint.objects.create(
             project_id=run.project_id,
             run=run,
@@ -76,6 +81,7 @@ def register_checkpoint(  # noqa: PLR0913 - the row's columns, by name
             size_bytes=saved.size_bytes,
             rank=run.rank,
             type=saved.type,
+            previous=previous,
             ratio=saved.ratio,
             has_optimizer=saved.has_optimizer,
             probe={"tokens": list(saved.probe.tokens), "logprobs": list(saved.probe.logprobs)},
@@ -91,12 +97,14 @@ def register_checkpoint(  # noqa: PLR0913 - the row's columns, by name
     return checkpoint
 
 
-def _replace(same: CheckpointQuerySet) -> list[Checkpoint]:
+def _replace(same: CheckpointQuerySet, *, needed: Checkpoint | None) -> list[Checkpoint]:
     """Their name is free; returns those whose folders are to go.
 
-    One that is served or sampled from now lives on, under another name, until nothing needs it.
+    One that is served or sampled from now, or that a delta builds on, lives on under another name,
+    until nothing needs it.
     """
-    unused = list(without_users(same))
+    lock(same)
+    unused = [each for each in without_users(same) if each != needed]
     Checkpoint.objects.filter(pk__in=[each.pk for each in unused]).update(deleted_at=now())
     for used in same:
         name = f"{used.name[:180]}~{used.seq}"
@@ -197,6 +205,8 @@ def delete_checkpoint(*, actor: Actor, checkpoint: Checkpoint) -> None:
     if not mine.exists():
         raise NotFound("There is no such checkpoint.")
     with transaction.atomic():
+        lock(mine)
+        check_no_deltas(checkpoint)
         if without_users(mine).update(deleted_at=now()) != 1:
             raise UserError(
                 f"{checkpoint.name} is in use by a deployment, a sampling client, an evaluation or"
@@ -216,7 +226,8 @@ def without_users(checkpoints: CheckpointQuerySet) -> CheckpointQuerySet:
 
 
 def without_work(checkpoints: CheckpointQuerySet) -> CheckpointQuerySet:
-    """Not served, not being sampled from, and no live run has yet to begin with them.
+    """Not served, not being sampled from, no live run has yet to begin with them, and no delta
+    builds on them.
 
     One that has begun has made them its own: its autosave holds what it loaded.
     """
@@ -224,7 +235,8 @@ def without_work(checkpoints: CheckpointQuerySet) -> CheckpointQuerySet:
         branches__status__in=(*LIVE, "paused"), branches__autosave_seq__lt=0
     )
     return (
-        checkpoints.exclude(deployments__status__in=("loading", "ready", "failed"))
+        without_deltas(checkpoints)
+        .exclude(deployments__status__in=("loading", "ready", "failed"))
         .exclude(sampling_calls__status__in=LIVE)
         .exclude(evaluations__status__in=LIVE)
         .exclude(pk__in=awaited)
@@ -264,8 +276,10 @@ def discard(guarded: CheckpointQuerySet, checkpoint: Checkpoint) -> bool:
 
     False: somebody has begun to use it at the last moment, and it stays.
     """
-    if guarded.update(deleted_at=now()) != 1:
-        return False
+    with transaction.atomic():
+        lock(Checkpoint.objects.filter(pk=checkpoint.pk))
+        if guarded.update(deleted_at=now()) != 1:
+            return False
     remove_folder(checkpoint)
     announce(checkpoint)
     return True

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import re
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from training.types import (
 from webapp.checkpoints.chains import find_previous
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import check_name, find_folder, find_saved, register_checkpoint
+from webapp.core.errors import UserError
 from webapp.deployments.calls import follow_inflight, open_sampling_session
 from webapp.runs.custom_losses import attach_loss
 from webapp.runs.models import Operation, Run
@@ -314,7 +316,8 @@ def save_checkpoint(
         previous = choose_previous(held.run, payload)
         saved = save_sampler(held, folder, previous)
     default_ttl = EPHEMERAL_SECONDS if is_ephemeral else None
-    return register_checkpoint(
+    register = partial(
+        register_checkpoint,
         run=held.run,
         kind=kind,
         name=name,
@@ -330,6 +333,11 @@ def save_checkpoint(
         overwrite=overwrite,
         user_metadata=payload.get("user_metadata"),
     )
+    try:
+        return register()
+    except UserError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def choose_previous(run: Run, payload: Mapping[str, Any]) -> Checkpoint | None:

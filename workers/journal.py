@@ -16,7 +16,9 @@ from webapp.runs.models import Operation, Run
 from workers.execute import Held, catch_up, count_output, execute, read_request
 
 AUTOSAVE_SECONDS = 30.0  # what a restart repeats at most, in device time
-AUTOSAVE_SHARE = 20  # times what the last autosave took: all weights of a model take minutes
+# An autosave that took longer is made as much less often: it never costs more than a twentieth of
+# the time, and that of all weights of a model may take minutes.
+QUICK_AUTOSAVE_SECONDS = 1.5
 AUTOSAVE_BYTES = 200 * 1024**2  # of payloads that the database keeps for a replay
 
 Kind = Operation.Kind
@@ -25,7 +27,7 @@ Kind = Operation.Kind
 def is_autosave_due(held: Held) -> bool:
     """Only between an optimizer step and the next gradient: an autosave holds no gradients."""
     waited = time.monotonic() - held.autosaved_at
-    enough = max(AUTOSAVE_SECONDS, AUTOSAVE_SHARE * held.autosave_seconds)
+    enough = AUTOSAVE_SECONDS * max(1.0, held.autosave_seconds / QUICK_AUTOSAVE_SECONDS)
     return held.is_settled and (waited >= enough or held.unsaved_bytes >= AUTOSAVE_BYTES)
 
 

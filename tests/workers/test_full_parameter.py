@@ -1,0 +1,434 @@
+"""Full-parameter runs on a device: an engine each, crashes that change no bit, bases and deltas."""
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.utils.timezone import now
+
+from tests.workers.cast import (
+    Kind,
+    Program,
+    make_client_run,
+    make_device,
+    read_answer,
+    read_loss,
+    read_output,
+    take_turns,
+)
+from training.deltas import MAX_DELTAS, restore_folder
+from training.manifest import DELTA_FILE
+from training.model_files import WEIGHTS_FILE
+from webapp.accounts.models import Actor, Role
+from webapp.checkpoints.models import Checkpoint
+from webapp.checkpoints.services import delete_checkpoint, expire_checkpoints, find_folder
+from webapp.core.errors import UserError
+from webapp.fleet.models import Worker
+from webapp.runs import queue
+from webapp.runs.models import Operation, Run
+from workers import journal
+from workers.device import Device, beat, register
+from workers.gpu import run_turn
+
+pytestmark = pytest.mark.django_db
+
+
+def make_full(number: int = 0) -> Program:
+    run = make_client_run(number)
+    Run.objects.filter(pk=run.pk).update(rank=0)
+    run.refresh_from_db()
+    program = Program(run=run)
+    program.create(rank=0)
+    return program
+
+
+def restart() -> Device:
+    """The process is gone and another of the same name begins."""
+    queue.release_worker(worker="w1")
+    return make_device()
+
+
+def sample(program: Program, **content: Any) -> Operation:
+    return program.send(Kind.SAVE_WEIGHTS_FOR_SAMPLER, **content)
+
+
+def list_checkpoints(program: Program) -> list[Checkpoint]:
+    return list(Checkpoint.objects.filter(run=program.run).order_by("seq"))
+
+
+def save_steps(program: Program, count: int, **content: Any) -> list[Checkpoint]:
+    """A step before each of so many saves of sampler weights."""
+    for number in range(count):
+        program.learn(number)
+        program.step(1e-4)
+        sample(program, **content)
+    take_turns(make_device())
+    return list_checkpoints(program)
+
+
+def act_for(program: Program) -> Actor:
+    run = program.run
+    assert run.created_by is not None
+    return Actor(user=run.created_by, project=run.project, role=Role.OWNER)
+
+
+def submit_all(program: Program) -> list[Operation]:
+    """Two gradients a step here and there, a refused step, saves and a load in the middle."""
+    operations = [program.learn(0), program.learn(1)]
+    program.step(1e-3)
+    operations.append(program.learn(2, forward_only=True))
+    sample(program, name="first")
+    operations.append(program.learn(3))
+    program.send(Kind.SAVE_WEIGHTS, name="half")
+    program.step(1e-3)
+    program.step(float("inf"))
+    sample(program, name="second")
+    operations.extend(program.train(range(4, 6)))
+    return operations
+
+
+@pytest.fixture
+def undisturbed() -> list[float]:
+    program = make_full(9)
+    operations = submit_all(program)
+    take_turns(make_device("calm"))
+    return [read_loss(operation) for operation in operations]
+
+
+@pytest.mark.parametrize("autosave_seconds", [0.0, 1e9])
+def test_a_device_that_is_killed_after_every_turn_changes_no_bit(
+    undisturbed: list[float], monkeypatch: pytest.MonkeyPatch, autosave_seconds: float
+) -> None:
+    monkeypatch.setattr(journal, "AUTOSAVE_SECONDS", autosave_seconds)
+    program = make_full()
+    operations = submit_all(program)
+    device = make_device()
+    while run_turn(device):
+        device = restart()
+    assert [read_loss(operation) for operation in operations] == undisturbed
+    kinds = [(each.kind, each.type) for each in list_checkpoints(program)]
+    assert kinds == [("sampler", "base"), ("training", "base"), ("sampler", "delta")]
+
+
+def test_it_trains_beside_adapters_of_the_same_base_and_changes_none_of_them() -> None:
+    alone, beside, full = Program(run=make_client_run(1)), Program(run=make_client_run(2)), None
+    alone.create()
+    losses = alone.train(range(3))
+    take_turns(make_device("calm"))
+    full = make_full(3)
+    beside.create()
+    mine, theirs = full.train(range(3)), beside.train(range(3))
+    device = make_device()
+    take_turns(device)
+    assert [read_loss(each) for each in theirs] == [read_loss(each) for each in losses]
+    assert read_loss(mine[0]) == pytest.approx(read_loss(theirs[0]), rel=1e-5)
+    assert read_loss(mine[2]) != read_loss(theirs[2])
+    assert len(device.engines) == 2
+    engines = {held.engine for held in device.held.values()}
+    assert len(engines) == 2
+
+
+def test_a_worker_tells_the_base_model_once_whoever_has_trained_it() -> None:
+    lora, full = Program(run=make_client_run(1)), make_full(2)
+    lora.create()
+    device = make_device()
+    register(device)
+    take_turns(device)
+    beat(device)
+    holds = Worker.objects.get().holds
+    assert holds["base_models"] == [full.run.base_model_id]
+    assert set(holds["runs"]) == {lora.run.pk, full.run.pk}
+
+
+def test_it_leaves_memory_with_its_engine_and_comes_back_as_it_was(
+    undisturbed: list[float],
+) -> None:
+    program = make_full()
+    operations = submit_all(program)[:-1]
+    device = make_device()
+    take_turns(device)
+    (engine,) = device.engines.values()
+    device.evict(program.run.pk)
+    assert not device.engines
+    assert not device.cycles
+    assert engine.is_spent
+    last = program.learn(4)
+    take_turns(device)
+    other = make_device("other")
+    Run.objects.filter(pk=program.run.pk).update(worker="")
+    again = program.learn(4, forward_only=True)
+    take_turns(other)
+    assert read_loss(again) == read_loss(last)
+    assert read_loss(operations[0]) == undisturbed[0]
+
+
+def test_a_model_too_many_makes_room_and_both_go_on() -> None:
+    first, second, third = (make_full(number) for number in range(3))
+    for program in (first, second, third):
+        program.train(range(2))
+    device = make_device()
+    take_turns(device)
+    assert len(device.engines) == 2
+    ends = [program.learn(2) for program in (first, second, third)]
+    take_turns(device)
+    assert len({read_loss(operation) for operation in ends}) == 1
+
+
+def test_a_run_that_is_over_gives_its_engine_back(tmp_path: Path) -> None:
+    program = make_full()
+    program.train(range(1))
+    device = make_device()
+    take_turns(device)
+    Run.objects.filter(pk=program.run.pk).update(status=Run.Status.DONE)
+    device.tidied_at = -1e9
+    assert not run_turn(device)
+    assert not device.engines
+    assert not (tmp_path / "autosaves" / program.run.pk).exists()
+
+
+def test_an_attempt_to_restore_that_broke_leaves_nothing_in_the_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    program = make_full()
+    (before,) = program.train(range(1))
+    device = make_device()
+    take_turns(device)
+    device.evict(program.run.pk)
+    after = program.learn(1)
+
+    def break_down(*_: Any) -> None:
+        raise RuntimeError("the disk was slow")
+
+    monkeypatch.setattr(journal, "replay", break_down)
+    monkeypatch.setattr(journal, "find_replay", lambda run: [run])
+    device.fresh.clear()
+    take_turns(device)
+    after.refresh_from_db()
+    assert after.error_category == "server"
+    monkeypatch.undo()
+    again = program.learn(1)
+    take_turns(device)
+    assert read_loss(again) != read_loss(before)
+    assert len(device.engines) == 1
+
+
+def test_an_autosave_waits_longer_where_it_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = make_full()
+    program.train(range(1))
+    device = make_device()
+    take_turns(device)
+    (held,) = device.held.values()
+    held.autosaved_at, held.autosave_seconds = time.monotonic() - 40, 0.5
+    assert journal.is_autosave_due(held)
+    held.autosave_seconds = 3.0
+    assert not journal.is_autosave_due(held)
+    held.autosaved_at -= 30
+    assert journal.is_autosave_due(held)
+    journal.autosave(held)
+    assert 0 < held.autosave_seconds < 3
+
+
+def test_sampler_weights_are_a_base_and_then_deltas() -> None:
+    program = make_full()
+    first, second, third = save_steps(program, 3)
+    assert [each.type for each in (first, second, third)] == ["base", "delta", "delta"]
+    assert [each.previous for each in (first, second, third)] == [None, first, second]
+    assert first.ratio is None
+    for delta in (second, third):
+        assert delta.ratio is not None
+        assert 0 < delta.ratio < 1
+        assert delta.size_bytes < first.size_bytes
+    assert [file.name for file in sorted(find_folder(third).iterdir())] == [
+        "manifest.json",
+        DELTA_FILE,
+    ]
+
+
+def test_a_delta_and_a_whole_save_of_the_same_weights_are_the_same_to_the_bit(
+    tmp_path: Path,
+) -> None:
+    program = make_full()
+    save_steps(program, 2)
+    whole = sample(program, checkpoint_type="base")
+    take_turns(restart())
+    _, delta, base = list_checkpoints(program)
+    assert read_answer(whole)["checkpoint_type"] == "base"
+    assert (delta.digest, delta.probe) == (base.digest, base.probe)
+    (tmp_path / "restored").mkdir()
+    restore_folder(find_folder(delta), tmp_path / "restored")
+    theirs = (find_folder(base) / WEIGHTS_FILE).read_bytes()
+    assert (tmp_path / "restored" / WEIGHTS_FILE).read_bytes() == theirs
+
+
+def test_after_many_deltas_comes_a_base() -> None:
+    program = make_full()
+    for _ in range(MAX_DELTAS + 2):
+        sample(program)
+    take_turns(make_device())
+    types = [each.type for each in list_checkpoints(program)]
+    assert types == ["base", *["delta"] * MAX_DELTAS, "base"]
+
+
+def test_weights_are_saved_whole_where_what_a_delta_would_build_on_is_damaged() -> None:
+    program = make_full()
+    (first,) = save_steps(program, 1)
+    (find_folder(first) / WEIGHTS_FILE).unlink()
+    answer = sample(program)
+    take_turns(restart())
+    assert read_answer(answer)["checkpoint_type"] == "base"
+
+
+def test_what_a_delta_builds_on_stays_as_long_as_the_delta() -> None:
+    program = make_full()
+    first, second, third = save_steps(program, 3)
+    actor = act_for(program)
+    with pytest.raises(UserError, match=f"{second.name} holds only what differs from it"):
+        delete_checkpoint(actor=actor, checkpoint=first)
+    Checkpoint.objects.filter(pk=first.pk).update(expires_at=now() - timedelta(seconds=1))
+    assert expire_checkpoints() == 0
+    for checkpoint in (third, second):
+        delete_checkpoint(actor=actor, checkpoint=checkpoint)
+    assert find_folder(first).exists()
+    assert expire_checkpoints() == 1
+    assert not find_folder(first).exists()
+
+
+def test_a_delta_to_weights_that_it_replaces_keeps_them_under_another_name() -> None:
+    program = make_full()
+    first, second = save_steps(program, 2, name="latest", overwrite=True)
+    assert (second.name, second.type, second.previous) == ("latest", "delta", first)
+    assert first.name.startswith("latest~")
+    assert first.deleted_at is None
+    assert find_folder(first).exists()
+
+
+def test_deleted_weights_are_nothing_to_build_on() -> None:
+    program = make_full()
+    (first,) = save_steps(program, 1)
+    delete_checkpoint(actor=act_for(program), checkpoint=first)
+    sample(program)
+    take_turns(restart())
+    assert list_checkpoints(program)[-1].type == "base"
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+def test_weights_may_go_while_a_delta_to_them_is_made(
+    monkeypatch: pytest.MonkeyPatch, is_written: bool
+) -> None:
+    program = make_full()
+    (first,) = save_steps(program, 1)
+    saved, device = sample(program), restart()
+    queue.lease_run(program.run, worker=device.name)
+    held = device.hold(program.run)
+    save = held.engine.save_weights
+
+    def save_and_lose(*arguments: Any, **settings: Any) -> Any:
+        done = save(*arguments, **settings) if is_written else None
+        if first.deleted_at is None:
+            delete_checkpoint(actor=act_for(program), checkpoint=first)
+            first.refresh_from_db()
+        return done or save(*arguments, **settings)
+
+    monkeypatch.setattr(held.engine, "save_weights", save_and_lose)
+    take_turns(device)
+    saved.refresh_from_db()
+    if is_written:
+        assert (saved.status, saved.error_category) == ("failed", "user")
+        assert "was deleted while a difference to it was being saved" in saved.error
+        assert list_checkpoints(program) == [first]
+        assert not list(find_folder(first).parent.iterdir())
+    else:
+        assert read_answer(saved)["checkpoint_type"] == "base"
+
+
+@pytest.mark.parametrize("kind", ["arc", 7, ["base"]])
+def test_another_type_of_checkpoint_is_refused(kind: object) -> None:
+    program = make_full()
+    refused = sample(program, checkpoint_type=kind)
+    take_turns(make_device())
+    refused.refresh_from_db()
+    assert (refused.status, refused.error_category) == ("failed", "user")
+    assert "choose base or delta" in refused.error
+
+
+def test_an_adapters_weights_are_never_a_delta() -> None:
+    program = Program()
+    program.create()
+    for kind in ("base", "delta", None):
+        sample(program, **({"checkpoint_type": kind} if kind else {}))
+    take_turns(make_device())
+    assert {each.type for each in list_checkpoints(program)} == {"adapter"}
+
+
+@pytest.mark.parametrize("optimizer", [True, False])
+def test_another_run_goes_on_from_a_state(optimizer: bool) -> None:
+    program = make_full()
+    program.train(range(2))
+    program.send(Kind.SAVE_WEIGHTS, name="half")
+    scored = program.learn(5, forward_only=True)
+    program.learn(2)
+    program.step(1e-3)
+    same = program.learn(6, forward_only=True)
+    take_turns(make_device())
+    checkpoint = Checkpoint.objects.get()
+    assert (checkpoint.type, checkpoint.has_optimizer, checkpoint.rank) == ("base", True, 0)
+    branch = make_full(1)
+    branch.send(Kind.LOAD_WEIGHTS, checkpoint=checkpoint.pk, optimizer=optimizer)
+    read = branch.learn(5, forward_only=True)
+    branch.learn(2)
+    branch.step(1e-3)
+    after = branch.learn(6, forward_only=True)
+    take_turns(restart())
+    assert read_loss(read) == read_loss(scored)
+    assert (read_loss(after) == read_loss(same)) is optimizer
+
+
+def test_another_run_goes_on_from_a_delta() -> None:
+    program = make_full()
+    delta = save_steps(program, 2)[-1]
+    branch = make_full(1)
+    branch.send(Kind.LOAD_WEIGHTS, checkpoint=delta.pk, optimizer=False)
+    read, mine = branch.learn(5, forward_only=True), program.learn(5, forward_only=True)
+    take_turns(restart())
+    # The delta holds what is stored, in bfloat16; the run's own weights are not rounded.
+    assert read_loss(read) == pytest.approx(read_loss(mine), rel=1e-3)
+    assert read_output(read).logprobs[0].std() > 0
+
+
+def test_an_export_is_a_folder_of_a_whole_model() -> None:
+    program = make_full()
+    program.train(range(1))
+    program.send(Kind.SAVE_WEIGHTS_EXTERNAL, name="out")
+    take_turns(make_device())
+    (checkpoint,) = list_checkpoints(program)
+    files = {file.name for file in find_folder(checkpoint).iterdir()}
+    assert {"README.md", "config.json", "tokenizer.json", WEIGHTS_FILE} <= files
+    assert "AutoModelForCausalLM" in (find_folder(checkpoint) / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("submit", "text"),
+    [
+        (lambda program: program.create(rank=0, optimizer="dimuon"), "optimizer is adamw"),
+        (lambda program: program.step_dimuon(), "this run's optimizer is adamw"),
+    ],
+)
+def test_dimuon_is_refused_in_a_sentence(submit: Callable[[Program], Operation], text: str) -> None:
+    program = make_full()
+    refused = submit(program)
+    take_turns(make_device())
+    refused.refresh_from_db()
+    assert (refused.status, refused.error_category) == ("failed", "user")
+    assert text in refused.error
+
+
+def test_a_device_knows_no_more_of_engines_than_it_holds() -> None:
+    device: Device = make_device()
+    program = make_full()
+    program.train(range(1))
+    take_turns(device)
+    device.close(program.run.pk)
+    assert (device.engines, device.held, device.cycles) == ({}, {}, {})

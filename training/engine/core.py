@@ -28,6 +28,7 @@ from training.engine.optim import (
     Weights,
     check_kind,
     check_params,
+    measure_norm,
     name_moments,
     name_optimizer,
     update,
@@ -111,7 +112,7 @@ class Engine:
         check_kind(spec, kind)
         if spec.is_full:
             full = self._take_model(run, spec)
-            full.files.read(full.weights.tensors)
+            full.files.read(full.list_targets(full.weights.values))
             full.training.refresh()
             self.optimizers[run] = STATES[kind].fresh(full.weights.values)
         else:
@@ -125,10 +126,13 @@ class Engine:
         check_free(others, is_spent=self.is_spent)
         self.adapters.drop(run)
         if self.full is None:
-            self.full = FullRun(run, spec, self.model, self.adapters.head, self.path)
+            self.full = self._make_full(run, spec)
         self.full.weights.spec = spec
         self.full.weights.drop_gradients()
         return self.full
+
+    def _make_full(self, run: str, spec: LoraSpec) -> FullRun:
+        return FullRun(run, spec, self.model, self.adapters.head, self.path)
 
     def drop(self, run: str) -> None:
         self.adapters.drop(run)
@@ -142,6 +146,13 @@ class Engine:
     def drop_gradients(self, run: str) -> None:
         """The next step counts only what comes from now on."""
         self.find_weights(run).drop_gradients()
+
+    def keep_gradients(self, run: str) -> torch.Tensor:
+        """As they are now, for `restore_gradients`."""
+        return self.find_weights(run).gradients.clone()
+
+    def restore_gradients(self, run: str, kept: torch.Tensor) -> None:
+        self.find_weights(run).gradients.copy_(kept)
 
     def find_weights(self, run: str) -> Weights:
         if self.full is not None and self.full.name == run:
@@ -201,12 +212,15 @@ class Engine:
         check_params(params)
         try:
             with torch.no_grad():
-                metrics = update(weights, self.optimizers[run], params)
+                metrics = update(weights, self.optimizers[run], params, self.measure_norm)
         finally:
             weights.drop_gradients()
         if self.full is not None:
             self.full.training.refresh()
         return OptimStepOutput(metrics=metrics)
+
+    def measure_norm(self, gradients: torch.Tensor) -> torch.Tensor:
+        return measure_norm(gradients)
 
     def save_weights(
         self, run: str, folder: Path, *, optimizer: bool, previous: Path | None = None
@@ -217,7 +231,7 @@ class Engine:
         adapter, state = self._adapter(run), self.optimizers[run]
         contents = checkpoint.Contents(
             adapter=adapter.tensors,
-            optimizer=name_moments(adapter, state) if optimizer else None,
+            optimizer=name_moments(adapter.view, state) if optimizer else None,
             spec=adapter.spec,
             step=state.num_steps,
             kind=name_optimizer(state),
@@ -242,11 +256,11 @@ class Engine:
         self, full: FullRun, folder: Path, *, optimizer: bool, previous: Path | None
     ) -> SavedWeights:
         state = self.optimizers[full.name]
-        with full.as_stored():
-            probe = self.probe(full.name)
+        probe = self._probe_stored(full)
         contents = whole.State(
-            weights=full.weights,
-            moments=name_moments(full.weights, state) if optimizer else None,
+            tensors=self._list_whole(full),
+            moments=self._list_moments(full) if optimizer else None,
+            spec=full.weights.spec,
             step=state.num_steps,
             kind=name_optimizer(state),
             base_digest=self.base_digest,
@@ -264,6 +278,16 @@ class Engine:
             type=manifest.type,
             ratio=manifest.ratio,
         )
+
+    def _probe_stored(self, full: FullRun) -> Probe:
+        with full.as_stored():
+            return self.probe(full.name)
+
+    def _list_whole(self, full: FullRun) -> checkpoint.Tensors:
+        return full.weights.tensors
+
+    def _list_moments(self, full: FullRun) -> checkpoint.Tensors:
+        return name_moments(full.weights.view, self.optimizers[full.name])
 
     def export_weights(
         self,
@@ -295,7 +319,7 @@ class Engine:
     def _write_export(self, run: str, draft: Path, base_name: str) -> str:
         """Returns the digest of the weights."""
         if self.full is not None and self.full.name == run:
-            return whole.write_model(draft, self.full.files, self.full.weights.tensors)
+            return whole.write_model(draft, self.full.files, self._list_whole(self.full))
         adapter = self._adapter(run)
         config = checkpoint.describe_adapter(
             adapter.spec, self.adapters.name_modules(run), base_name
@@ -336,15 +360,15 @@ class Engine:
             raise InvalidInput(f"{folder.name} holds other layers than this model has")
         _copy_tensors(adapter.tensors, contents.adapter)
         if contents.optimizer is not None:
-            _copy_tensors(name_moments(adapter, state), contents.optimizer)
+            _copy_tensors(name_moments(adapter.view, state), contents.optimizer)
             state.num_steps = contents.step
 
     def _load_full(self, run: str, folder: Path, *, optimizer: bool) -> None:
         source = whole.Source(folder, base_digest=self.base_digest, optimizer=optimizer)
         full = self._take_model(run, source.manifest.spec)
         weights, state = full.weights, STATES[source.manifest.optimizer].fresh(full.weights.values)
-        moments = name_moments(weights, state) if optimizer else None
-        source.fill(full.files, weights.tensors, moments)
+        moments = name_moments(full.list_targets, state) if optimizer else None
+        source.fill(full.files, full.list_targets(weights.values), moments)
         full.training.refresh()
         state.num_steps = source.manifest.step if optimizer else 0
         self.optimizers[run] = state

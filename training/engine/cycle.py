@@ -54,6 +54,11 @@ class Executor(Protocol):
     def check(self, run: str, request: ForwardBackward) -> None:
         """InvalidInput where it cannot be computed."""
 
+    def keep_gradients(self, run: str) -> torch.Tensor:
+        """What `restore_gradients` goes back to."""
+
+    def restore_gradients(self, run: str, kept: torch.Tensor) -> None: ...
+
     def run_pack(self, pack: Pack, tallies: Mapping[str, Tally]) -> None:
         """Adds to gradients and tallies."""
 
@@ -99,11 +104,10 @@ class Cycle:
             Item(run=run, index=index, datum=datum) for index, datum in enumerate(request.data)
         ]
         may_fail = request.custom is not None and not request.forward_only
-        gradients = self.executor.find_weights(run).gradients
         self.entries[run] = Entry(
             tally=Tally.empty(request),
             left=deque(sorted(items, key=lambda item: item.order)),
-            before=gradients.clone() if may_fail else None,
+            before=self.executor.keep_gradients(run) if may_fail else None,
             is_alone=is_alone,
         )
 
@@ -189,7 +193,7 @@ class Cycle:
         entry, adapter = self.entries.pop(run), self.executor.find_weights(run)
         if entry.tally.error is not None:
             if entry.before is not None:  # passes so far have added theirs
-                adapter.gradients.copy_(entry.before)
+                self.executor.restore_gradients(run, entry.before)
             return entry.tally.error
         adapter.has_gradients |= not entry.tally.request.forward_only
         return entry.tally.finish()

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from training.engine.lora import LoraLinear, Sums
-from training.engine.stored import DTYPES, ModelFiles
+from training.engine.stored import DTYPES, ModelFiles, Target
 from training.errors import InvalidInput
 from training.types import LoraSpec
 
@@ -68,6 +68,10 @@ class FullRun:
         self.weights = FullWeights(spec, shapes, device)
         self.training = Training(model, head, self.weights)
 
+    def list_targets(self, flat: torch.Tensor) -> Mapping[str, Target]:
+        """Where whole tensors go, in a buffer as flat as the weights."""
+        return self.weights.view(flat)
+
     @contextmanager
     def as_stored(self) -> Iterator[None]:
         """Inside, the model computes with what its files will hold."""
@@ -89,7 +93,7 @@ class Training:
     """Makes a model compute with a run's weights, and sums its gradients into theirs."""
 
     def __init__(self, model: PreTrainedModel, head: LoraLinear, weights: FullWeights) -> None:
-        self.rounded: list[tuple[nn.Parameter, torch.Tensor]] = []
+        self.rounded: list[tuple[torch.Tensor, torch.Tensor]] = []
         gradients = weights.view(weights.gradients)
         for name, parameter in model.named_parameters():
             self._adopt(parameter, weights.tensors[name], gradients[name])

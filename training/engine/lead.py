@@ -1,6 +1,6 @@
 """Rank 0 of several: engines whose verbs are done by all ranks, each on its part of the work."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -10,11 +10,12 @@ import torch
 
 from training.engine.cycle import Pack
 from training.engine.elastic import Followers
+from training.engine.full import FullRun
 from training.engine.orders import Order, obey
 from training.engine.passes import Tally
 from training.engine.ranked import Head, RankedEngine, cut_shares
 from training.engine.ranks import Plan
-from training.types import LoraSpec, Optimizer, OptimizerParams, OptimStepOutput
+from training.types import LoraSpec, Optimizer, OptimizerParams, OptimStepOutput, Probe
 
 T = TypeVar("T")
 
@@ -29,9 +30,15 @@ class Lead:
         self.followers = Followers(plan, lose)
         self.ranks = self.followers.start()
 
-    def load(self, path: Path, *, dtype: torch.dtype, token_budget: int) -> "LeadEngine":
+    def load(
+        self, path: Path, *, dtype: torch.dtype, token_budget: int, recompute: bool = False
+    ) -> "LeadEngine":
         number = next(self.numbers)
-        asked: dict[str, Any] = {"dtype": dtype, "token_budget": token_budget}
+        asked: dict[str, Any] = {
+            "dtype": dtype,
+            "token_budget": token_budget,
+            "recompute": recompute,
+        }
         load = partial(LeadEngine.load_on, self.ranks, path, **asked)
         engine = self.order(Order(verb="load", engine=number, args=(path,), kwargs=asked), load)
         assert isinstance(engine, LeadEngine)
@@ -60,6 +67,24 @@ class Lead:
         self.followers.end()
 
 
+class Gathered(Mapping[str, torch.Tensor]):
+    """Whole tensors, one at a time: each is put together when it is asked for."""
+
+    def __init__(
+        self, places: Mapping[str, tuple[str, str]], gather: Callable[[str, str], torch.Tensor]
+    ) -> None:
+        self.places, self.gather = places, gather
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.gather(*self.places[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
 class LeadEngine(RankedEngine):
     lead: Lead
     number: int
@@ -86,6 +111,48 @@ class LeadEngine(RankedEngine):
         self, run: str, folder: Path, *, optimizer: bool, kind: Optimizer = "adamw"
     ) -> None:
         self._order("load_weights", run, folder, optimizer=optimizer, kind=kind)
+
+    def drop_gradients(self, run: str) -> None:
+        self._order("drop_gradients", run)
+
+    def keep_gradients(self, run: str) -> torch.Tensor:
+        if self.sharded is None:
+            return super().keep_gradients(run)
+        self._order("keep_own", run)
+        return self.kept[run]
+
+    def restore_gradients(self, run: str, kept: torch.Tensor) -> None:
+        if self.sharded is None:
+            super().restore_gradients(run, kept)
+        else:
+            self._order("restore_own", run)
+
+    def _probe_stored(self, full: FullRun) -> Probe:
+        if self.sharded is None or full.files.are_exact:
+            return super()._probe_stored(full)
+        self._order("round_as_stored")
+        try:
+            return self.probe(full.name)
+        finally:
+            self._order("refresh")
+
+    def gather_whole(self, run: str, kind: str, name: str) -> torch.Tensor:
+        """`kind`: values, gradients, or one of the optimizer's moments."""
+        gathered: torch.Tensor = self._order("gather", run, kind, name)
+        return gathered
+
+    def _list_whole(self, full: FullRun) -> Mapping[str, torch.Tensor]:
+        if self.sharded is None:
+            return super()._list_whole(full)
+        places = {name: ("values", name) for name in full.weights.shapes}
+        return Gathered(places, partial(self.gather_whole, full.name))
+
+    def _list_moments(self, full: FullRun) -> Mapping[str, torch.Tensor]:
+        if self.sharded is None:
+            return super()._list_moments(full)
+        kinds = self.optimizers[full.name].moments
+        places = {f"{name}.{kind}": (kind, name) for kind in kinds for name in full.weights.shapes}
+        return Gathered(places, partial(self.gather_whole, full.name))
 
     def optim_step(self, run: str, params: OptimizerParams) -> OptimStepOutput:
         output: OptimStepOutput = self._order("optim_step", run, params)

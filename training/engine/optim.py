@@ -1,8 +1,9 @@
 """One step of a run's optimizer over its adapter's flat buffers, refusing what is not finite."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 
@@ -15,7 +16,21 @@ from training.types import AdamParams, DimuonParams, LoraSpec, Optimizer, Optimi
 # Elements that a step goes through at a time: what it needs beside the weights and moments.
 PIECE = 1 << 24
 
+ROW = 1 << 10  # elements whose squares are summed in float32
+
+T = TypeVar("T")
 Weights = Adapter | FullWeights
+Measure = Callable[[torch.Tensor], torch.Tensor]
+
+
+def measure_norm(gradients: torch.Tensor) -> torch.Tensor:
+    """In float64 over rows: torch's own loses a hundredth of 100 million elements' norm."""
+    num_rows = len(gradients) // ROW
+    rows = gradients[: num_rows * ROW].view(num_rows, ROW)
+    norms = torch.linalg.vector_norm(rows, dim=1).double()
+    rest = torch.linalg.vector_norm(gradients[num_rows * ROW :]).double()
+    norm: torch.Tensor = torch.linalg.vector_norm(torch.cat([norms, rest[None]]))
+    return norm
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,11 +61,14 @@ def name_optimizer(state: OptimizerState) -> Optimizer:
     return "adamw" if isinstance(state, AdamState) else "dimuon"
 
 
-def name_moments(weights: Weights, state: OptimizerState) -> dict[str, torch.Tensor]:
+def name_moments(
+    view: Callable[[torch.Tensor], Mapping[str, T]], state: OptimizerState
+) -> dict[str, T]:
+    """By the names of what they belong to, as `view` cuts a flat buffer."""
     return {
-        f"{name}.{kind}": view
+        f"{name}.{kind}": each
         for kind, flat in state.moments.items()
-        for name, view in weights.view(flat).items()
+        for name, each in view(flat).items()
     }
 
 
@@ -73,12 +91,17 @@ def check_kind(spec: LoraSpec, kind: Optimizer) -> None:
         )
 
 
-def update(weights: Weights, state: OptimizerState, params: OptimizerParams) -> dict[str, float]:
+def update(
+    weights: Weights,
+    state: OptimizerState,
+    params: OptimizerParams,
+    measure: Measure = measure_norm,
+) -> dict[str, float]:
     """One step in place, by the optimizer that the run was created with."""
     if isinstance(state, AdamState) and isinstance(params, AdamParams):
-        return update_weights(weights.values, weights.gradients, state, params)
+        return update_weights(weights.values, weights.gradients, state, params, measure)
     if isinstance(state, DimuonState) and isinstance(params, DimuonParams):
-        metrics = clip_gradients(weights.gradients, params)
+        metrics = clip_gradients(weights.gradients, params, measure)
         means = weights.view(state.mean)
         step_dimuon(weights.tensors, weights.gradients, means, state, params)
         return metrics
@@ -89,16 +112,22 @@ def update(weights: Weights, state: OptimizerState, params: OptimizerParams) -> 
 
 
 def update_weights(
-    values: torch.Tensor, gradients: torch.Tensor, state: AdamState, params: AdamParams
+    values: torch.Tensor,
+    gradients: torch.Tensor,
+    state: AdamState,
+    params: AdamParams,
+    measure: Measure = measure_norm,
 ) -> dict[str, float]:
-    metrics = clip_gradients(gradients, params)
+    metrics = clip_gradients(gradients, params, measure)
     _apply(values, gradients, state, params)
     return metrics
 
 
-def clip_gradients(gradients: torch.Tensor, params: OptimizerParams) -> dict[str, float]:
+def clip_gradients(
+    gradients: torch.Tensor, params: OptimizerParams, measure: Measure = measure_norm
+) -> dict[str, float]:
     """In place. On gradients that are not finite: InvalidInput, and nothing changed."""
-    norm = float(torch.linalg.vector_norm(gradients))
+    norm = float(measure(gradients))
     if not math.isfinite(norm):
         raise InvalidInput(
             "the gradients are not finite: the step was refused, the weights are as before and "

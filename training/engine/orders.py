@@ -11,7 +11,9 @@ from training.errors import InvalidInput
 
 # Of a rank by itself, which has let no other one wait: what cannot be read, or is not understood.
 FAILURES = (OSError, ValueError, LookupError, SafetensorError)
-TOGETHER = frozenset({"run_shares", "optim_step"})  # ranks wait for each other in the middle
+TOGETHER = frozenset(
+    {"run_shares", "optim_step", "gather"}
+)  # ranks wait for each other in the middle
 
 T = TypeVar("T")
 

@@ -5,7 +5,8 @@ pass, so what it does with them in between is nobody else's matter.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,14 +20,25 @@ from training.engine import checkpoint
 from training.engine.core import Engine, open_model
 from training.engine.cycle import Pack
 from training.engine.families import check_agreement
+from training.engine.full import FullRun
+from training.engine.optim import check_params
 from training.engine.packing import Item
 from training.engine.passes import Tally
-from training.engine.probes import make_probe
 from training.engine.ranks import Ranks
+from training.engine.recompute import recompute_layers
+from training.engine.sharded import ShardedRun
 from training.engine.shards import count_local_bytes, give_up, run_whole, shard_model
 from training.engine.traced import Meter
 from training.errors import InvalidInput
-from training.types import FloatArray, ForwardBackward, IntArray, OptimizerParams, OptimStepOutput
+from training.types import (
+    Datum,
+    FloatArray,
+    ForwardBackward,
+    IntArray,
+    LoraSpec,
+    OptimizerParams,
+    OptimStepOutput,
+)
 
 T = TypeVar("T")
 NOTHING = np.zeros(0, np.float32)
@@ -110,9 +122,18 @@ class RankedEngine(Engine):
 
     ranks: Ranks
     round_budget: int  # of one rank's part of a pass
+    kept: dict[str, torch.Tensor]  # gradients to go back to, where all ranks have some
 
     @classmethod
-    def load_on(cls, ranks: Ranks, path: Path, *, dtype: torch.dtype, token_budget: int) -> Self:
+    def load_on(
+        cls,
+        ranks: Ranks,
+        path: Path,
+        *,
+        dtype: torch.dtype,
+        token_budget: int,
+        recompute: bool = False,
+    ) -> Self:
         is_sharded = ranks.plan.sharing == "fsdp"
         # A model that no device can hold is cut on the CPU; only the pieces go to the devices.
         model = open_model(path, dtype, "cpu" if is_sharded else ranks.device)
@@ -122,12 +143,26 @@ class RankedEngine(Engine):
             base_digest=checkpoint.digest_model(path),
             token_budget=token_budget * ranks.plan.size,
         )
-        engine.ranks, engine.round_budget = ranks, token_budget
+        engine.ranks, engine.round_budget, engine.kept = ranks, token_budget, {}
         if is_sharded:
             shard_model(model, ranks)
             engine.adapters.device = torch.device(ranks.device)
         engine.see_whole(partial(check_agreement, model, engine.adapters))
+        if is_sharded:
+            give_up(model)
+        if recompute:
+            recompute_layers(model, engine.adapters)
         return engine
+
+    @property
+    def sharded(self) -> ShardedRun | None:
+        """A full-parameter run, where every rank has its own rows of everything."""
+        return self.full if isinstance(self.full, ShardedRun) else None
+
+    def _make_full(self, run: str, spec: LoraSpec) -> FullRun:
+        if self.ranks.plan.sharing == "replicas":
+            return super()._make_full(run, spec)
+        return ShardedRun(run, spec, self.model, self.adapters.head, self.path, self.ranks)
 
     def see_whole(self, act: Callable[[], T]) -> T:
         if self.ranks.plan.sharing == "replicas":
@@ -147,14 +182,24 @@ class RankedEngine(Engine):
         tallies = {run: head.open(items[run]) for run, head in heads.items()}
         before, self.flops = self.flops, 0.0
         try:
-            self._run_rounds(shares, tallies, forward_only=forward_only)
+            with self.summing_head(forward_only=forward_only):
+                self._run_rounds(shares, tallies, forward_only=forward_only)
             flops = self.flops
         finally:
             self.flops = before
-        if not forward_only:
+        if not forward_only and self.sharded is None:
             self._collect(list(heads))
         found = {run: Found.of(tallies[run], heads[run], items[run]) for run in heads}
         return self.ranks.tell_lead(Report(found=found, flops=flops))
+
+    @contextmanager
+    def summing_head(self, *, forward_only: bool) -> Iterator[None]:
+        if self.sharded is None or forward_only:
+            yield
+            return
+        sums_VH = self.sharded.open_sums()
+        yield
+        self.sharded.close_sums(sums_VH)
 
     def _run_rounds(
         self,
@@ -166,34 +211,69 @@ class RankedEngine(Engine):
         rounds = [fill(share, self.round_budget) for share in shares]
         own = rounds[self.ranks.rank]
         for items in own:
-            Engine.run_pack(self, Pack(items=items, forward_only=forward_only), tallies)
+            self._run_own(Pack(items=items, forward_only=forward_only), tallies)
         if self.ranks.plan.sharing == "fsdp":  # layers are gathered from all ranks, by all ranks
             for _ in range(max(map(len, rounds)) - len(own)):
                 self._idle(forward_only=forward_only)
             give_up(self.model)
 
+    def _run_own(self, pack: Pack, tallies: Mapping[str, Tally]) -> None:
+        Engine.run_pack(self, pack, tallies)
+        if self.sharded is not None:
+            self.sharded.take_gradients()
+
     def _idle(self, *, forward_only: bool) -> None:
-        request = replace(make_probe((0, 0)), forward_only=forward_only)
-        item = Item(run=IDLE_RUN, index=0, datum=request.data[0])
-        pack = Pack(items=[item], forward_only=forward_only)
-        Engine.run_pack(self, pack, {IDLE_RUN: Tally.empty(request)})
+        """A row without weight: it goes where others' rows go, and changes nothing."""
+        ids = np.zeros(1, np.int64)
+        weights = np.zeros(1, np.float32)
+        datum = Datum(tokens=ids, inputs={"target_tokens": ids, "weights": weights})
+        request = ForwardBackward(data=[datum], forward_only=forward_only)
+        pack = Pack(items=[Item(run=IDLE_RUN, index=0, datum=datum)], forward_only=forward_only)
+        self._run_own(pack, {IDLE_RUN: Tally.empty(request)})
 
     def _collect(self, runs: Sequence[str]) -> None:
         for run in runs:
-            gradients = self._adapter(run).gradients
+            gradients = self.find_weights(run).gradients
             dist.reduce(gradients, 0)
             if not self.ranks.is_lead:
                 gradients.zero_()
 
     def optim_step(self, run: str, params: OptimizerParams) -> OptimStepOutput:
-        adapter = self._adapter(run)
-        dist.broadcast(adapter.gradients, 0)
+        weights, is_cut = self.find_weights(run), self.sharded is not None
+        check_params(params)
+        if not is_cut:
+            dist.broadcast(weights.gradients, 0)
         output = super().optim_step(run, params)
-        seen = (output.metrics, sum_bits(adapter.values))
+        seen = (output.metrics, None if is_cut else sum_bits(weights.values))
         self.ranks.agree(seen, f"the weights of run {run} after its step")
-        if not self.ranks.is_lead:
-            adapter.gradients.zero_()
         return output
+
+    def measure_norm(self, gradients: torch.Tensor) -> torch.Tensor:
+        if self.sharded is not None:
+            return self.sharded.measure_norm(gradients)
+        return super().measure_norm(gradients)
+
+    def keep_own(self, run: str) -> None:
+        self.kept[run] = self.find_weights(run).gradients.clone()
+
+    def restore_own(self, run: str) -> None:
+        self.find_weights(run).gradients.copy_(self.kept.pop(run))
+
+    def gather(self, run: str, kind: str, name: str) -> torch.Tensor:
+        """The whole of one parameter, or of what belongs to it."""
+        assert self.sharded is not None
+        weights = self.sharded.weights
+        own = {"values": weights.values, "gradients": weights.gradients}
+        flat = {**own, **self.optimizers[run].moments}[kind]
+        return self.sharded.gather(flat, name)
+
+    def round_as_stored(self) -> None:
+        assert self.sharded is not None
+        self.sharded.round_as_stored()
+
+    def refresh(self) -> None:
+        assert self.sharded is not None
+        self.sharded.training.refresh()
 
     def count_bytes(self) -> list[int]:
         """Of the base model's weights, by rank."""

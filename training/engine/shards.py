@@ -5,7 +5,12 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
@@ -20,9 +25,14 @@ def shard_model(model: PreTrainedModel, ranks: Ranks) -> None:
 
     The pieces lie on the rank's device, wherever the model was before.
     """
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for layer in model.get_decoder().layers:  # type: ignore[no-untyped-call]
-        fully_shard(layer, mesh=ranks.mesh)
-    fully_shard(model, mesh=ranks.mesh)
+        fully_shard(layer, mesh=ranks.mesh, mp_policy=policy)
+    fully_shard(model, mesh=ranks.mesh, mp_policy=policy)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):  # gradients are sums here, never means
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
     # The head is used outside of the model's own forward, for a few positions.
     setattr(model, WHOLE, _call.__get__(model))
     register_fsdp_forward_method(model, WHOLE)

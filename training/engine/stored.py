@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -12,6 +13,18 @@ from training.model_files import ByteArray, Entry, Layout, read_bytes, read_layo
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 Tensors = Mapping[str, torch.Tensor]
+
+
+class Target(Protocol):
+    """What a whole tensor is copied into: a tensor, or whoever keeps only its part of it."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    def copy_(self, whole: torch.Tensor, /) -> Any: ...
+
+
+Targets = Mapping[str, Target]
 
 
 def name_owners(model: PreTrainedModel) -> dict[str, str]:
@@ -63,7 +76,7 @@ class ModelFiles:
                 if entry.name in self.owners:
                     yield self.owners[entry.name], entry
 
-    def fill(self, tensors: Tensors, layout: Layout, data: Iterable[ByteArray]) -> None:
+    def fill(self, tensors: Targets, layout: Layout, data: Iterable[ByteArray]) -> None:
         """Copy a file's tensors into those of the parameters. Of tied ones that a file has twice,
         the later is as good: loaders tie what the config says."""
         for entry, piece in zip(layout.entries, data, strict=True):
@@ -71,7 +84,7 @@ class ModelFiles:
                 stored = torch.from_numpy(piece).view(DTYPES[entry.dtype])
                 tensors[self.owners[entry.name]].copy_(stored.view(entry.shape))
 
-    def read(self, tensors: Tensors) -> None:
+    def read(self, tensors: Targets) -> None:
         """The weights that a run begins with."""
         for layout in self.layouts:
             with (self.path / layout.file).open("rb") as stream:

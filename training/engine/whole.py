@@ -14,8 +14,7 @@ import transformers
 
 from training.deltas import MAX_DELTAS, Chain, encode, find_width, write_frame
 from training.engine.checkpoint import drafting, write_json
-from training.engine.full import FullWeights
-from training.engine.stored import ModelFiles, Tensors, read_bits
+from training.engine.stored import ModelFiles, Targets, Tensors, read_bits
 from training.errors import InvalidInput
 from training.manifest import (
     DELTA_FILE,
@@ -34,15 +33,16 @@ from training.model_files import (
     read_layout,
     write_layout,
 )
-from training.types import CheckpointType, Optimizer, Probe
+from training.types import CheckpointType, LoraSpec, Optimizer, Probe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """What a folder is written from."""
 
-    weights: FullWeights
+    tensors: Tensors
     moments: Tensors | None
+    spec: LoraSpec
     step: int
     kind: Optimizer
     base_digest: str
@@ -53,11 +53,11 @@ def write_base(folder: Path, files: ModelFiles, state: State) -> Manifest:
     """The folder appears complete, by a rename, or not at all; one that was there is replaced."""
     with drafting(folder) as draft:
         digests = copy_sides(files.path, draft)
-        written = write_weights(draft, files, state.weights.tensors)
+        written = write_weights(draft, files, state.tensors)
         digests |= written
         if state.moments is not None:
             if not files.are_exact:
-                digests[MASTER_FILE] = write_floats(draft, MASTER_FILE, state.weights.tensors)
+                digests[MASTER_FILE] = write_floats(draft, MASTER_FILE, state.tensors)
             digests[MOMENTS_FILE] = write_floats(draft, MOMENTS_FILE, state.moments)
         digest = digest_weights(written)
         manifest = make_manifest(state, "base", digest=digest, files=digests)
@@ -94,7 +94,7 @@ def write_delta(folder: Path, previous: Path, files: ModelFiles, state: State) -
             f"{previous.name} is the last of {MAX_DELTAS} differences in a row: save a base"
         )
     with drafting(folder) as draft:
-        digests = _write_differences(draft / DELTA_FILE, chain, files, state.weights.tensors)
+        digests = _write_differences(draft / DELTA_FILE, chain, files, state.tensors)
         total = sum(layout.num_bytes for layout in files.layouts)
         manifest = make_manifest(
             state,
@@ -144,7 +144,7 @@ def make_manifest(
         digest=digest,
         optimizer_digest=files.get(MOMENTS_FILE),
         base_digest=state.base_digest,
-        spec=state.weights.spec,
+        spec=state.spec,
         step=state.step,
         optimizer=state.kind,
         probe=state.probe,
@@ -172,7 +172,7 @@ class Source:
                 "checkpoint"
             )
 
-    def fill(self, files: ModelFiles, tensors: Tensors, moments: Tensors | None) -> None:
+    def fill(self, files: ModelFiles, tensors: Targets, moments: Targets | None) -> None:
         """Copy what it holds into a run's weights and, where they are given, moments."""
         check_layouts(self.chain.base, self.chain.layouts, files)
         if MASTER_FILE in self.manifest.files:
@@ -184,7 +184,7 @@ class Source:
             read_floats(self.folder / MOMENTS_FILE, moments)
 
 
-def read_floats(path: Path, tensors: Tensors) -> None:
+def read_floats(path: Path, tensors: Targets) -> None:
     layout = read_layout(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if {entry.name: entry.shape for entry in layout.entries} != shapes:

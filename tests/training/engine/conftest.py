@@ -1,6 +1,6 @@
 """Models for the engine's tests: the tiny trained one, and random ones of other shapes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,11 @@ from transformers import (
 from transformers import Qwen3ForCausalLM as Qwen3
 
 from training.engine.core import Engine
+from training.engine.lead import Lead
+from training.engine.ranks import SHARINGS, Plan
 from training.types import LoraSpec
 
+RANK_SECONDS = 60.0  # then a rank that waits gives up, and its test fails instead of standing still
 TINY = Path(__file__).parents[2] / "assets" / "tiny-chatml-1m"
 SHAPE: dict[str, Any] = {
     "vocab_size": 97,
@@ -104,3 +107,15 @@ def stir() -> Callable[[Engine, str], None]:
             blank.detach().copy_(0.02 * noise)
 
     return stir_adapter
+
+
+@pytest.fixture(scope="module", params=SHARINGS)
+def lead(request: pytest.FixtureRequest) -> Iterator[Lead]:
+    """Two ranks, this process and another one, which hold models together."""
+    lead = Lead(Plan(size=2, sharing=request.param, limit_seconds=RANK_SECONDS), fail)
+    yield lead
+    lead.end()
+
+
+def fail(why: str) -> None:
+    raise AssertionError(why)

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from tests.training.engine.rows import make_data, make_datum
 from tests.training.engine.shapes import save_model
 from tests.training.engine.test_custom_losses import ask, make_rollouts
+from tests.training.engine.two_ranks import BUDGET, load
 from training.engine.core import Engine
 from training.engine.lead import Lead, LeadEngine
 from training.engine.packing import Item
 from training.engine.ranked import cut_shares
-from training.engine.ranks import SHARINGS, OutOfStep, Plan, Sharing
+from training.engine.ranks import OutOfStep, Plan
 from training.errors import InvalidInput
 from training.types import (
     AdamParams,
@@ -28,8 +29,6 @@ from training.types import (
     LoraSpec,
 )
 
-SECONDS = 60.0  # then a rank that waits gives up, and the test fails instead of standing still
-BUDGET = 64
 ADAM = AdamParams(learning_rate=1e-2, grad_clip_norm=1.0)
 SPECS = {
     "all": LoraSpec(rank=4, seed=1, train_unembed=True),
@@ -40,22 +39,6 @@ LENGTHS = {"all": (30, 6, 41, 25), "attn": (9, 11), "head": (13,)}
 
 Engines = tuple[Engine, LeadEngine]
 Outputs = Mapping[str, ForwardBackwardOutput]
-
-
-def fail(why: str) -> None:
-    raise AssertionError(why)
-
-
-@pytest.fixture(scope="module", params=SHARINGS)
-def lead(request: pytest.FixtureRequest) -> Iterator[Lead]:
-    sharing: Sharing = request.param
-    lead = Lead(Plan(size=2, sharing=sharing, limit_seconds=SECONDS), fail)
-    yield lead
-    lead.end()
-
-
-def load(lead: Lead, path: Path) -> LeadEngine:
-    return lead.load(path, dtype=torch.float32, token_budget=BUDGET)
 
 
 @pytest.fixture(params=["llama", "qwen3"])
@@ -336,5 +319,6 @@ def test_shares_keep_the_order_and_none_is_larger_than_it_must_be(
 def test_every_verb_of_an_engine_is_for_all_ranks_or_known_to_be_rank_0s_alone() -> None:
     alone = {"forward_backward", "check", "has_gradients", "drop_gradients", "probe", "runs"}
     alone |= {"save_weights", "export_weights", "shares_trained_head", "joins_experts", "see_whole"}
+    alone |= {"find_weights", "measure_norm"}
     verbs = {name for name in dir(Engine) if not name.startswith("_")} - {"load"}
     assert verbs - alone <= set(vars(LeadEngine))

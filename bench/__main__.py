@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from bench import load, sft, stack, tenants
+from bench import load, memory, sft, stack, tenants
 from bench.contest import ROOT
 from bench.rows import Row, describe_rows
 
@@ -14,6 +14,7 @@ BENCHES: Mapping[str, Callable[[], list[Row]]] = {
     "sft": sft.measure,
     "full": sft.measure_full,
     "tenants": tenants.measure,
+    "memory": memory.measure,
     "stack": stack.measure,
     "load": load.measure,
 }

@@ -53,14 +53,14 @@ def test_the_peak_of_a_step_is_what_was_predicted(
 ) -> None:
     predicted = Memory(shape=ModelShape.read(tiny_path), spec=spec).predict(sum(lengths))
     measured = measure(Engine.load(tiny_path), spec, lengths).peak
-    assert measured == pytest.approx(predicted.total - predicted.weights, rel=0.1)
+    assert measured == pytest.approx(predicted.total - predicted.weights - predicted.slack, rel=0.1)
 
 
 def test_norms_of_heads_are_counted(random_paths: dict[str, Path]) -> None:
     shape, spec = ModelShape.read(random_paths["qwen3"]), LoraSpec(rank=4)
     predicted = Memory(shape=shape, spec=spec).predict(64 * 16)
     measured = measure(Engine.load(random_paths["qwen3"]), spec, [64] * 16).peak
-    assert measured == pytest.approx(predicted.total - predicted.weights, rel=0.1)
+    assert measured == pytest.approx(predicted.total - predicted.weights - predicted.slack, rel=0.1)
 
 
 def test_two_measurements_of_a_step_are_equal(tiny_path: Path) -> None:

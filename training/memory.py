@@ -5,6 +5,7 @@ The sizes are those of the engine's own tensors: what a layer keeps for the back
 (lora.py, optim.py). What a base model is read with, and Python itself, are not counted.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -21,6 +22,7 @@ CHUNK_BYTES = 32 << 20  # of float32 logits, or rows of the head, that exist at 
 # piece by itself there is none of it, and steps take a third longer.
 SLACK = 0.33
 FEWEST_TOKENS = 256  # of a pass: with fewer, products with the weights are slow
+UPDATE_BYTES = 64 << 20  # that an optimizer's step goes through at a time
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 MOMENTS: Mapping[Optimizer, int] = {"adamw": 2, "dimuon": 1}
 NAMES = {
@@ -145,7 +147,7 @@ class Memory:
         shape, size = self.shape, FLOAT * self.num_trained
         backward = num_tokens * self.width * (4 * shape.mlp + 2 * shape.hidden)
         backward -= self._count_logprobs(num_tokens)
-        update = (2 if self.optimizer == "adamw" else 1) * size - known
+        update = 2 * min(size, UPDATE_BYTES) - known
         matrix = self.width * shape.vocabulary * shape.hidden if self.spec.is_full else 0
         return max(0, backward, update) + matrix
 
@@ -224,7 +226,7 @@ class Room:
             is_checkpointed=self.is_checkpointed,
         )
         fitting = max(FEWEST_TOKENS, count_tokens(half, usual))
-        return min(most, 1 << (fitting.bit_length() - 1))
+        return min(most, int(2 ** math.floor(math.log2(fitting))))
 
 
 @lru_cache(maxsize=1024)
@@ -243,4 +245,5 @@ def say_bytes(num_bytes: int) -> str:
 
 def round_down(count: int) -> int:
     """Two digits: an estimate is not more exact."""
-    return count - count % 10 ** max(0, len(str(count)) - 2)
+    unit = int(10 ** max(0, len(str(count)) - 2))
+    return count - count % unit

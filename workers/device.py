@@ -29,6 +29,16 @@ from webapp.runs.models import Operation, Run
 from webapp.settings import read_int
 from workers import journal
 from workers.execute import Held
+from workers.memory import (
+    Budget,
+    can_page,
+    count_bytes,
+    describe_memory,
+    make_room,
+    move_back,
+    move_to_host,
+    read_budget,
+)
 from workers.news import News
 from workers.ranks import read_plan
 
@@ -46,22 +56,25 @@ class Setup:
     name: str
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
-    token_budget: int = TOKEN_BUDGET
+    token_budget: int = TOKEN_BUDGET  # where memory is known, the most that it may choose
+    memory: Budget = field(default_factory=Budget)
     max_models: int = 2
-    max_runs: int = 32
+    max_runs: int = 256
     plan: Plan | None = None  # of the processes that hold its models together
 
 
 def read_setup() -> Setup:
     is_gpu = torch.cuda.is_available()
+    device = "cuda" if is_gpu else "cpu"
     return Setup(
         name=os.environ.get("HONE_WORKER") or socket.gethostname(),
-        device="cuda" if is_gpu else "cpu",
+        device=device,
         dtype=torch.bfloat16 if is_gpu else torch.float32,
-        token_budget=GPU_TOKEN_BUDGET if is_gpu else TOKEN_BUDGET,
+        token_budget=read_int("HONE_TOKEN_BUDGET", GPU_TOKEN_BUDGET if is_gpu else TOKEN_BUDGET),
+        memory=read_budget(device),
         max_models=read_int("HONE_RESIDENT_MODELS", 2),
-        max_runs=read_int("HONE_RESIDENT_RUNS", 32),
-        plan=read_plan("cuda" if is_gpu else "cpu"),
+        max_runs=read_int("HONE_RESIDENT_RUNS", 256),
+        plan=read_plan(device),
     )
 
 
@@ -110,7 +123,9 @@ class Device:
     def hold(self, run: Run) -> Held:
         """The run's weights, made again from its journal where they are not here."""
         held = self.held.pop(run.pk, None) or self.restore(run)
+        move_back(held)
         self.held[run.pk] = held
+        self.page_out()
         return held
 
     def restore(self, run: Run) -> Held:
@@ -187,7 +202,11 @@ class Device:
         try:
             if self.lead is not None and not run.is_full:
                 return self.lead.load(path, dtype=dtype, token_budget=budget)
-            return Engine.load(path, device=self.setup.device, dtype=dtype, token_budget=budget)
+            room = make_room(path, self.setup.device, self.setup.memory.room)
+            budget = room.choose_budget(budget) if room else budget
+            engine = Engine.load(path, device=self.setup.device, dtype=dtype, token_budget=budget)
+            engine.room = room
+            return engine
         finally:
             self.loading = ""
             beat(self)
@@ -207,9 +226,43 @@ class Device:
             if isinstance(engine, LeadEngine):
                 engine.lead.close(engine)
 
+    def page_out(self) -> None:
+        """Idle runs leave the device, and host memory, the longest unused first, until the others
+        are within their bytes. The newest stays, whatever it takes."""
+        budget = self.setup.memory
+        idle = [key for key in list(self.held)[:-1] if key not in self.pending]
+        if budget.runs:
+            self._leave(idle, budget.runs - sum(map(count_bytes, self.held.values())))
+        pages = {key: held.page for key, held in self.held.items() if held.page is not None}
+        room = budget.host - sum(page.num_bytes for page in pages.values())
+        for run_id, page in pages.items():
+            if room < 0:
+                room += page.num_bytes
+                self.send_away(run_id)
+
+    def _leave(self, idle: Iterable[str], room: int) -> None:
+        """To host memory, where it has a budget, else to disk."""
+        for run_id in idle:
+            held = self.held[run_id]
+            num_bytes = count_bytes(held)
+            if room >= 0 or not num_bytes:
+                continue
+            room += num_bytes
+            if self.setup.memory.host and can_page(held):
+                move_to_host(held)
+            else:
+                self.send_away(run_id)
+
+    def send_away(self, run_id: str) -> None:
+        """To disk. Whichever worker has room may go on with it."""
+        run = self.held[run_id].run
+        self.evict(run_id)
+        queue.release_run(run, worker=self.name)
+
     def evict(self, run_id: str) -> None:
         held = self.held[run_id]
         if held.is_settled and held.seq > held.run.autosave_seq:
+            move_back(held)
             journal.autosave(held)
         self.forget(run_id)
 
@@ -243,9 +296,8 @@ class Device:
                 queue.release_run(run, worker=self.name)
         left = [run_id for run_id in idle if run_id in self.held]
         for run_id in left[: max(0, len(self.held) - self.setup.max_runs)]:
-            run = self.held[run_id].run
-            self.evict(run_id)
-            queue.release_run(run, worker=self.name)
+            self.send_away(run_id)
+        self.page_out()
         projects = Project.objects.filter(runs__in=list(self.held)).distinct()
         self.share_of = dict(projects.values_list("pk", "share"))
 
@@ -287,7 +339,8 @@ def beat(device: Device) -> None:
     held.update(lease_until=now() + queue.LEASE)
     holds: dict[str, object] = {"base_models": device.list_models(), "runs": runs}
     doing = {"loading": device.loading, "restoring": device.restoring}
-    beat_worker(name=device.setup.name, holds=holds | doing)
+    memory = describe_memory(device.setup.memory, device.setup.device, device.engines, device.held)
+    beat_worker(name=device.setup.name, holds=holds | doing | {"memory": memory})
 
 
 def register(device: Device) -> None:
@@ -302,6 +355,7 @@ def register(device: Device) -> None:
         flops=measure_flops(device.setup),
         pid=os.getpid(),
     )
+    beat(device)  # what it offers is known before anything comes
 
 
 def unregister(device: Device) -> None:

@@ -17,6 +17,7 @@ from django.conf import settings
 from django.template.loader import render_to_string
 
 from training.engine.core import Engine
+from training.engine.paging import Page
 from training.errors import InvalidInput
 from training.requests import POLICY_METRICS
 from training.types import (
@@ -71,6 +72,7 @@ class Held:
     unsaved_bytes: int = 0  # of payloads that no autosave covers
     autosaved_at: float = field(default_factory=time.monotonic)
     autosave_seconds: float = 0.0  # how long the last one took
+    page: Page | None = None  # while it is not on the device
     is_settled: bool = False  # nothing but weights and optimizer to lose: time for an autosave
 
 

@@ -40,6 +40,7 @@ from training.engine.routes import check_routes
 from training.errors import InvalidInput
 from training.fairness import Shares
 from training.manifest import read_manifest
+from training.memory import Room
 from training.requests import check_request
 from training.types import (
     ForwardBackward,
@@ -65,6 +66,7 @@ class Engine:
         self.path = path
         self.base_digest = base_digest
         self.token_budget = token_budget
+        self.room: Room | None = None  # where it is known, what does not fit is refused
         self.vocab_size: int = model.config.vocab_size
         self.context: int = find_context(model.config.to_dict())
         self.flops = 0.0  # of all passes so far
@@ -110,6 +112,8 @@ class Engine:
         A spec of rank 0 takes the whole model, until its run is dropped: the engine ends with it.
         """
         check_kind(spec, kind)
+        if self.room is not None:
+            self.room.check_run(spec)
         if spec.is_full:
             full = self._take_model(run, spec)
             full.files.read(full.list_targets(full.weights.values))
@@ -182,8 +186,10 @@ class Engine:
 
     def check(self, run: str, request: ForwardBackward) -> None:
         """InvalidInput where it cannot be computed."""
-        self.find_weights(run)
+        spec = self.find_weights(run).spec
         check_request(request, self.vocab_size, self.context)
+        if self.room is not None and not request.forward_only:
+            self.room.check_data(spec, request.data)
         check_routes(request, self.adapters.routing)
 
     def run_pack(self, pack: Pack, tallies: Mapping[str, Tally]) -> None:

@@ -1,0 +1,142 @@
+"""Idle runs leave the device for host memory or disk, by bytes, and go on as if they had stayed."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.workers.cast import Program, make_client_run, make_tiny, read_loss, take_turns
+from training.memory import Memory
+from training.shapes import ModelShape
+from training.types import LoraSpec
+from webapp.fleet.models import Worker
+from webapp.fleet.services import register_worker
+from webapp.runs.models import Operation, Run
+from workers.device import Device, Setup, beat
+from workers.memory import Budget, count_bytes, make_room, read_budget
+
+pytestmark = pytest.mark.django_db
+
+RUN_BYTES = 38_912 * 4 * 4  # rank 4 on the tiny model: weights, gradients and two moments
+
+
+def train_in_turn(memory: Budget) -> tuple[Device, list[list[float]]]:
+    """Three programs, one after the other, twice; each leaves a gradient open in between."""
+    first = Run.objects.count()
+    device = Device(setup=Setup(name="w1", memory=memory))
+    programs = [Program(run=make_client_run(first + number)) for number in range(3)]
+    losses: list[list[float]] = [[] for _ in programs]
+    for seed in range(3):
+        for place, program in enumerate(programs):
+            if seed:
+                program.step()
+            else:
+                program.create()
+            learned = program.learn(seed)
+            take_turns(device)
+            losses[place].append(read_loss(learned))
+    return device, losses
+
+
+def test_runs_that_page_to_host_memory_go_on_bit_for_bit() -> None:
+    make_tiny()
+    _, stayed = train_in_turn(Budget())
+    device, moved = train_in_turn(Budget(runs=RUN_BYTES, host=100 * RUN_BYTES))
+    assert moved == stayed
+    assert [held.page is None for held in device.held.values()] == [False, False, True]
+    assert sum(map(count_bytes, device.held.values())) == RUN_BYTES
+    pages = [held.page for held in device.held.values() if held.page is not None]
+    assert all(page.gradients is not None for page in pages)
+
+
+def test_where_the_host_is_the_device_idle_runs_go_to_disk_and_go_on() -> None:
+    make_tiny()
+    _, stayed = train_in_turn(Budget())
+    device, moved = train_in_turn(Budget(runs=RUN_BYTES))
+    assert moved == stayed
+    assert len(device.held) == 1
+
+
+def test_host_memory_has_a_limit_too_and_the_longest_unused_leaves_it() -> None:
+    make_tiny()
+    device, _ = train_in_turn(Budget(runs=RUN_BYTES, host=RUN_BYTES + 1))
+    first, second, third = Run.objects.order_by("created_at")
+    assert list(device.held) == [second.pk, third.pk]
+    first.refresh_from_db()
+    assert first.worker == ""  # another worker may have it
+
+
+def test_a_settled_run_is_saved_before_it_goes_to_disk() -> None:
+    make_tiny()
+    device = Device(setup=Setup(name="w1", memory=Budget(runs=1, host=1)))
+    programs = [Program(run=make_client_run(number)) for number in range(2)]
+    for program in programs:
+        program.create()
+        program.train(range(1))
+        take_turns(device)
+    first = programs[0].run
+    first.refresh_from_db()
+    assert first.autosave_seq == 2
+    assert first.pk not in device.held
+
+
+def test_a_beat_says_what_takes_how_much() -> None:
+    make_tiny()
+    register_worker(name="w1", kind="gpu", device="", memory_bytes=0, flops=0, pid=1)
+    device, _ = train_in_turn(Budget(room=10**9, runs=RUN_BYTES, host=100 * RUN_BYTES))
+    beat(device)
+    memory = Worker.objects.get().holds["memory"]
+    assert memory["base_models"] == 1_049_728 * 4
+    assert memory["adapters"] == memory["optimizers"] == RUN_BYTES // 2
+    assert (memory["num_paged"], memory["paged"]) == (2, 2 * RUN_BYTES)
+    assert memory["room"] == 10**9
+    assert memory["free"] > 0
+
+
+def test_a_datum_too_long_for_the_device_is_refused_before_anything_is_allocated() -> None:
+    base_model = make_tiny()
+    memory = Memory(shape=ModelShape.read(Path(base_model.path)), spec=LoraSpec(rank=4))
+    device = Device(setup=Setup(name="w1", memory=Budget(room=memory.predict(10).total)))
+    program = Program()
+    program.create()
+    refused = program.learn(1)
+    take_turns(device)
+    refused.refresh_from_db()
+    assert refused.status == Operation.Status.FAILED
+    assert refused.error_category == "user"
+    assert "datum 0 has 12 tokens" in refused.error
+    assert "hold 10 of them for this run; send shorter ones" in refused.error
+
+
+def test_a_run_without_room_for_one_token_is_refused_as_it_is_created() -> None:
+    make_tiny()
+    device = Device(setup=Setup(name="w1", memory=Budget(room=5_000_000)))
+    program = Program()
+    created = program.create(rank=512)
+    take_turns(device)
+    created.refresh_from_db()
+    assert created.error_category == "user"
+    assert "choose a smaller rank" in created.error
+
+
+def test_the_passes_of_a_run_depend_on_the_size_of_a_device_and_on_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HONE_MEMORY_MB", "64")
+    assert read_budget("cpu") == read_budget("cpu")
+    base_model = make_tiny()
+    budgets = []
+    for _ in range(2):
+        device = Device(setup=Setup(name="w1", memory=read_budget("cpu")))
+        budgets.append(device.open(base_model).token_budget)
+    assert budgets[0] == budgets[1]
+    assert 256 <= budgets[0] < 4096
+
+
+def test_budgets_are_set_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("MEMORY", "1000"), ("RUNS", "100"), ("HOST", "0")):
+        monkeypatch.setenv(f"HONE_{name}_MB", value)
+    assert read_budget("cpu") == Budget(room=1000 << 20, runs=100 << 20, host=0)
+
+
+def test_without_a_budget_nothing_is_refused() -> None:
+    assert make_room(Path("/nowhere"), "cpu", 0) is None

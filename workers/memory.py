@@ -1,0 +1,119 @@
+"""How much memory a device has for training, and which idle runs leave it: the longest unused.
+
+From the device to host memory, where that is another one, and from there to disk: the journal.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from training.engine.core import Engine
+from training.engine.lead import LeadEngine
+from training.engine.paging import measure_run, page_in, page_out
+from training.memory import DeviceKind, Room
+from training.shapes import ModelShape
+from webapp.settings import read_int
+from workers.execute import Held
+
+MEGABYTE = 1 << 20
+# Of all that a device has: kernels and contexts take the rest, and on a host everything else here.
+SHARE = {"cuda": 0.92, "cpu": 0.75}
+SHARE_OF_RUNS = 0.3  # of the room, between their passes
+SHARE_OF_HOST = 0.5  # for runs that left a device of its own memory
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """In bytes; 0 where nothing is known, and nothing is limited. The same at every start."""
+
+    room: int = 0  # of base models, runs and passes
+    runs: int = 0  # weights, gradients and moments of runs
+    host: int = 0  # of those that were paged out; 0: they go to disk at once
+
+
+def read_budget(device: str) -> Budget:
+    """Of the device's size, not of what is free at this moment: a replay must fit as its first
+    time did."""
+    host = count_host_bytes()
+    has_own = device == "cuda"
+    total = torch.cuda.get_device_properties(0).total_memory if has_own else host
+    room = read_int("HONE_MEMORY_MB", 0) * MEGABYTE or int(total * SHARE[device])
+    usual_host = int(host * SHARE_OF_HOST) // MEGABYTE if has_own else 0
+    return Budget(
+        room=room,
+        runs=read_int("HONE_RUNS_MB", int(room * SHARE_OF_RUNS) // MEGABYTE) * MEGABYTE,
+        host=read_int("HONE_HOST_MB", usual_host) * MEGABYTE,
+    )
+
+
+def count_host_bytes() -> int:
+    """What this process may use: a container's limit, where it is below the machine's memory."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    texts = [Path(file).read_text().strip() for file in LIMITS if Path(file).is_file()]
+    return min([total, *(int(text) for text in texts if text.isdigit())])
+
+
+def make_room(folder: Path, device: str, num_bytes: int) -> Room | None:
+    if not num_bytes:
+        return None
+    kind: DeviceKind = "cuda" if device == "cuda" else "cpu"
+    return Room(shape=ModelShape.read(folder), num_bytes=num_bytes, device=kind)
+
+
+def count_bytes(held: Held) -> int:
+    """On the device."""
+    return measure_run(held.engine, held.run.pk).total
+
+
+def can_page(held: Held) -> bool:
+    """All weights of a model, and what several ranks hold, go to disk only."""
+    if held.page is not None or isinstance(held.engine, LeadEngine):
+        return False
+    run = held.run.pk
+    return run in held.engine.runs and not held.engine.find_weights(run).spec.is_full
+
+
+def move_to_host(held: Held) -> None:
+    held.page = page_out(held.engine, held.run.pk)
+
+
+def move_back(held: Held) -> None:
+    if held.page is not None:
+        page_in(held.engine, held.run.pk, held.page)
+        held.page = None
+
+
+def describe_memory(
+    budget: Budget, device: str, engines: Mapping[str, Engine], held: Mapping[str, Held]
+) -> dict[str, int | str]:
+    """What takes how much now, in bytes: for the page of workers."""
+    runs = [measure_run(each.engine, each.run.pk) for each in list(held.values())]
+    pages = [each.page for each in list(held.values()) if each.page is not None]
+    return {
+        "device": device,
+        "room": budget.room,
+        "free": count_free(device),
+        "base_models": sum(count_weights(engine) for engine in list(engines.values())),
+        "adapters": sum(run.adapter for run in runs),
+        "optimizers": sum(run.optimizer for run in runs),
+        "paged": sum(page.num_bytes for page in pages),
+        "num_paged": len(pages),
+    }
+
+
+def count_weights(engine: Engine) -> int:
+    """Those of a run that trains all of them count as its own."""
+    if engine.full is not None:
+        return 0
+    return engine.num_parameters * engine.adapters.head.weight.element_size()
+
+
+def count_free(device: str) -> int:
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024

@@ -7,7 +7,7 @@ The sizes are those of the engine's own tensors: what a layer keeps for the back
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -214,18 +214,12 @@ class Room:
             f" {most:,} of them for this run; send shorter ones{other}"
         )
 
-    def choose_budget(self, most: int) -> int:
-        """Tokens of a pass: a power of two that leaves half of the room to what a run holds and to
-        its neighbours. The same on every device of this size, so a replay has the same passes."""
-        usual = LoraSpec(rank=64)
-        weights = self.plan(usual).predict(0).weights
-        half = Room(
-            shape=self.shape,
-            num_bytes=weights + (self.num_bytes - weights) // 2,
-            device=self.device,
-            is_checkpointed=self.is_checkpointed,
-        )
-        fitting = max(FEWEST_TOKENS, count_tokens(half, usual))
+    def choose_budget(self, spec: LoraSpec, most: int) -> int:
+        """Tokens of a pass: a power of two that leaves half of what is left to runs and neighbours.
+        The same on every device of this size, so a replay has the same passes."""
+        standing = self.plan(spec).predict(0).total
+        half = replace(self, num_bytes=standing + max(0, self.num_bytes - standing) // 2)
+        fitting = max(FEWEST_TOKENS, count_tokens(half, spec))
         return min(most, int(2 ** math.floor(math.log2(fitting))))
 
 

@@ -34,7 +34,7 @@ from workers.memory import (
     can_page,
     count_bytes,
     describe_memory,
-    make_room,
+    fit_model,
     move_back,
     move_to_host,
     read_budget,
@@ -198,14 +198,20 @@ class Device:
         base_model = run.base_model
         self.loading = base_model.name
         beat(self)
-        path, dtype, budget = Path(base_model.path), self.setup.dtype, self.setup.token_budget
+        path, dtype, most = Path(base_model.path), self.setup.dtype, self.setup.token_budget
         try:
             if self.lead is not None and not run.is_full:
-                return self.lead.load(path, dtype=dtype, token_budget=budget)
-            room = make_room(path, self.setup.device, self.setup.memory.room)
-            budget = room.choose_budget(budget) if room else budget
-            engine = Engine.load(path, device=self.setup.device, dtype=dtype, token_budget=budget)
-            engine.room = room
+                return self.lead.load(path, dtype=dtype, token_budget=most)
+            device, num_bytes = self.setup.device, self.setup.memory.room
+            fit = fit_model(path, device, num_bytes, most, is_full=run.is_full)
+            engine = Engine.load(
+                path,
+                device=device,
+                dtype=dtype,
+                token_budget=fit.token_budget,
+                recompute=fit.recompute,
+            )
+            engine.room = fit.room
             return engine
         finally:
             self.loading = ""
@@ -227,8 +233,7 @@ class Device:
                 engine.lead.close(engine)
 
     def page_out(self) -> None:
-        """Idle runs leave the device, and host memory, the longest unused first, until the others
-        are within their bytes. The newest stays, whatever it takes."""
+        """Idle runs leave, the longest unused first, until the others are within their bytes."""
         budget = self.setup.memory
         idle = [key for key in list(self.held)[:-1] if key not in self.pending]
         if budget.runs:

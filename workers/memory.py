@@ -5,7 +5,7 @@ From the device to host memory, where that is another one, and from there to dis
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from training.engine.lead import LeadEngine
 from training.engine.paging import measure_run, page_in, page_out
 from training.memory import DeviceKind, Room
 from training.shapes import ModelShape
+from training.types import LoraSpec
 from webapp.settings import read_int
 from workers.execute import Held
 
@@ -57,11 +58,28 @@ def count_host_bytes() -> int:
     return min([total, *(int(text) for text in texts if text.isdigit())])
 
 
-def make_room(folder: Path, device: str, num_bytes: int) -> Room | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """How a model is loaded so that its runs have room. `room` None: nothing is known."""
+
+    token_budget: int
+    room: Room | None = None
+    recompute: bool = False
+
+
+def fit_model(folder: Path, device: str, num_bytes: int, most: int, *, is_full: bool) -> Fit:
+    """`most` tokens go into a pass where they have room. A run of all weights makes activations
+    twice where they have none otherwise."""
     if not num_bytes:
-        return None
+        return Fit(token_budget=most)
     kind: DeviceKind = "cuda" if device == "cuda" else "cpu"
-    return Room(shape=ModelShape.read(folder), num_bytes=num_bytes, device=kind)
+    room = Room(shape=ModelShape.read(folder), num_bytes=num_bytes, device=kind)
+    usual = LoraSpec(rank=0 if is_full else 64)
+    budget = room.choose_budget(usual, most)
+    if is_full and budget < most:
+        room = replace(room, is_checkpointed=True)
+        budget = room.choose_budget(usual, most)
+    return Fit(token_budget=budget, room=room, recompute=room.is_checkpointed)
 
 
 def count_bytes(held: Held) -> int:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workers.cast import Program, make_client_run, make_tiny, read_loss, take_turns
+from tests.workers.cast import TINY, Program, make_client_run, make_tiny, read_loss, take_turns
 from training.memory import Memory
 from training.shapes import ModelShape
 from training.types import LoraSpec
@@ -12,7 +12,7 @@ from webapp.fleet.models import Worker
 from webapp.fleet.services import register_worker
 from webapp.runs.models import Operation, Run
 from workers.device import Device, Setup, beat
-from workers.memory import Budget, count_bytes, make_room, read_budget
+from workers.memory import Budget, count_bytes, fit_model, read_budget
 
 pytestmark = pytest.mark.django_db
 
@@ -123,13 +123,23 @@ def test_the_passes_of_a_run_depend_on_the_size_of_a_device_and_on_nothing_else(
 ) -> None:
     monkeypatch.setenv("HONE_MEMORY_MB", "64")
     assert read_budget("cpu") == read_budget("cpu")
-    base_model = make_tiny()
-    budgets = []
+    make_tiny()
+    run, budgets = make_client_run(), []
     for _ in range(2):
         device = Device(setup=Setup(name="w1", memory=read_budget("cpu")))
-        budgets.append(device.open(base_model).token_budget)
+        budgets.append(device.open(run).token_budget)
     assert budgets[0] == budgets[1]
     assert 256 <= budgets[0] < 4096
+
+
+def test_all_weights_of_a_model_train_with_less_memory_where_it_is_scarce() -> None:
+    memory = Memory(shape=ModelShape.read(TINY), spec=LoraSpec(rank=0))
+    scarce, ample = (memory.predict(num_tokens).total for num_tokens in (600, 20_000))
+    fits = [fit_model(TINY, "cpu", room, 4096, is_full=True) for room in (scarce, ample)]
+    assert [fit.recompute for fit in fits] == [True, False]
+    assert fits[0].token_budget >= 256
+    assert fits[1].token_budget == 4096
+    assert fit_model(TINY, "cpu", scarce, 4096, is_full=False).recompute is False
 
 
 def test_budgets_are_set_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,4 +149,5 @@ def test_budgets_are_set_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_without_a_budget_nothing_is_refused() -> None:
-    assert make_room(Path("/nowhere"), "cpu", 0) is None
+    fit = fit_model(Path("/nowhere"), "cpu", 0, 4096, is_full=False)
+    assert (fit.room, fit.token_budget) == (None, 4096)

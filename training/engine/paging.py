@@ -44,10 +44,12 @@ class RunBytes:
 
 
 def measure_run(engine: Engine, run: str) -> RunBytes:
-    """Nothing of a run that has no weights there."""
-    if run not in engine.runs:
+    """Nothing of a run that has no weights there. Another thread may ask meanwhile."""
+    full, state = engine.full, engine.optimizers.get(run)
+    is_own = full is not None and full.name == run
+    weights = full.weights if full and is_own else engine.adapters.by_run.get(run)
+    if weights is None or state is None:
         return RunBytes(adapter=0, optimizer=0)
-    weights, state = engine.find_weights(run), engine.optimizers[run]
     return RunBytes(
         adapter=weights.values.nbytes + weights.gradients.nbytes,
         optimizer=sum(moment.nbytes for moment in state.moments.values()),

@@ -200,7 +200,7 @@ class Device:
         beat(self)
         path, dtype, most = Path(base_model.path), self.setup.dtype, self.setup.token_budget
         try:
-            if self.lead is not None and not run.is_full:
+            if self.lead is not None:
                 return self.lead.load(path, dtype=dtype, token_budget=most)
             device, num_bytes = self.setup.device, self.setup.memory.room
             fit = fit_model(path, device, num_bytes, most, is_full=run.is_full)

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.workers.cast import Program, make_client_run, make_device, read_loss, take_turns
-from training.engine.lead import Lead
+from tests.workers.test_full_parameter import make_full
+from training.engine.lead import Lead, LeadEngine
 from training.engine.ranks import Plan
 from webapp.fleet.models import Worker
 from workers.device import Device, Setup, register, unregister
@@ -45,6 +46,24 @@ def test_two_ranks_train_as_one_and_another_worker_goes_on_with_the_run(device: 
     take_turns(make_device("w2"))
     for ours, theirs in zip((*first[0], *second[0]), (*first[1], *second[1]), strict=True):
         assert read_loss(ours) == pytest.approx(read_loss(theirs), rel=1e-5)
+
+
+def test_a_full_parameter_run_has_both_ranks_for_itself_and_goes_on_after_an_eviction(
+    device: Device,
+) -> None:
+    sharded = make_full(0)
+    first = sharded.train(range(2))
+    take_turns(device)
+    assert isinstance(device.held[sharded.run.pk].engine, LeadEngine)
+    device.evict(sharded.run.pk)
+    assert not device.engines
+    second = sharded.train(range(2, 4))
+    take_turns(device)
+    plain = make_full(1)
+    expected = plain.train(range(4))
+    take_turns(make_device("w2"))
+    for ours, theirs in zip((*first, *second), expected, strict=True):
+        assert read_loss(ours) == pytest.approx(read_loss(theirs), rel=1e-4)
 
 
 def test_the_plan_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

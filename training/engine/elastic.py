@@ -27,8 +27,7 @@ class Followers:
         """`lose` is called in another thread, when one has ended before its time."""
         # The agent warns that it is no main thread's and cannot end its children by signals:
         # they notice by themselves when this process ends.
-        for name in ("torch.distributed.elastic", "torchelastic-events-null"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
         self.plan, self.lose = plan, lose
         self.is_ending = False
         self.store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False, multi_tenant=True)

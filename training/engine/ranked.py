@@ -4,6 +4,7 @@ Adapters and optimizers are the same on all ranks. Gradients are collected at ra
 pass, so what it does with them in between is nobody else's matter.
 """
 
+import gc
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -134,6 +135,7 @@ class RankedEngine(Engine):
         token_budget: int,
         recompute: bool = False,
     ) -> Self:
+        gc.collect()  # what was closed before goes now; hooks hold models in circles
         is_sharded = ranks.plan.sharing == "fsdp"
         # A model that no device can hold is cut on the CPU; only the pieces go to the devices.
         model = open_model(path, dtype, "cpu" if is_sharded else ranks.device)

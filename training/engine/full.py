@@ -81,8 +81,8 @@ class FullRun:
         values = self.weights.values
         kept = values.clone()
         try:
-            for name, entry in self.files.list_parameters():
-                tensor = self.weights.tensors[name]
+            for place, entry in self.files.list_parameters():
+                tensor = place.find(self.weights.tensors)
                 tensor.copy_(tensor.to(DTYPES[entry.dtype]))
             yield
         finally:

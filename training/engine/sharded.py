@@ -30,6 +30,13 @@ class Piece:
     def copy_(self, whole: torch.Tensor, /) -> None:
         self.rows.copy_(self.cut(whole))
 
+    def __getitem__(self, place: tuple[int, slice], /) -> torch.Tensor:
+        """Of experts: some rows of one. They are nobody's where another rank has that expert."""
+        expert, rows = place
+        own = expert - self.ranks.rank * -(-self.shape[0] // self.ranks.plan.size)
+        nobodys = torch.empty(self.shape[1:], device=self.rows.device)
+        return (self.rows[own] if 0 <= own < len(self.rows) else nobodys)[rows]
+
     def cut(self, whole: torch.Tensor) -> torch.Tensor:
         """As FSDP2 does it: the last ranks may have none."""
         pieces = whole.chunk(self.ranks.plan.size)
@@ -80,10 +87,11 @@ class ShardedRun(FullRun):
 
     def round_as_stored(self) -> None:
         """The model computes with what its files will hold, until it is refreshed."""
-        tensors, stored = self.weights.tensors, dict(self.files.list_parameters())
+        tensors = self.weights.tensors
+        stored = {place.parameter: entry.dtype for place, entry in self.files.list_parameters()}
         with torch.no_grad():
             for name, piece in self._list_pieces():
-                piece.copy_(tensors[name].to(DTYPES[stored[name].dtype]))
+                piece.copy_(tensors[name].to(DTYPES[stored[name]]))
 
     def open_sums(self) -> torch.Tensor:
         """Before passes with gradients: those of the head are summed beside the model's graph. On

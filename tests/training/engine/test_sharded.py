@@ -24,11 +24,11 @@ ADAM = AdamParams(learning_rate=1e-3, eps=1e-4, weight_decay=0.1, grad_clip_norm
 Engines = tuple[Engine, LeadEngine]
 
 
-@pytest.fixture(params=["llama", "qwen3", "phi"])
+@pytest.fixture(params=["llama", "qwen3", "phi", "qwen3-moe"])
 def path(request: pytest.FixtureRequest, random_paths: dict[str, Path], tmp_path: Path) -> Path:
-    """With a head of its own, a tied one, and one with a bias."""
+    """With a head of its own, a tied one, one with a bias, and a mixture of five experts."""
     known = random_paths.get(request.param)
-    return known or save_model(request.param, tmp_path / "phi")
+    return known or save_model(request.param, tmp_path / request.param)
 
 
 @pytest.fixture

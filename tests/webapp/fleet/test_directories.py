@@ -5,7 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from django.core.management import CommandError, call_command
+from django.test import Client
 
+from tests.webapp.cast import make_actor
+from training.engine.core import Engine
+from training.errors import InvalidInput
+from webapp.accounts.models import User
+from webapp.accounts.services import create_key
 from webapp.core.errors import NotFound, UserError
 from webapp.fleet.directories import inspect_directory
 from webapp.fleet.models import BaseModelName
@@ -112,6 +119,28 @@ def test_a_torn_weights_file_is_refused(folder: Path) -> None:
 def test_a_missing_tokenizer_is_refused(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     assert "no tokenizer.json" in refusal(folder)
+
+
+@pytest.mark.django_db
+def test_rest_and_the_command_refuse_in_the_engines_words(folder: Path) -> None:
+    change_config(folder, architectures=["MambaForCausalLM"], state_size=16)
+    with pytest.raises(InvalidInput) as error:
+        Engine.load(folder)
+    said = str(error.value)
+    assert said.startswith("MambaForCausalLM keeps a state from token to token")
+    alice = make_actor()
+    User.objects.filter(pk=alice.user.pk).update(is_staff=True)
+    _, secret = create_key(actor=alice, name="test")
+    answer = Client(headers={"X-API-Key": secret}).post(
+        "/rest/base-models",
+        {"path": str(folder), "names": ["acme/mamba"]},
+        content_type="application/json",
+    )
+    assert answer.status_code == 400
+    assert said in answer.content.decode()
+    with pytest.raises(CommandError) as failure:
+        call_command("model", "add", str(folder), "--name", "acme/mamba")
+    assert said in str(failure.value)
 
 
 @pytest.mark.django_db

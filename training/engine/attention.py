@@ -141,16 +141,46 @@ def attend_blocks(
     So a window costs its own width a token, not the sequence's, and capped scores never exist all.
     """
     (count, heads, length, _), total = query_CHND.shape, key_CKLD.shape[2]
+    ends = list(cut_rows(total - length, total, rule, count * heads))
+    reach = total if rule.window is None else rule.window - 1
+    places = [(max(0, start - reach), stop) for start, stop in ends]
+    before = total - length
+    queries = cut_out(query_CHND, [(start - before, stop - before) for start, stop in ends])
+    keys, values = cut_out(key_CKLD, places), cut_out(value_CKLD, places)
     outputs = []
-    for start, stop in cut_rows(total - length, total, rule, count * heads):
-        first = 0 if rule.window is None else max(0, start - rule.window + 1)
-        query = query_CHND[:, :, start + length - total : stop + length - total]
-        key, value = key_CKLD[:, :, first:stop], value_CKLD[:, :, first:stop]
-        if start == first == 0 and is_plain(rule, stop):
+    for place, (start, stop) in enumerate(ends):
+        query, key, value = (pieces[place] for pieces in (queries, keys, values))
+        offset = start - places[place][0]
+        if start == 0 and is_plain(rule, stop):
             outputs.append(attend_causal(query, key, value, rule))
         else:
-            outputs.append(_attend_rows(query, key, value, start - first, rule))
+            outputs.append(_attend_rows(query, key, value, offset, rule))
     return torch.cat(outputs, dim=2)
+
+
+def cut_out(
+    states_CHTD: torch.Tensor, places: Sequence[tuple[int, int]]
+) -> tuple[torch.Tensor, ...]:
+    return _Cut.apply(states_CHTD, places)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _Cut(torch.autograd.Function):
+    """Pieces that may overlap. The gradient of each would be as long as all of them, were they cut
+    one by one: here it costs its own length."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states_CHTD: torch.Tensor, places: Sequence[tuple[int, int]]
+    ) -> tuple[torch.Tensor, ...]:
+        ctx.shape, ctx.places = states_CHTD.shape, places
+        return tuple(states_CHTD[:, :, start:stop] for start, stop in places)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        total_CHTD = grads[0].new_zeros(ctx.shape)
+        for (start, stop), grad in zip(ctx.places, grads, strict=True):
+            total_CHTD[:, :, start:stop] += grad
+        return total_CHTD, None
 
 
 def cut_rows(start: int, stop: int, rule: Rule, num_heads: int) -> Iterator[tuple[int, int]]:

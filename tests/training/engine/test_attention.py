@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from training.engine import attention
 from training.engine.attention import Group, Segments, attend
+from training.engine.scores import attend_masked
 
 HEADS, SHARED, WIDTH = 4, 2, 3
 # What equal lengths, a prefix of two, and a prefix of a prefix look like.
@@ -118,3 +120,25 @@ def test_every_token_attends_to_the_window_of_its_own_path(
     (expected * slopes).sum().backward()
     for left, right in zip(ours, theirs, strict=True):
         torch.testing.assert_close(left.grad, right.grad, atol=1e-5, rtol=1e-5)
+
+
+def count_scores(length: int, window: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    counts = []
+
+    def count(query: torch.Tensor, key: torch.Tensor, *rest: Any) -> torch.Tensor:
+        counts.append(query.shape[2] * key.shape[2])
+        return attend_masked(query, key, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(attention, "attend_masked", count)
+        states = torch.zeros(1, 1, length, WIDTH)
+        segments = Segments((Group(1, length, ()),))
+        module = torch.nn.Identity()
+        attend(module, states, states, states, None, segments=segments, sliding_window=window)
+    return sum(counts)
+
+
+def test_a_window_costs_its_own_width_for_every_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = (count_scores(7 * n + 6, 6, monkeypatch) for n in (10, 20, 40))
+    assert 0 < second - first == (third - second) / 2
+    assert third == 7 * 40 * (7 + 6 - 1)

@@ -296,6 +296,14 @@ def test_what_a_delta_builds_on_stays_as_long_as_the_delta() -> None:
     assert not find_folder(first).exists()
 
 
+def test_a_whole_chain_of_deltas_expires_at_once() -> None:
+    program = make_full()
+    saved = save_steps(program, 3, ttl_seconds=60)
+    Checkpoint.objects.update(expires_at=now() - timedelta(seconds=1))
+    assert expire_checkpoints() == 3
+    assert not any(find_folder(each).exists() for each in saved)
+
+
 def test_a_delta_to_weights_that_it_replaces_keeps_them_under_another_name() -> None:
     program = make_full()
     first, second = save_steps(program, 2, name="latest", overwrite=True)

@@ -349,12 +349,12 @@ def test_how_long_one_waits_is_bounded_by_ones_own_tokens_and_not_by_what_others
 def test_seven_small_tenants_do_not_wait_for_the_hundred_large_requests_of_one(
     engine: Engine, packs: list[Pack]
 ) -> None:
-    """In order of arrival the first of them would wait for 12,000 tokens."""
+    """In order of arrival the first of them would wait for 48,000 tokens."""
     small = [f"small {number}" for number in range(7)]
     open_runs(engine, "large", *small)
     engine.token_budget = 240
     cycle, num_done = open_cycle(engine), 0
-    add(cycle, "large", learn(*[30] * 4))
+    add(cycle, "large", learn(*[30] * 16))
     for run in small:
         add(cycle, run, learn(8, 9))
     while num_done < 100:
@@ -362,7 +362,7 @@ def test_seven_small_tenants_do_not_wait_for_the_hundred_large_requests_of_one(
         assert ended.keys() >= set(small)
         for run in ended:
             num_done += run == "large"
-            cycle.add(run, learn(*[30] * 4) if run == "large" else learn(8, 9))
+            cycle.add(run, learn(*[30] * 16) if run == "large" else learn(8, 9))
 
 
 def test_once_its_loss_has_failed_nothing_more_of_a_request_is_computed(

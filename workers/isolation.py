@@ -28,7 +28,7 @@ def find_engine(device: Device, base_model: BaseModel) -> Engine:
     """Nothing is moved out of memory for a test."""
     engine = device.engines.get(base_model.pk)
     if engine is None:
-        raise UserError(f"The worker does not hold {base_model.name} any more.")
+        raise UserError(f"The worker holds no {base_model.name} that runs share, at this moment.")
     return engine
 
 

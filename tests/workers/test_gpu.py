@@ -24,7 +24,9 @@ from webapp.fleet.models import BaseModel, Worker
 from webapp.runs import queue
 from webapp.runs.models import Metric, Operation, Run
 from webapp.tinker.wire import encode_forward_backward
+from workers import journal
 from workers.device import beat, register, unregister
+from workers.execute import Held
 from workers.gpu import gather, run_turn
 
 pytestmark = pytest.mark.django_db
@@ -260,6 +262,27 @@ def test_a_worker_says_which_model_it_is_loading(monkeypatch: pytest.MonkeyPatch
     beat(device)
     assert said == ["tiny"]
     assert Worker.objects.get().holds["loading"] == ""
+
+
+def test_a_worker_says_whose_weights_it_is_restoring(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Any] = []
+    restore = journal.restore
+
+    def look_and_restore(run: Run, engine: Engine) -> Held:
+        said.append(Worker.objects.get().holds["restoring"])
+        return restore(run, engine)
+
+    monkeypatch.setattr(journal, "restore", look_and_restore)
+    device, program = make_device(), Program()
+    register(device)
+    program.create()
+    program.train(range(1))
+    take_turns(device)
+    device.evict(program.run.pk)
+    program.learn(1)
+    take_turns(device)
+    assert said == ["", program.run.pk]  # a new one has nothing to restore
+    assert Worker.objects.get().holds["restoring"] == ""
 
 
 def test_an_old_worker_that_is_still_ending_stores_nothing_for_the_new_one_of_its_name() -> None:

@@ -223,6 +223,32 @@ class Room:
         return min(most, int(2 ** math.floor(math.log2(fitting))))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """How a model is loaded so that its runs have room."""
+
+    token_budget: int
+    room: Room
+
+    @property
+    def recompute(self) -> bool:
+        return self.room.is_checkpointed
+
+
+def fit_model(
+    shape: ModelShape, device: DeviceKind, num_bytes: int, most: int, *, is_full: bool
+) -> Fit:
+    """`most` tokens go into a pass where they have room. A run of all weights makes activations
+    twice where they have none otherwise."""
+    room = Room(shape=shape, num_bytes=num_bytes, device=device)
+    usual = LoraSpec(rank=0 if is_full else 64)
+    budget = room.choose_budget(usual, most)
+    if is_full and budget < most:
+        room = replace(room, is_checkpointed=True)
+        budget = room.choose_budget(usual, most)
+    return Fit(token_budget=budget, room=room)
+
+
 @lru_cache(maxsize=1024)
 def count_tokens(room: Room, spec: LoraSpec) -> int:
     """The most tokens of one datum; 0 where the run itself has no room."""

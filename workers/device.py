@@ -34,9 +34,9 @@ from workers.memory import (
     can_page,
     count_bytes,
     describe_memory,
-    fit_model,
     move_back,
     move_to_host,
+    plan_engine,
     read_budget,
 )
 from workers.news import News
@@ -202,16 +202,13 @@ class Device:
         try:
             if self.lead is not None:
                 return self.lead.load(path, dtype=dtype, token_budget=most)
-            device, num_bytes = self.setup.device, self.setup.memory.room
-            fit = fit_model(path, device, num_bytes, most, is_full=run.is_full)
+            device = self.setup.device
+            fit = plan_engine(path, self.setup.memory, device, most, is_full=run.is_full)
+            budget, recompute = (fit.token_budget, fit.recompute) if fit else (most, False)
             engine = Engine.load(
-                path,
-                device=device,
-                dtype=dtype,
-                token_budget=fit.token_budget,
-                recompute=fit.recompute,
+                path, device=device, dtype=dtype, token_budget=budget, recompute=recompute
             )
-            engine.room = fit.room
+            engine.room = fit.room if fit else None
             return engine
         finally:
             self.loading = ""
@@ -344,8 +341,11 @@ def beat(device: Device) -> None:
     held.update(lease_until=now() + queue.LEASE)
     holds: dict[str, object] = {"base_models": device.list_models(), "runs": runs}
     doing = {"loading": device.loading, "restoring": device.restoring}
-    memory = describe_memory(device.setup.memory, device.setup.device, device.engines, device.held)
-    beat_worker(name=device.setup.name, holds=holds | doing | {"memory": memory})
+    setup = device.setup
+    memory = describe_memory(
+        setup.memory, setup.device, setup.token_budget, device.engines, device.held
+    )
+    beat_worker(name=setup.name, holds=holds | doing | {"memory": memory})
 
 
 def register(device: Device) -> None:

@@ -72,6 +72,7 @@ class Held:
     unsaved_bytes: int = 0  # of payloads that no autosave covers
     autosaved_at: float = field(default_factory=time.monotonic)
     autosave_seconds: float = 0.0  # how long the last one took
+    measured_tokens: int = 0  # of the largest pass whose memory was measured
     page: Page | None = None  # while it is not on the device
     is_settled: bool = False  # nothing but weights and optimizer to lose: time for an autosave
 

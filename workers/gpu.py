@@ -26,6 +26,7 @@ from workers import journal
 from workers.celery import app
 from workers.device import Device, Heart, Job, read_setup, register, unregister
 from workers.execute import Done, catch_up, execute, note_pass, read_request
+from workers.gauge import watch
 from workers.isolation import run_isolation_test
 from workers.news import News
 from workers.ranks import open_lead
@@ -105,7 +106,7 @@ def run_pass(device: Device, operation: Operation) -> None:
     pack = job.cycle.take_pack()
     jobs = [device.jobs[run_id] for run_id in pack.runs]
     started = time.perf_counter()
-    failure = attempt(partial(job.cycle.execute, pack))
+    failure = attempt(watch(jobs[0].held, pack, partial(job.cycle.execute, pack)))
     if failure is not None:
         part(device, jobs, failure)
         return

@@ -5,7 +5,7 @@ From the device to host memory, where that is another one, and from there to dis
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,9 +13,8 @@ import torch
 from training.engine.core import Engine
 from training.engine.lead import LeadEngine
 from training.engine.paging import measure_run, page_in, page_out
-from training.memory import DeviceKind, Room
+from training.memory import DeviceKind, Fit, fit_model
 from training.shapes import ModelShape
-from training.types import LoraSpec
 from webapp.settings import read_int
 from workers.execute import Held
 
@@ -58,28 +57,14 @@ def count_host_bytes() -> int:
     return min([total, *(int(text) for text in texts if text.isdigit())])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fit:
-    """How a model is loaded so that its runs have room. `room` None: nothing is known."""
-
-    token_budget: int
-    room: Room | None = None
-    recompute: bool = False
-
-
-def fit_model(folder: Path, device: str, num_bytes: int, most: int, *, is_full: bool) -> Fit:
-    """`most` tokens go into a pass where they have room. A run of all weights makes activations
-    twice where they have none otherwise."""
-    if not num_bytes:
-        return Fit(token_budget=most)
+def plan_engine(
+    folder: Path, budget: Budget, device: str, most: int, *, is_full: bool
+) -> Fit | None:
+    """None: nothing is known of the device's memory."""
+    if not budget.room:
+        return None
     kind: DeviceKind = "cuda" if device == "cuda" else "cpu"
-    room = Room(shape=ModelShape.read(folder), num_bytes=num_bytes, device=kind)
-    usual = LoraSpec(rank=0 if is_full else 64)
-    budget = room.choose_budget(usual, most)
-    if is_full and budget < most:
-        room = replace(room, is_checkpointed=True)
-        budget = room.choose_budget(usual, most)
-    return Fit(token_budget=budget, room=room, recompute=room.is_checkpointed)
+    return fit_model(ModelShape.read(folder), kind, budget.room, most, is_full=is_full)
 
 
 def count_bytes(held: Held) -> int:
@@ -106,14 +91,19 @@ def move_back(held: Held) -> None:
 
 
 def describe_memory(
-    budget: Budget, device: str, engines: Mapping[str, Engine], held: Mapping[str, Held]
+    budget: Budget,
+    device: str,
+    most: int,
+    engines: Mapping[str, Engine],
+    held: Mapping[str, Held],
 ) -> dict[str, int | str]:
-    """What takes how much now, in bytes: for the page of workers."""
+    """What takes how much now, in bytes, and what is offered: for pages and forecasts."""
     runs = [measure_run(each.engine, each.run.pk) for each in list(held.values())]
     pages = [each.page for each in list(held.values()) if each.page is not None]
     return {
         "device": device,
         "room": budget.room,
+        "token_budget": most,
         "free": count_free(device),
         "base_models": sum(count_weights(engine) for engine in list(engines.values())),
         "adapters": sum(run.adapter for run in runs),

@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 
 from tests.workers.cast import TINY, Program, make_client_run, make_tiny, read_loss, take_turns
-from training.memory import Memory
+from training.memory import Memory, fit_model
 from training.shapes import ModelShape
 from training.types import LoraSpec
 from webapp.fleet.models import Worker
 from webapp.fleet.services import register_worker
 from webapp.runs.models import Operation, Run
+from workers import gauge
 from workers.device import Device, Setup, beat
-from workers.memory import Budget, count_bytes, fit_model, read_budget
+from workers.memory import Budget, count_bytes, plan_engine, read_budget
 
 pytestmark = pytest.mark.django_db
 
@@ -135,11 +136,12 @@ def test_the_passes_of_a_run_depend_on_the_size_of_a_device_and_on_nothing_else(
 def test_all_weights_of_a_model_train_with_less_memory_where_it_is_scarce() -> None:
     memory = Memory(shape=ModelShape.read(TINY), spec=LoraSpec(rank=0))
     scarce, ample = (memory.predict(num_tokens).total for num_tokens in (600, 20_000))
-    fits = [fit_model(TINY, "cpu", room, 4096, is_full=True) for room in (scarce, ample)]
+    shape = memory.shape
+    fits = [fit_model(shape, "cpu", room, 4096, is_full=True) for room in (scarce, ample)]
     assert [fit.recompute for fit in fits] == [True, False]
     assert fits[0].token_budget >= 256
     assert fits[1].token_budget == 4096
-    assert fit_model(TINY, "cpu", scarce, 4096, is_full=False).recompute is False
+    assert fit_model(shape, "cpu", scarce, 4096, is_full=False).recompute is False
 
 
 def test_budgets_are_set_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,5 +151,32 @@ def test_budgets_are_set_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_without_a_budget_nothing_is_refused() -> None:
-    fit = fit_model(Path("/nowhere"), "cpu", 0, 4096, is_full=False)
-    assert (fit.room, fit.token_budget) == (None, 4096)
+    assert plan_engine(Path("/nowhere"), Budget(), "cpu", 4096, is_full=False) is None
+
+
+def test_the_peak_of_a_runs_largest_pass_is_measured_and_what_was_predicted_of_it() -> None:
+    make_tiny()
+    device = Device(setup=Setup(name="w1", memory=Budget(room=10**9)))
+    program = Program()
+    program.create()
+    program.train(range(2))
+    take_turns(device)
+    run = Run.objects.get()
+    memory = Memory(shape=ModelShape.read(TINY), spec=LoraSpec(rank=4))
+    assert run.predicted_bytes == memory.predict(19).total
+    assert run.peak_bytes is not None
+    assert run.peak_bytes >= RUN_BYTES + 1_049_728 * 4
+
+
+def test_without_a_system_that_tells_its_peak_a_run_trains_unmeasured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gauge, "RESET", tmp_path / "nowhere" / "clear_refs")
+    make_tiny()
+    device = Device(setup=Setup(name="w1", memory=Budget(room=10**9)))
+    program = Program()
+    program.create()
+    learned = program.learn(1)
+    take_turns(device)
+    assert read_loss(learned) > 0
+    assert Run.objects.get().peak_bytes is None

@@ -14,7 +14,7 @@ from webapp.fleet.forms import BaseModelForm
 from webapp.fleet.isolation import start_isolation_test
 from webapp.fleet.models import BaseModel, IsolationTest
 from webapp.fleet.services import add_base_model, remove_base_model
-from webapp.fleet.workers import list_places, list_workers
+from webapp.fleet.workers import MEMORY_PARTS, list_places, list_workers
 
 SHOWN_TESTS = 10
 
@@ -56,6 +56,7 @@ def show_workers(request: ActorRequest) -> HttpResponse:
     context = {
         "tab": "workers",
         "workers": workers,
+        "memory_parts": MEMORY_PARTS.values() if any(each.memory for each in workers) else (),
         "places": list_places(workers),
         "tests": tests,
         "is_testing": any(not test.is_over for test in tests),

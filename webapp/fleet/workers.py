@@ -1,8 +1,9 @@
 """What is known of the processes that hold devices: whether they live, and what they hold."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from django.db.models import QuerySet
 from django.utils.timezone import now
@@ -15,6 +16,14 @@ COUNTED = {
     "adapters": "checkpoints",
     "calls": "calls",
 }
+MEMORY_PARTS = {
+    "room": "For training",
+    "base_models": "Base models",
+    "adapters": "Adapters",
+    "optimizers": "Optimizer states",
+    "paged": "Paged out",
+    "free": "Free",
+}
 SILENCE = timedelta(seconds=60)  # a worker says every few seconds that it lives
 
 
@@ -25,6 +34,7 @@ class WorkerState:
     state: str  # alive, lost
     holding: str
     row: Worker
+    memory: Sequence[int] = ()  # bytes of each of MEMORY_PARTS; nothing where it does not tell
 
 
 def find_alive(workers: QuerySet[Worker]) -> QuerySet[Worker]:
@@ -40,6 +50,7 @@ def list_workers() -> list[WorkerState]:
             state="alive" if worker.heartbeat_at > limit else "lost",
             holding=describe_holds(worker.holds),
             row=worker,
+            memory=read_memory(worker.holds),
         )
         for worker in Worker.objects.all()
     ]
@@ -68,6 +79,11 @@ def list_places(workers: Iterable[WorkerState]) -> list[Place]:
     ]
     found = BaseModel.objects.prefetch_related("names").in_bulk([pk for _, pk in held])
     return [Place(worker=name, base_model=found[pk]) for name, pk in held if pk in found]
+
+
+def read_memory(holds: Mapping[str, Any]) -> list[int]:
+    memory = holds.get("memory")
+    return [memory[key] for key in MEMORY_PARTS] if memory else []
 
 
 def describe_holds(holds: dict[str, object]) -> str:

@@ -6,17 +6,20 @@ from typing import Any
 from webapp.datasets.models import DatasetVersion
 from webapp.fleet.models import BaseModel
 from webapp.runs.estimates import Estimate, estimate_seconds, estimate_tokens
+from webapp.runs.room import Need, predict_need
 from webapp.runs.services import read_recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """`estimate` None: nothing is known here of this model's speed yet."""
+    """`estimate` None: nothing is known here of this model's speed yet. `need` None: no worker has
+    said how much memory it has."""
 
     num_rows: int  # trained on
     num_steps: int
     num_tokens: float
     estimate: Estimate | None
+    need: Need | None
 
 
 def forecast_run(
@@ -39,4 +42,5 @@ def forecast_run(
             steps=num_steps,
             is_full=recipe.is_full,
         ),
+        need=predict_need(version=version, base_model=base_model, recipe=recipe),
     )

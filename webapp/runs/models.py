@@ -142,6 +142,8 @@ class Run(models.Model):
     num_tokens = models.BigIntegerField(default=0)
     tokens_per_second = models.FloatField(null=True)
     last_loss = models.FloatField(null=True)
+    predicted_bytes = models.BigIntegerField(null=True)  # of memory, at the peak of a pass
+    peak_bytes = models.BigIntegerField(null=True)  # as measured, of a pass that it had for itself
 
     done_seq = models.BigIntegerField(default=-1)  # every operation up to here has ended
     autosave_seq = models.BigIntegerField(default=-1)  # the log up to here is in the autosave

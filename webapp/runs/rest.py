@@ -22,6 +22,7 @@ from webapp.runs.forecast import forecast_run
 from webapp.runs.history import MAX_POINTS, read_metrics
 from webapp.runs.models import LogLine, Origin, Run, RunQuerySet, Sample
 from webapp.runs.parents import find_parent
+from webapp.runs.room import Need
 
 
 class RunOutput(serializers.ModelSerializer[Run]):
@@ -52,6 +53,8 @@ class RunOutput(serializers.ModelSerializer[Run]):
             "num_tokens",
             "tokens_per_second",
             "last_loss",
+            "predicted_bytes",
+            "peak_bytes",
             "created_at",
             "started_at",
             "ended_at",
@@ -132,6 +135,15 @@ def _find_version(actor: Actor, version_id: str) -> DatasetVersion:
     return version
 
 
+class MemoryOutput(serializers.Serializer[Any]):
+    bytes = serializers.IntegerField(help_text="Of the largest pass, at its peak.")
+    parts = serializers.DictField(child=serializers.IntegerField(), help_text="In bytes.")
+    num_tokens = serializers.IntegerField(help_text="Of the largest pass.")
+    worker = serializers.CharField(help_text="The one with the most memory.")
+    worker_bytes = serializers.IntegerField(help_text="What it has for a run and its base model.")
+    problem = serializers.CharField(help_text="Why it does not fit, and what to change; or empty.")
+
+
 class ForecastOutput(serializers.Serializer[Any]):
     num_rows = serializers.IntegerField(help_text="Trained on; the others are held out.")
     num_steps = serializers.IntegerField()
@@ -140,6 +152,7 @@ class ForecastOutput(serializers.Serializer[Any]):
     least_seconds = serializers.FloatField(allow_null=True)
     most_seconds = serializers.FloatField(allow_null=True)
     basis = serializers.CharField(help_text="Where the numbers come from.")
+    memory = MemoryOutput(allow_null=True, help_text="null: no worker has told its own.")
 
 
 class RunForecast(APIView):
@@ -147,7 +160,7 @@ class RunForecast(APIView):
 
     @extend_schema(request=RunInput, responses=ForecastOutput)
     def post(self, request: Request) -> Response:
-        """Its steps, tokens and time. Nothing is created."""
+        """Its steps, tokens, time and memory. Nothing is created."""
         data = RunInput(data=request.data)
         data.is_valid(raise_exception=True)
         actor, config = actor_of(request), data.validated_data["config"]
@@ -167,8 +180,20 @@ class RunForecast(APIView):
                 "least_seconds": estimate and estimate.least_seconds,
                 "most_seconds": estimate and estimate.most_seconds,
                 "basis": estimate.basis if estimate else "",
+                "memory": found.need and _describe_need(found.need),
             }
         )
+
+
+def _describe_need(need: Need) -> dict[str, Any]:
+    return {
+        "bytes": need.footprint.total,
+        "parts": dict(need.footprint.parts),
+        "num_tokens": need.num_tokens,
+        "worker": need.worker,
+        "worker_bytes": need.room_bytes,
+        "problem": need.problem,
+    }
 
 
 class RunDetail(APIView):

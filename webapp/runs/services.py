@@ -23,6 +23,7 @@ from webapp.datasets.models import DatasetVersion
 from webapp.fleet.models import BaseModel
 from webapp.runs.models import LogLine, Operation, Origin, Run, Session
 from webapp.runs.queue import fail_waiting
+from webapp.runs.room import predict_bytes
 
 NOT_OF_THE_RECIPE = ("eval_suite",)  # of a run's config: the worker sees to it
 LONGEST_SILENCE = timedelta(minutes=10)  # the SDK beats every 10 s and itself gives up after 2 min
@@ -57,6 +58,7 @@ def create_run(  # noqa: PLR0913 - the row's columns, by name
     check_parent(parent, base_model, with_optimizer)
     config = check_config(config if parent is None else take_shape(config, parent))
     check_suite(actor.project, config.get("eval_suite"))
+    predicted = predict_bytes(dataset_version, base_model, read_recipe(config))
     given = name.strip() or f"{dataset_version.dataset} on {base_model.short_name}"
     with transaction.atomic():
         run = Run.objects.create(
@@ -70,6 +72,7 @@ def create_run(  # noqa: PLR0913 - the row's columns, by name
             rank=config["rank"],
             lora=parent.run.lora if parent is not None else choose_shape(config),
             config=config,
+            predicted_bytes=predicted,
             parent=parent,
             with_optimizer=with_optimizer,
         )

@@ -18,6 +18,7 @@ from webapp.fleet.services import find_base_model
 from webapp.runs.custom_losses import attach_loss, create_custom_loss
 from webapp.runs.models import CustomLoss, Operation, Run, RunQuerySet, Session
 from webapp.runs.queue import MAX_SEQ, refuse_operation, submit_operation
+from webapp.runs.room import check_data, check_spec
 from webapp.runs.services import LORA_FLAGS, note_reading, open_client_run
 from webapp.tinker import wire
 from webapp.tinker.fields import LARGEST, Fields
@@ -101,17 +102,19 @@ def create_model(*, actor: Actor, fields: Fields) -> Operation:
     name = fields.text("base_model")
     base_model = find_offered(name)
     lora = fields.inner("lora_config")
+    asked = {
+        "rank": read_rank(lora),
+        "seed": lora.whole("seed", 0, least=-LARGEST),
+        **{flag: lora.flag(flag, True) for flag in LORA_FLAGS},
+    }
+    check_spec(base_model, asked)
     run = open_client_run(
         actor=actor,
         session=session,
         model_seq_id=fields.whole("model_seq_id"),
         base_model=base_model,
         asked_model=name,
-        lora={
-            "rank": read_rank(lora),
-            "seed": lora.whole("seed", 0, least=-LARGEST),
-            **{flag: lora.flag(flag, True) for flag in LORA_FLAGS},
-        },
+        lora=asked,
         optimizer=optimizer,
         user_metadata=fields.document("user_metadata"),
     )
@@ -163,6 +166,8 @@ def forward_backward(*, actor: Actor, body: bytes) -> Operation:
         check_open(run)
         request = attach_loss(run, wire.read_forward_backward(message))
         check_request(request, run.base_model.vocab_size, run.base_model.context_tokens)
+        if not forward_only:
+            check_data(run, request.data)
         note_reading(run, request.loss_fn)
         return submit_operation(
             run,

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.webapp.cast import make_actor, sign_in
 from webapp.fleet.models import Worker
 from webapp.fleet.services import register_worker, remove_worker
 
@@ -16,3 +17,21 @@ def test_a_worker_that_ends_leaves_the_row_of_the_one_that_took_its_name() -> No
     assert Worker.objects.get(name="w1").pid == 2
     remove_worker(name="w1", pid=2)
     assert not Worker.objects.exists()
+
+
+def test_the_page_says_what_takes_a_workers_memory() -> None:
+    parts = {"room": 5, "base_models": 4, "adapters": 3, "optimizers": 2, "paged": 1, "free": 6}
+    memory = {key: value * 2**20 for key, value in parts.items()}
+    Worker.objects.create(name="w1", kind=Worker.Kind.GPU, holds={"memory": memory})
+    Worker.objects.create(name="w2", kind=Worker.Kind.SAMPLER)
+    page = sign_in(make_actor()).get("/settings/workers/")
+    assert [worker.memory for worker in page.context["workers"]] == [list(memory.values()), []]
+    text = page.content.decode()
+    assert "Optimizer states" in text
+    assert "6.0 MiB" in text
+
+
+def test_a_page_of_workers_that_do_not_tell_their_memory_has_no_table_of_it() -> None:
+    Worker.objects.create(name="w1", kind=Worker.Kind.GPU)
+    page = sign_in(make_actor()).get("/settings/workers/")
+    assert "Optimizer states" not in page.content.decode()

@@ -1,0 +1,135 @@
+"""What a run takes of a worker's memory, and whether it fits, said before it begins."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from training.errors import InvalidInput
+from training.memory import Fit, Footprint, count_tokens, fit_model
+from training.recipes.sft_config import SftConfig
+from training.shapes import ModelShape
+from training.types import Datum, LoraSpec
+from webapp.core.errors import UserError
+from webapp.datasets.models import DatasetVersion, Preview
+from webapp.fleet.models import BaseModel, Worker
+from webapp.fleet.workers import find_alive
+from webapp.runs.estimates import estimate_tokens
+from webapp.runs.models import Run
+
+ALWAYS_FITS = 1024  # tokens of a datum: fewer are not looked at before the worker does
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """The gpu worker with the most memory, and how it would load the model."""
+
+    worker: str
+    fit: Fit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """Of a run's largest pass. `problem`: why it does not fit, and what to change; or empty."""
+
+    worker: str
+    room_bytes: int
+    num_tokens: int
+    footprint: Footprint
+    problem: str
+    field: str = ""  # of the config: what to change
+
+    @property
+    def share(self) -> float:
+        return self.footprint.total / self.room_bytes
+
+
+def find_place(base_model: BaseModel, spec: LoraSpec) -> Place | None:
+    """None: no worker is alive that says its memory, or the model's config.json does not help."""
+    offers = [
+        (row.name, row.holds["memory"])
+        for row in find_alive(Worker.objects.filter(kind=Worker.Kind.GPU))
+        if row.holds.get("memory", {}).get("room")
+    ]
+    if not offers:
+        return None
+    worker, memory = max(offers, key=lambda offer: offer[1]["room"])
+    try:
+        shape = ModelShape.read(Path(base_model.path))
+    except InvalidInput:
+        return None
+    most, room = memory["token_budget"], memory["room"]
+    fit = fit_model(shape, memory["device"], room, most, is_full=spec.is_full)
+    return Place(worker=worker, fit=fit)
+
+
+def predict_need(
+    *, version: DatasetVersion, base_model: BaseModel, recipe: SftConfig
+) -> Need | None:
+    """Of the longest row that a preview has seen, or as many rows as go into one pass."""
+    place = find_place(base_model, recipe.lora)
+    if place is None:
+        return None
+    limit = recipe.max_length or base_model.context_tokens
+    mean = min(estimate_tokens(version, base_model), limit)
+    longest = min(max(_find_longest(version, base_model), mean), limit)
+    step = min(mean * recipe.batch_size, place.fit.token_budget)
+    num_tokens = max(1, round(max(longest, step)))
+    problem, field = _find_problem(place, recipe.lora, round(longest))
+    return Need(
+        worker=place.worker,
+        room_bytes=place.fit.room.num_bytes,
+        num_tokens=num_tokens,
+        footprint=place.fit.room.plan(recipe.lora).predict(num_tokens),
+        problem=problem,
+        field=field,
+    )
+
+
+def _find_longest(version: DatasetVersion, base_model: BaseModel) -> int:
+    preview = Preview.objects.filter(version=version, base_model=base_model).first()
+    longest: int = (preview.stats.get("longest_tokens") if preview else None) or 0
+    return longest
+
+
+def _find_problem(place: Place, spec: LoraSpec, longest: int) -> tuple[str, str]:
+    room = place.fit.room
+    try:
+        room.check_run(spec)
+    except InvalidInput as error:
+        return str(error), "rank"
+    if longest > count_tokens(room, spec):
+        return room.describe_excess(spec, "The longest row", longest), "max_length"
+    return "", ""
+
+
+def predict_bytes(version: DatasetVersion, base_model: BaseModel, recipe: SftConfig) -> int | None:
+    """A run that no worker can hold is refused: it is not begun."""
+    need = predict_need(version=version, base_model=base_model, recipe=recipe)
+    if need is not None and need.problem:
+        problem = need.problem[0].upper() + need.problem[1:]
+        raise UserError(f"{problem}.", field=need.field)
+    return need.footprint.total if need is not None else None
+
+
+def check_spec(base_model: BaseModel, lora: Mapping[str, Any]) -> None:
+    """InvalidInput where no worker that is alive has room for such a run. Its rank is in `lora`."""
+    spec = make_spec(lora)
+    place = find_place(base_model, spec)
+    if place is not None:
+        place.fit.room.check_run(spec)
+
+
+def check_data(run: Run, data: Sequence[Datum]) -> None:
+    """InvalidInput with the first datum that no worker has room for."""
+    if max((len(datum.tokens) for datum in data), default=0) <= ALWAYS_FITS:
+        return
+    spec = make_spec({**run.lora, "rank": run.rank})
+    place = find_place(run.base_model, spec)
+    if place is not None:
+        place.fit.room.check_data(spec, data)
+
+
+def make_spec(lora: Mapping[str, Any]) -> LoraSpec:
+    known = {field.name for field in fields(LoraSpec)}
+    return LoraSpec(**{key: value for key, value in lora.items() if key in known})

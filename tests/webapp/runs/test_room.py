@@ -87,7 +87,7 @@ def test_a_row_that_does_not_fit_is_refused_with_what_to_change(browser: Client)
     offer(predict(300))
     page = browser.get("/runs/new/")
     assert "It does not fit: The longest row has 400 tokens" in page.content.decode()
-    assert "disabled" in page.content.decode().partition('form="launch"')[2][:30]
+    assert "disabled" in page.content.decode().partition('form="launch"')[2][:40]
     refused = browser.post("/runs/new/", fill(page))
     assert refused.status_code == 400
     assert "hold 300 of them for this run" in str(refused.context["form"].errors["max_length"])

@@ -102,12 +102,12 @@ def test_all_weights_are_offered_a_tenth_of_an_adapters_learning_rate(
     browser: Client, base_model: BaseModel
 ) -> None:
     page = browser.get("/runs/new/").content.decode()
-    assert 'data-rate-lora="1e-4"' in page
-    assert 'data-rate-full="1e-5"' in page
+    assert 'data-rate-lora="0.0001"' in page
+    assert 'data-rate-full="1e-05"' in page
     BaseModel.objects.filter(pk=base_model.pk).update(num_parameters=135_000_000)
     page = browser.get("/runs/new/").content.decode()
-    assert 'data-rate-lora="1e-3"' in page
-    assert 'data-rate-full="1e-4"' in page
+    assert 'data-rate-lora="0.001"' in page
+    assert 'data-rate-full="0.0001"' in page
 
 
 @pytest.mark.usefixtures("base_model", "version")

@@ -180,6 +180,7 @@ class Sampler:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.loads.cancel()
+        await asyncio.to_thread(self.loads.forget_restored)
         await in_database(calls.requeue_calls, worker=self.worker)
 
 

@@ -132,6 +132,20 @@ def test_rest_says_type_ratio_and_what_a_delta_depends_on(
     assert told["ratio"] == 0.0425
 
 
+def test_what_a_delta_builds_on_is_not_deleted_before_it(
+    alice: Actor, browser: Client, base: Checkpoint, delta: Checkpoint
+) -> None:
+    _, secret = create_key(actor=alice, name="test")
+    program = Client(headers={"X-API-Key": secret})
+    refused = program.delete(f"/rest/checkpoints/{base.pk}")
+    assert refused.status_code == 400
+    assert "step-20 cannot be deleted yet: step-30" in refused.json()["error"]["message"]
+    page = browser.post(f"/checkpoints/{base.pk}/delete/").content.decode()
+    assert "step-20 cannot be deleted yet: step-30" in page
+    for checkpoint in (delta, base):
+        assert program.delete(f"/rest/checkpoints/{checkpoint.pk}").status_code == 204
+
+
 def test_a_download_of_a_base_is_a_model_folder_without_the_trainers_own_files(
     browser: Client, base: Checkpoint, tmp_path: Path
 ) -> None:

@@ -74,7 +74,7 @@ def test_the_plan_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
     assert str(read_plan("cpu")) == "2 ranks, replicas"
 
 
-@pytest.mark.parametrize(("name", "value"), [("HONE_RANKS", "0"), ("HONE_SHARD", "tensor")])
+@pytest.mark.parametrize(("name", "value"), [("HONE_RANKS", "0"), ("HONE_SHARD", "halves")])
 def test_a_worker_that_was_told_nonsense_does_not_start(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:

@@ -169,9 +169,11 @@ class LeadEngine(RankedEngine):
 
     def run_pack(self, pack: Pack, tallies: Mapping[str, Tally]) -> None:
         heads = {run: Head.of(tallies[run]) for run in pack.runs}
-        shares = cut_shares(pack.items, self.ranks.plan.size)
+        plan = self.ranks.plan
+        is_same = plan.sharing == "tensor"  # every rank has all rows, and finds the same
+        shares = [list(pack.items)] * plan.size if is_same else cut_shares(pack.items, plan.size)
         told = self._order("run_shares", shares, heads, forward_only=pack.forward_only)
-        for report in told:
+        for report in told[: 1 if is_same else None]:
             self.flops += report.flops
             for run, found in report.found.items():
                 found.add_to(tallies[run])

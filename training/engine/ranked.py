@@ -16,9 +16,11 @@ from typing import Self, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from training.engine import checkpoint
 from training.engine.core import Engine, open_model
+from training.engine.cut import cut_model, keep_own_gradients
 from training.engine.cycle import Pack
 from training.engine.families import check_agreement
 from training.engine.full import FullRun
@@ -136,21 +138,24 @@ class RankedEngine(Engine):
         recompute: bool = False,
     ) -> Self:
         gc.collect()  # what was closed before goes now; hooks hold models in circles
-        is_sharded = ranks.plan.sharing == "fsdp"
+        sharing = ranks.plan.sharing
         # A model that no device can hold is cut on the CPU; only the pieces go to the devices.
-        model = open_model(path, dtype, "cpu" if is_sharded else ranks.device)
+        model = open_model(path, dtype, ranks.device if sharing == "replicas" else "cpu")
         engine = cls(
             model,
             path=path,
             base_digest=checkpoint.digest_model(path),
-            token_budget=token_budget * ranks.plan.size,
+            token_budget=token_budget * (1 if sharing == "tensor" else ranks.plan.size),
         )
         engine.ranks, engine.round_budget, engine.kept = ranks, token_budget, {}
-        if is_sharded:
+        if sharing == "fsdp":
             shard_model(model, ranks)
-            engine.adapters.device = torch.device(ranks.device)
+        elif sharing == "tensor":
+            cut_model(model, engine.adapters, ranks)
+            nn.Module.to(model, ranks.device)
+        engine.adapters.device = torch.device(ranks.device)
         engine.see_whole(partial(check_agreement, model, engine.adapters))
-        if is_sharded:
+        if sharing == "fsdp":
             give_up(model)
         if recompute:
             recompute_layers(model, engine.adapters)
@@ -164,12 +169,17 @@ class RankedEngine(Engine):
     def _make_full(self, run: str, spec: LoraSpec) -> FullRun:
         if self.ranks.plan.sharing == "replicas":
             return super()._make_full(run, spec)
+        if self.ranks.plan.sharing == "tensor":
+            raise InvalidInput(
+                "this worker's ranks are tensor parallel, which trains adapters only: all weights"
+                " are trained where HONE_SHARD is fsdp or replicas"
+            )
         return ShardedRun(run, spec, self.model, self.adapters.head, self.path, self.ranks)
 
     def see_whole(self, act: Callable[[], T]) -> T:
-        if self.ranks.plan.sharing == "replicas":
-            return act()
-        return run_whole(self.model, act)
+        if self.ranks.plan.sharing == "fsdp":
+            return run_whole(self.model, act)
+        return act()
 
     def run_shares(
         self,
@@ -236,6 +246,9 @@ class RankedEngine(Engine):
     def _collect(self, runs: Sequence[str]) -> None:
         for run in runs:
             gradients = self.find_weights(run).gradients
+            if self.ranks.plan.sharing == "tensor":
+                adapter = self.adapters.by_run[run]
+                keep_own_gradients(self.adapters, adapter, is_lead=self.ranks.is_lead)
             dist.reduce(gradients, 0)
             if not self.ranks.is_lead:
                 gradients.zero_()

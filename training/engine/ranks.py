@@ -1,9 +1,9 @@
 """The process group that holds one model together: who is in it, and what its members tell."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -16,13 +16,19 @@ HOST = "127.0.0.1"  # all ranks of a worker are on its machine
 LIMIT_SECONDS = 600.0  # how long a rank waits for the others in the middle of something
 IDLE = timedelta(days=365)  # between two orders; a rank that dies meanwhile is noticed all the same
 
-Sharing = Literal["fsdp", "replicas"]
-SHARINGS: tuple[Sharing, ...] = get_args(Sharing)
+Sharing = Literal["fsdp", "replicas", "tensor"]
+SHARINGS: Mapping[Sharing, str] = {
+    "fsdp": "sharded",
+    "replicas": "replicas",
+    "tensor": "tensor parallel",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How many ranks hold a model, and how: a piece of every layer each (fsdp), or a copy each."""
+    """How many ranks hold a model, and how: a piece of every layer each, which are put together
+    where they are used (fsdp), a copy each (replicas), or a part of every layer's work (tensor).
+    """
 
     size: int
     sharing: Sharing = "fsdp"
@@ -49,7 +55,7 @@ class Plan:
         return max(1, torch.get_num_threads() // self.size)
 
     def __str__(self) -> str:
-        return f"{self.size} ranks, {'sharded' if self.sharing == 'fsdp' else 'replicas'}"
+        return f"{self.size} ranks, {SHARINGS[self.sharing]}"
 
 
 class OutOfStep(RuntimeError):  # noqa: N818 - says what the ranks are

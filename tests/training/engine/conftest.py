@@ -20,7 +20,7 @@ from transformers import Qwen3ForCausalLM as Qwen3
 
 from training.engine.core import Engine
 from training.engine.lead import Lead
-from training.engine.ranks import SHARINGS, Plan
+from training.engine.ranks import Plan
 from training.types import LoraSpec
 
 RANK_SECONDS = 60.0  # then a rank that waits gives up, and its test fails instead of standing still
@@ -109,7 +109,7 @@ def stir() -> Callable[[Engine, str], None]:
     return stir_adapter
 
 
-@pytest.fixture(scope="module", params=SHARINGS)
+@pytest.fixture(scope="module", params=["fsdp", "replicas"])
 def lead(request: pytest.FixtureRequest) -> Iterator[Lead]:
     """Two ranks, this process and another one, which hold models together."""
     lead = Lead(Plan(size=2, sharing=request.param, limit_seconds=RANK_SECONDS), fail)

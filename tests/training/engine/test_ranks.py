@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.training.engine.rows import make_data, make_datum
 from tests.training.engine.shapes import save_model
 from tests.training.engine.test_custom_losses import ask, make_rollouts
-from tests.training.engine.two_ranks import BUDGET, load
+from tests.training.engine.two_ranks import BUDGET, begin_alike, load
 from training.engine.core import Engine
 from training.engine.lead import Lead, LeadEngine
 from training.engine.packing import Item
@@ -110,12 +110,12 @@ def check_gradients(engines: Engines) -> None:
 
 
 @pytest.mark.parametrize("loss_fn", ["cross_entropy", "ppo", "importance_sampling", "dro"])
-def test_losses_and_gradients_are_those_of_one_rank(engines: Engines, loss_fn: str) -> None:
+def test_losses_and_gradients_are_those_of_one_rank(
+    engines: Engines, loss_fn: str, tmp_path: Path
+) -> None:
     single, double = engines
-    for engine in engines:
-        learn(engine)
-        for run in LENGTHS:
-            engine.optim_step(run, ADAM)
+    begin_alike(single, double, tmp_path)
+    single.flops = double.flops = 0.0
     expected = learn(single, loss_fn=loss_fn)
     assert expected.keys() == LENGTHS.keys()
     check_outputs(learn(double, loss_fn=loss_fn), expected)
@@ -129,9 +129,8 @@ def test_families_with_their_peculiarities_are_cut_and_put_together(
 ) -> None:
     path = save_model(family, tmp_path / family)
     single, double = Engine.load(path, token_budget=BUDGET), load(lead, path)
-    for engine in (single, double):
-        engine.create_adapter("run", LoraSpec(rank=4, seed=1, train_embed=True, train_unembed=True))
-        train(engine, 1)
+    single.create_adapter("run", LoraSpec(rank=4, seed=1, train_embed=True, train_unembed=True))
+    begin_alike(single, double, tmp_path)
     lengths = {"run": (30, 6, 25)}
     check_outputs(learn(double, lengths), learn(single, lengths))
     check_gradients((single, double))
@@ -139,13 +138,12 @@ def test_families_with_their_peculiarities_are_cut_and_put_together(
 
 
 def test_experts_are_cut_too_and_their_routes_recorded_and_followed(
-    lead: Lead, mixture: Path
+    lead: Lead, mixture: Path, tmp_path: Path
 ) -> None:
     double = load(lead, mixture)
     engines = Engine.load(mixture, token_budget=BUDGET), double
-    for engine in engines:
-        engine.create_adapter("run", LoraSpec(rank=2, seed=1))
-        train(engine, 1)
+    engines[0].create_adapter("run", LoraSpec(rank=2, seed=1))
+    begin_alike(*engines, tmp_path)
     asked = {"run": ForwardBackward(data=make_data(30, 12, 25), with_routes=True)}
     recorded = [engine.forward_backward(asked)["run"] for engine in engines]
     routes = [output.routes for output in recorded if isinstance(output, ForwardBackwardOutput)]
@@ -299,8 +297,8 @@ def test_one_process_more_than_devices_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(InvalidInput, match="2 ranks need a device each, and 1"):
         Plan(size=2, device="cuda").check()
-    with pytest.raises(InvalidInput, match="by fsdp or replicas, not by 'tensor'"):
-        Plan(size=2, sharing="tensor").check()  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="by fsdp or replicas or tensor, not by 'halves'"):
+        Plan(size=2, sharing="halves").check()  # type: ignore[arg-type]
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=30), st.integers(1, 5))

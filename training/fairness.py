@@ -74,8 +74,8 @@ class Shares:
         runs.leave(run)
         if not runs.present:
             self.groups.leave(group)
-            if group not in self.groups.accounts:
-                del self.runs[group]
+            for each in self.runs.keys() - self.groups.accounts.keys():
+                del self.runs[each]
 
     def charge(self, run: str, tokens: float) -> None:
         group = self.group_of[run]

@@ -57,7 +57,8 @@ def run_turn(device: Device) -> bool:
     if not device.pending:
         return False
     operation = choose(device)
-    if operation.kind == Operation.Kind.FORWARD_BACKWARD:
+    is_pass = operation.kind == Operation.Kind.FORWARD_BACKWARD
+    if is_pass or not device.can_hold(operation.run):
         run_pass(device, operation)
     else:
         run_alone(device, operation)
@@ -98,7 +99,8 @@ def choose(device: Device) -> Operation:
 
 
 def run_pass(device: Device, operation: Operation) -> None:
-    """One pass of the operation's model; each operation that it completes ends with it."""
+    """One pass of the operation's model, or of one that is at work where the operation's finds no
+    place; each operation that it completes ends with it."""
     job = find_job(device, operation)
     if job is None:  # it was refused: the next turn goes on
         return

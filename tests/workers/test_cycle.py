@@ -177,6 +177,24 @@ def test_a_model_at_work_keeps_its_place_until_what_began_has_ended(
     assert all(len(pack.runs) == 1 for pack in packs)
 
 
+def test_a_step_of_a_model_without_a_place_does_not_put_out_what_began(
+    packs: list[Pack], tmp_path: Path
+) -> None:
+    device = make_device(token_budget=80, max_models=1)
+    first, guest = Program(), Program(run=make_client_run(1))
+    Run.objects.filter(pk=guest.run.pk).update(base_model=make_second_model(tmp_path))
+    for program in (guest, first):
+        program.create()
+        take_turns(device)
+    large = first.learn_from(LARGE)
+    run_turn(device)
+    step = guest.step()
+    take_turns(device)
+    assert is_done(large)
+    assert is_done(step)
+    assert [pack.runs for pack in packs] == [(first.run.pk,)] * 3
+
+
 def test_steps_of_all_runs_come_before_the_next_pass_so_that_all_can_share_it(
     packs: list[Pack],
 ) -> None:

@@ -19,9 +19,9 @@ from tests.training.engine.reference import (
 from tests.training.engine.rows import make_data
 from tests.training.engine.test_against_peft import train_once
 from training.engine.core import Engine
-from training.engine.experts import multiply_at_once, multiply_groups, plan_places, pull_groups
 from training.engine.families import compute_plain_logits
 from training.engine.lora import Slice
+from training.engine.places import multiply_at_once, multiply_groups, plan_places, pull_groups
 from training.types import AdamParams, ForwardBackward, ForwardBackwardOutput, LoraSpec
 
 Stir = Callable[[Engine, str], None]

@@ -206,12 +206,13 @@ class Room:
             if len(datum.tokens) > most:
                 raise InvalidInput(self.describe_excess(spec, f"datum {index}", len(datum.tokens)))
 
-    def describe_excess(self, spec: LoraSpec, what: str, num_tokens: int) -> str:
+    def describe_excess(self, spec: LoraSpec, what: str, num_tokens: int, cure: str = "") -> str:
         most = round_down(count_tokens(self, spec))
+        cure = cure.format(most=most) or "send shorter ones"
         other = "" if spec.is_full else ", or train fewer parts or a smaller rank"
         return (
             f"{what} has {num_tokens:,} tokens: this worker's {say_bytes(self.num_bytes)} hold"
-            f" {most:,} of them for this run; send shorter ones{other}"
+            f" {most:,} of them for this run; {cure}{other}"
         )
 
     def choose_budget(self, spec: LoraSpec, most: int) -> int:

@@ -83,7 +83,7 @@ def list_places(workers: Iterable[WorkerState]) -> list[Place]:
 
 def read_memory(holds: Mapping[str, Any]) -> list[int]:
     memory = holds.get("memory")
-    return [memory[key] for key in MEMORY_PARTS] if memory else []
+    return [memory.get(key, 0) for key in MEMORY_PARTS] if memory else []
 
 
 def describe_holds(holds: dict[str, object]) -> str:

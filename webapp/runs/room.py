@@ -99,7 +99,8 @@ def _find_problem(place: Place, spec: LoraSpec, longest: int) -> tuple[str, str]
     except InvalidInput as error:
         return str(error), "rank"
     if longest > count_tokens(room, spec):
-        return room.describe_excess(spec, "The longest row", longest), "max_length"
+        cure = "set the longest row to {most} tokens at most"
+        return room.describe_excess(spec, "the longest row", longest, cure), "max_length"
     return "", ""
 
 

@@ -86,11 +86,12 @@ def test_where_no_worker_tells_its_memory_nothing_is_said_or_refused(browser: Cl
 def test_a_row_that_does_not_fit_is_refused_with_what_to_change(browser: Client) -> None:
     offer(predict(300))
     page = browser.get("/runs/new/")
-    assert "It does not fit: The longest row has 400 tokens" in page.content.decode()
+    assert "It does not fit: the longest row has 400 tokens" in page.content.decode()
     assert "disabled" in page.content.decode().partition('form="launch"')[2][:40]
     refused = browser.post("/runs/new/", fill(page))
     assert refused.status_code == 400
-    assert "hold 300 of them for this run" in str(refused.context["form"].errors["max_length"])
+    said = str(refused.context["form"].errors["max_length"])
+    assert "hold 300 of them for this run; set the longest row to 300 tokens at most" in said
     launched = browser.post("/runs/new/", fill(page, max_length="300", batch_size="3"))
     assert launched.status_code == 302
     assert Run.objects.get().predicted_bytes == predict(300)
@@ -118,7 +119,7 @@ def test_rest_answers_with_the_same_numbers(alice: Actor, version: DatasetVersio
     forecast = send(client, "/rest/runs/forecast", body).json()["memory"]
     refused = send(client, "/rest/runs", body)
     assert refused.status_code == 400
-    assert forecast["problem"] in refused.json()["error"]["message"]
+    assert forecast["problem"][1:] in refused.json()["error"]["message"]
     assert not Run.objects.exists()
 
 

@@ -24,9 +24,10 @@ def count_weights(file: Path) -> int:
 
 
 def count_free_bytes(device: str) -> int:
-    """What could be taken now. The page cache counts as free where the system tells it."""
+    """What could be taken now: also what torch keeps of models that have gone, or a page cache."""
     if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     for line in MEMINFO.read_text().splitlines() if MEMINFO.exists() else ():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024

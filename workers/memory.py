@@ -17,6 +17,7 @@ from training.memory import DeviceKind, Fit, fit_model
 from training.shapes import ModelShape
 from webapp.settings import read_int
 from workers.execute import Held
+from workers.room import count_free_bytes
 
 MEGABYTE = 1 << 20
 # Of all that a device has: kernels and contexts take the rest, and on a host everything else here.
@@ -104,7 +105,7 @@ def describe_memory(
         "device": device,
         "room": budget.room,
         "token_budget": most,
-        "free": count_free(device),
+        "free": count_free_bytes(device),
         "base_models": sum(count_weights(engine) for engine in list(engines.values())),
         "adapters": sum(run.adapter for run in runs),
         "optimizers": sum(run.optimizer for run in runs),
@@ -118,10 +119,3 @@ def count_weights(engine: Engine) -> int:
     if engine.full is not None:
         return 0
     return engine.num_parameters * engine.adapters.head.weight.element_size()
-
-
-def count_free(device: str) -> int:
-    if device == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024

@@ -116,7 +116,7 @@ def wait_until(api: httpx.Client, path: str, *statuses: str) -> Any:
     return found
 
 
-def launch(api: httpx.Client, steps: int, name: str) -> str:
+def launch(api: httpx.Client, steps: int, name: str, **config: Any) -> str:
     """A dashboard's run on a dataset of its own."""
     uploaded = api.post(
         "/rest/dataset-versions", data={"name": name}, files={"file": ("rows.jsonl", ROWS)}
@@ -124,7 +124,7 @@ def launch(api: httpx.Client, steps: int, name: str) -> str:
     version = uploaded.json()["id"]
     wait_until(api, f"/rest/dataset-versions/{version}", "ready")
     asked = {"base_model": "tiny-chatml-1m", "dataset_version": version, "name": name}
-    answer = api.post("/rest/runs", json={**asked, "config": CONFIG | {"steps": steps}})
+    answer = api.post("/rest/runs", json={**asked, "config": CONFIG | {"steps": steps} | config})
     return str(answer.raise_for_status().json()["id"])
 
 
@@ -164,6 +164,20 @@ def test_any_process_may_be_killed_while_a_program_and_a_run_go_on(
             kill(own, name)
     assert read_report(program)["losses"] == pytest.approx(undisturbed["losses"], rel=1e-5)
     assert check_whole(api, run, 120) == pytest.approx(calm, rel=1e-3)
+
+
+def test_a_run_of_all_weights_is_the_same_to_the_bit_when_its_worker_is_killed(
+    own: Live, api: httpx.Client
+) -> None:
+    curves = []
+    for name, killed_at in (("whole and calm", ()), ("whole and stormy", (7, 33))):
+        run = launch(api, 60, name, rank=0, learning_rate=1e-3)
+        for step in killed_at:
+            while ask(api, f"/rest/runs/{run}")["step"] < step:
+                time.sleep(0.05)
+            kill(own, "gpu")
+        curves.append(check_whole(api, run, 60))
+    assert curves[0] == curves[1]
 
 
 def test_a_killed_launcher_leaves_no_process_and_the_next_start_goes_on(

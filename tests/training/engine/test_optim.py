@@ -25,7 +25,7 @@ def test_five_steps_are_torchs_to_the_bit(params: AdamParams) -> None:
         betas=(params.beta1, params.beta2),
         eps=params.eps,
         weight_decay=params.weight_decay,
-        foreach=False,
+        fused=True,
     )
     state = AdamState.fresh(values)
     for _ in range(5):

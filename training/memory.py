@@ -17,6 +17,7 @@ from training.types import Datum, LoraSpec, Optimizer
 
 DeviceKind = Literal["cpu", "cuda"]
 FLOAT = 4  # bytes of float32
+INDEX = 8  # bytes of a place in a tensor
 CHUNK_BYTES = 32 << 20  # of float32 logits, or rows of the head, that exist at one time
 # What glibc's allocator keeps of what comes and goes: measured 0.25 to 0.41. Where it maps every
 # piece by itself there is none of it, and steps take a third longer.
@@ -117,8 +118,17 @@ class Memory:
         if spec.train_attn or spec.is_full:
             rows, lows = rows + shape.hidden + shape.query, lows + 4 * spec.rank
         if spec.train_mlp or spec.is_full:
-            rows, lows = rows + shape.hidden, lows + 3 * spec.rank
-        return norms + attention + width * (shape.kept_of_mlp * shape.mlp + rows + lows)
+            rows, lows = rows + shape.hidden, lows + 3 * spec.rank * shape.experts_a_token
+        kept = width * (shape.kept_of_mlp * shape.mlp + rows + lows)
+        return norms + attention + kept + self._count_routes()
+
+    def _count_routes(self) -> int:
+        """Of a token in a layer with experts: the router's softmax, and places as they are sorted
+        (places.py)."""
+        shape = self.shape
+        if shape.num_experts == 1:
+            return 0
+        return FLOAT * shape.num_experts + shape.experts_a_token * (4 * INDEX + 3 * FLOAT)
 
     def predict(self, num_tokens: int) -> Footprint:
         """Of a step whose largest pass has so many tokens."""
@@ -145,7 +155,8 @@ class Memory:
     def _count_workspace(self, num_tokens: int, known: int) -> int:
         """Beside what a pass is known to take: gradients on their way, or the optimizer's."""
         shape, size = self.shape, FLOAT * self.num_trained
-        backward = num_tokens * self.width * (4 * shape.mlp + 2 * shape.hidden)
+        copies = 2 if shape.num_experts == 1 else 3 * shape.experts_a_token
+        backward = num_tokens * self.width * (4 * shape.mlp + copies * shape.hidden)
         backward -= self._count_logprobs(num_tokens)
         update = 2 * min(size, UPDATE_BYTES) - known
         matrix = self.width * shape.vocabulary * shape.hidden if self.spec.is_full else 0

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from tests.training.engine.allocations import Allocations, count_allocations
 from training.engine import core
@@ -60,6 +61,24 @@ def test_norms_of_heads_are_counted(random_paths: dict[str, Path]) -> None:
     shape, spec = ModelShape.read(random_paths["qwen3"]), LoraSpec(rank=4)
     predicted = Memory(shape=shape, spec=spec).predict(64 * 16)
     measured = measure(Engine.load(random_paths["qwen3"]), spec, [64] * 16).peak
+    assert measured == pytest.approx(predicted.total - predicted.weights - predicted.slack, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["rank 4", "rank 64", "attention only", "MLP only"])
+def test_a_mixture_takes_what_a_tokens_experts_take(tmp_path: Path, name: str) -> None:
+    config = Qwen3MoeConfig(
+        vocab_size=512,
+        hidden_size=128,
+        moe_intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_experts=16,
+        num_experts_per_tok=4,
+    )
+    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path)
+    predicted = Memory(shape=ModelShape.read(tmp_path), spec=SPECS[name]).predict(500 * 4)
+    measured = measure(Engine.load(tmp_path), SPECS[name], [500] * 4).peak
     assert measured == pytest.approx(predicted.total - predicted.weights - predicted.slack, rel=0.1)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from training.deltas import Chain, encode, find_width, restore_folder, write_frame
+from training.deltas import Chain, find_width, restore_folder, write_difference
 from training.manifest import DELTA_FILE, MANIFEST_FILE, MOMENTS_FILE, Manifest, read_manifest
 from training.model_files import ByteArray, digest_file, digest_weights
 from training.types import LoraSpec, Probe
@@ -40,7 +40,7 @@ def write_delta(folder: Path, previous: Path, *, seed: int, probe: Probe = NO_PR
             digest = hashlib.sha256(layout.header)
             for entry, before in zip(layout.entries, tensors, strict=True):
                 after = stir(before, seed) if entry.name == CHANGED else before
-                write_frame(stream, encode(before, after, find_width(entry)))
+                write_difference(stream, before, after, find_width(entry))
                 digest.update(after.data)
             digests[layout.file] = digest.hexdigest()
     before_it = read_manifest(previous)

@@ -1,14 +1,17 @@
 """Deltas: what differs between the stored bits of two states of a model's weights, compressed.
 
-Each tensor in the order of its file: eight bytes of length, then one frame of zstd; a length of 0
-is a tensor that did not change. In the frame are the bits' exclusive or, all first bytes of its
-numbers, then all second ones: of numbers that are close, the high bytes are nearly all zero.
+Each tensor in the order of its file, in blocks of BLOCK_BYTES; each block is eight bytes of length,
+then one frame of zstd; a length of 0 is a block that did not change. In the frame are the bits'
+exclusive or, all first bytes of its numbers, then all second ones: of numbers that are close, the
+high bytes are nearly all zero.
 """
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import zstandard
@@ -30,11 +33,14 @@ from training.model_files import (
 MAX_DELTAS = 8  # in a row; then a base is written, so that a restore reads few files
 LEVEL = 3
 LENGTH_BYTES = 8
+BLOCK_BYTES = 32 << 20  # a multiple of every number's; blocks are compressed side by side
+T = TypeVar("T")
+S = TypeVar("S")
 NUMBER_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2}  # else 1
 
 
 def encode(before: ByteArray, after: ByteArray, width: int) -> bytes:
-    """The frame of one tensor with numbers of `width` bytes; empty where nothing changed."""
+    """The frame of one block with numbers of `width` bytes; empty where nothing changed."""
     changed = before ^ after
     if not changed.any():
         return b""
@@ -43,13 +49,13 @@ def encode(before: ByteArray, after: ByteArray, width: int) -> bytes:
 
 
 def decode(before: ByteArray, frame: bytes, width: int) -> ByteArray:
-    """The bytes after, from those before. InvalidInput where the frame is not of this tensor."""
+    """The bytes after, from those before. InvalidInput where the frame is not of this block."""
     if not frame:
         return before
     try:
         size = zstandard.frame_content_size(frame)
         if size != len(before):
-            raise InvalidInput(f"a tensor has {len(before)} bytes, and its difference {size}")
+            raise InvalidInput(f"a block has {len(before)} bytes, and its difference {size}")
         planes = np.frombuffer(zstandard.ZstdDecompressor().decompress(frame), np.uint8)
     except zstandard.ZstdError as error:
         raise InvalidInput("a difference cannot be decompressed") from error
@@ -114,8 +120,27 @@ def _read_tensors(
     for entry in layout.entries:
         data = read_bytes(stream, entry)
         for delta in deltas:
-            data = decode(data, read_frame(delta), find_width(entry))
+            data = read_difference(delta, data, find_width(entry))
         yield data
+
+
+def cut_blocks(data: ByteArray) -> list[ByteArray]:
+    return [data[start : start + BLOCK_BYTES] for start in range(0, len(data), BLOCK_BYTES)]
+
+
+def write_difference(stream: BinaryIO, before: ByteArray, after: ByteArray, width: int) -> None:
+    """Of one tensor."""
+    blocks = zip(cut_blocks(before), cut_blocks(after), strict=True)
+    for frame in spread(lambda pair: encode(pair[0], pair[1], width), list(blocks)):
+        stream.write(len(frame).to_bytes(LENGTH_BYTES, "little"))
+        stream.write(frame)
+
+
+def read_difference(stream: BinaryIO, before: ByteArray, width: int) -> ByteArray:
+    """The tensor after, from that before."""
+    blocks = [(block, read_frame(stream)) for block in cut_blocks(before)]
+    after = list(spread(lambda pair: decode(pair[0], pair[1], width), blocks))
+    return np.concatenate(after) if after else before
 
 
 def read_frame(stream: BinaryIO) -> bytes:
@@ -126,9 +151,13 @@ def read_frame(stream: BinaryIO) -> bytes:
     return frame
 
 
-def write_frame(stream: BinaryIO, frame: bytes) -> None:
-    stream.write(len(frame).to_bytes(LENGTH_BYTES, "little"))
-    stream.write(frame)
+def spread(work: Callable[[T], S], pieces: Sequence[T]) -> Iterator[S]:
+    """In threads, in order. Most tensors are one piece, and are worth no thread."""
+    if len(pieces) < 2:
+        yield from map(work, pieces)
+        return
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(work, pieces)
 
 
 def restore_folder(folder: Path, target: Path) -> None:

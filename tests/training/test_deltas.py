@@ -1,5 +1,6 @@
 """Deltas by their bytes: any state of weights comes back from any other one, to the bit."""
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,14 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from training import deltas
 from training.deltas import (
     MAX_DELTAS,
     decode,
     encode,
     find_chain,
     find_width,
+    read_difference,
+    read_frame,
     restore_folder,
-    write_frame,
+    write_difference,
 )
 from training.errors import InvalidInput
 from training.manifest import DELTA_FILE, MANIFEST_FILE, Manifest
@@ -126,7 +130,7 @@ class Store:
         before, after = self.states[-1], self.make_state()
         with (folder / DELTA_FILE).open("wb") as stream:
             for entry, old, new in zip(self.layout.entries, before, after, strict=True):
-                write_frame(stream, encode(old, new, find_width(entry)))
+                write_difference(stream, old, new, find_width(entry))
         self.write_manifest(
             folder,
             type="delta",
@@ -193,7 +197,25 @@ def test_an_unchanged_tensor_costs_its_length_alone(store: Store, chain: list[Pa
     with (chain[1] / DELTA_FILE).open("rb") as stream:
         while length := stream.read(8):
             frames.append(stream.read(int.from_bytes(length, "little")))
-    assert [bool(frame) for frame in frames] == [True, False, False, True]
+    assert [bool(frame) for frame in frames] == [True, False, True]
+
+
+def test_a_large_tensor_is_cut_into_blocks_of_which_only_changed_ones_cost_anything(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deltas, "BLOCK_BYTES", 16)
+    base = store.write_base("base")
+    restore(store.write_delta("delta", base))
+    before = store.random.integers(0, 256, 70).astype(np.uint8)
+    after = before.copy()
+    after[[3, 40]] ^= 1
+    file = io.BytesIO()
+    write_difference(file, before, after, 2)
+    file.seek(0)
+    assert [bool(read_frame(file)) for _ in range(5)] == [True, False, True, False, False]
+    file.seek(0)
+    assert bytes(read_difference(file, before, 2)) == bytes(after)
+    assert not file.read()
 
 
 def test_a_chain_that_is_too_long_is_refused(store: Store) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from training.deltas import MAX_DELTAS, Chain, encode, find_width, write_frame
+from training.deltas import MAX_DELTAS, Chain, find_width, write_difference
 from training.engine.checkpoint import drafting, write_json
 from training.engine.stored import ModelFiles, Targets, Tensors, read_bits
 from training.errors import InvalidInput
@@ -119,7 +119,7 @@ def _write_differences(
             digest = hashlib.sha256(layout.header)
             after = files.encode(tensors, layout)
             for entry, old, new in zip(layout.entries, before, after, strict=True):
-                write_frame(stream, encode(old, new, find_width(entry)))
+                write_difference(stream, old, new, find_width(entry))
                 digest.update(new.data)
             digests[layout.file] = digest.hexdigest()
     target.chmod(0o644)

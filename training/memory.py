@@ -76,6 +76,7 @@ class Memory:
     device: DeviceKind = "cpu"
     optimizer: Optimizer = "adamw"
     is_checkpointed: bool = False  # activations of one layer at a time are computed again
+    num_pieces: int = 1  # that ranks have cut every layer into; the bytes are one rank's
 
     @property
     def width(self) -> int:
@@ -132,12 +133,12 @@ class Memory:
 
     def predict(self, num_tokens: int) -> Footprint:
         """Of a step whose largest pass has so many tokens."""
-        size = FLOAT * self.num_trained
+        size = self._count_trained()
         activations, logprobs = num_tokens * self.token_bytes, self._count_logprobs(num_tokens)
         workspace = self._count_workspace(num_tokens, activations + logprobs)
         slack = SLACK if self.device == "cpu" else 0.0
         return Footprint(
-            weights=0 if self.is_shared else self.shape.num_parameters * self.width,
+            weights=0 if self.is_shared else self._count_weights(),
             adapter=size,
             gradients=size,
             optimizer=MOMENTS[self.optimizer] * size,
@@ -150,16 +151,36 @@ class Memory:
     @property
     def is_shared(self) -> bool:
         """A model that computes in float32 sees the trained weights themselves."""
-        return self.spec.is_full and self.width == FLOAT
+        return self.spec.is_full and self.width == FLOAT and self.num_pieces == 1
+
+    def _count_trained(self) -> int:
+        """Adapters are whole on every rank."""
+        return FLOAT * self.num_trained // (self.num_pieces if self.spec.is_full else 1)
+
+    def _count_weights(self) -> int:
+        """A rank's pieces; and whole, while they are used, the model's two ends and two layers."""
+        total = self.shape.num_parameters * self.width
+        if self.num_pieces == 1:
+            return total
+        return total // self.num_pieces + self._count_ends() + 2 * self._count_layer_weights()
+
+    def _count_ends(self) -> int:
+        return self.width * self.shape.vocabulary * self.shape.hidden * (2 - self.shape.is_tied)
+
+    def _count_layer_weights(self) -> int:
+        total = self.shape.num_parameters * self.width
+        return (total - self._count_ends()) // self.shape.layers
 
     def _count_workspace(self, num_tokens: int, known: int) -> int:
         """Beside what a pass is known to take: gradients on their way, or the optimizer's."""
-        shape, size = self.shape, FLOAT * self.num_trained
+        shape, size = self.shape, self._count_trained()
         copies = 2 if shape.num_experts == 1 else 3 * shape.experts_a_token
         backward = num_tokens * self.width * (4 * shape.mlp + copies * shape.hidden)
         backward -= self._count_logprobs(num_tokens)
         update = 2 * min(size, UPDATE_BYTES) - known
         matrix = self.width * shape.vocabulary * shape.hidden if self.spec.is_full else 0
+        if matrix and self.num_pieces > 1:  # the head's sums, and a layer's gradients on their way
+            matrix += FLOAT * shape.vocabulary * shape.hidden + self._count_layer_weights()
         return max(0, backward, update) + matrix
 
     def _count_logprobs(self, num_tokens: int) -> int:
@@ -190,11 +211,15 @@ class Room:
     num_bytes: int
     device: DeviceKind = "cpu"
     is_checkpointed: bool = False
+    num_pieces: int = 1  # as Memory has it; the room is one rank's
 
     def plan(self, spec: LoraSpec) -> Memory:
-        is_checkpointed = self.is_checkpointed
         return Memory(
-            shape=self.shape, spec=spec, device=self.device, is_checkpointed=is_checkpointed
+            shape=self.shape,
+            spec=spec,
+            device=self.device,
+            is_checkpointed=self.is_checkpointed,
+            num_pieces=self.num_pieces,
         )
 
     def check_run(self, spec: LoraSpec) -> None:
@@ -248,11 +273,17 @@ class Fit:
 
 
 def fit_model(
-    shape: ModelShape, device: DeviceKind, num_bytes: int, most: int, *, is_full: bool
+    shape: ModelShape,
+    device: DeviceKind,
+    num_bytes: int,
+    most: int,
+    *,
+    is_full: bool,
+    num_pieces: int = 1,
 ) -> Fit:
     """`most` tokens go into a pass where they have room. A run of all weights makes activations
     twice where they have none otherwise."""
-    room = Room(shape=shape, num_bytes=num_bytes, device=device)
+    room = Room(shape=shape, num_bytes=num_bytes, device=device, num_pieces=num_pieces)
     usual = LoraSpec(rank=0 if is_full else 64)
     budget = room.choose_budget(usual, most)
     if is_full and budget < most:

@@ -66,15 +66,16 @@ class Setup:
 def read_setup() -> Setup:
     is_gpu = torch.cuda.is_available()
     device = "cuda" if is_gpu else "cpu"
+    plan = read_plan(device)
     return Setup(
         name=os.environ.get("HONE_WORKER") or socket.gethostname(),
         device=device,
         dtype=torch.bfloat16 if is_gpu else torch.float32,
         token_budget=read_int("HONE_TOKEN_BUDGET", GPU_TOKEN_BUDGET if is_gpu else TOKEN_BUDGET),
-        memory=read_budget(device),
+        memory=read_budget(device, plan),
         max_models=read_int("HONE_RESIDENT_MODELS", 2),
         max_runs=read_int("HONE_RESIDENT_RUNS", 256),
-        plan=read_plan(device),
+        plan=plan,
     )
 
 
@@ -200,15 +201,18 @@ class Device:
         beat(self)
         path, dtype, most = Path(base_model.path), self.setup.dtype, self.setup.token_budget
         try:
-            if self.lead is not None:
-                return self.lead.load(path, dtype=dtype, token_budget=most)
             device = self.setup.device
             fit = plan_engine(path, self.setup.memory, device, most, is_full=run.is_full)
+            room = fit.room if fit else None
             budget, recompute = (fit.token_budget, fit.recompute) if fit else (most, False)
+            if self.lead is not None:
+                return self.lead.load(
+                    path, dtype=dtype, token_budget=budget, recompute=recompute, room=room
+                )
             engine = Engine.load(
                 path, device=device, dtype=dtype, token_budget=budget, recompute=recompute
             )
-            engine.room = fit.room if fit else None
+            engine.room = room
             return engine
         finally:
             self.loading = ""

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from training.engine.cycle import Pack
+from training.engine.lead import LeadEngine
 from training.engine.paging import measure_run
 from webapp.runs.models import Run
 from workers.execute import Held
@@ -20,7 +21,8 @@ RESET = Path("/proc/self/clear_refs")
 def watch(held: Held, pack: Pack, act: Callable[[], None]) -> Callable[[], None]:
     """`act`, measured where it is the run's largest pass so far and no other run takes part."""
     has_grown = pack.num_tokens > GROWTH * held.measured_tokens
-    if len(pack.runs) > 1 or pack.forward_only or held.engine.room is None or not has_grown:
+    is_alone = len(pack.runs) == 1 and not isinstance(held.engine, LeadEngine)
+    if not is_alone or pack.forward_only or held.engine.room is None or not has_grown:
         return act
 
     def measured() -> None:

@@ -13,6 +13,7 @@ import torch
 from training.engine.core import Engine
 from training.engine.lead import LeadEngine
 from training.engine.paging import measure_run, page_in, page_out
+from training.engine.ranks import Plan
 from training.memory import DeviceKind, Fit, fit_model
 from training.shapes import ModelShape
 from webapp.settings import read_int
@@ -34,20 +35,24 @@ class Budget:
     room: int = 0  # of base models, runs and passes
     runs: int = 0  # weights, gradients and moments of runs
     host: int = 0  # of those that were paged out; 0: they go to disk at once
+    num_pieces: int = 1  # of every layer; the room is that of one rank
 
 
-def read_budget(device: str) -> Budget:
+def read_budget(device: str, plan: Plan | None = None) -> Budget:
     """Of the device's size, not of what is free at this moment: a replay must fit as its first
-    time did."""
+    time did. Ranks on the CPU share its memory."""
     host = count_host_bytes()
     has_own = device == "cuda"
     total = torch.cuda.get_device_properties(0).total_memory if has_own else host
     room = read_int("HONE_MEMORY_MB", 0) * MEGABYTE or int(total * SHARE[device])
+    if plan is not None and not has_own:
+        room //= plan.size
     usual_host = int(host * SHARE_OF_HOST) // MEGABYTE if has_own else 0
     return Budget(
         room=room,
         runs=read_int("HONE_RUNS_MB", int(room * SHARE_OF_RUNS) // MEGABYTE) * MEGABYTE,
         host=read_int("HONE_HOST_MB", usual_host) * MEGABYTE,
+        num_pieces=plan.num_pieces if plan else 1,
     )
 
 
@@ -65,7 +70,8 @@ def plan_engine(
     if not budget.room:
         return None
     kind: DeviceKind = "cuda" if device == "cuda" else "cpu"
-    return fit_model(ModelShape.read(folder), kind, budget.room, most, is_full=is_full)
+    shape, num_pieces = ModelShape.read(folder), budget.num_pieces
+    return fit_model(shape, kind, budget.room, most, is_full=is_full, num_pieces=num_pieces)
 
 
 def count_bytes(held: Held) -> int:
@@ -104,6 +110,7 @@ def describe_memory(
     return {
         "device": device,
         "room": budget.room,
+        "num_pieces": budget.num_pieces,
         "token_budget": most,
         "free": count_free_bytes(device),
         "base_models": sum(count_weights(engine) for engine in list(engines.values())),
@@ -118,4 +125,5 @@ def count_weights(engine: Engine) -> int:
     """Those of a run that trains all of them count as its own."""
     if engine.full is not None:
         return 0
-    return engine.num_parameters * engine.adapters.head.weight.element_size()
+    num_pieces = engine.room.num_pieces if engine.room else 1
+    return engine.num_parameters * engine.adapters.head.weight.element_size() // num_pieces

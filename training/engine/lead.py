@@ -15,6 +15,7 @@ from training.engine.orders import Order, obey
 from training.engine.passes import Tally
 from training.engine.ranked import Head, RankedEngine, cut_shares
 from training.engine.ranks import Plan
+from training.memory import Room
 from training.types import LoraSpec, Optimizer, OptimizerParams, OptimStepOutput, Probe
 
 T = TypeVar("T")
@@ -31,13 +32,20 @@ class Lead:
         self.ranks = self.followers.start()
 
     def load(
-        self, path: Path, *, dtype: torch.dtype, token_budget: int, recompute: bool = False
+        self,
+        path: Path,
+        *,
+        dtype: torch.dtype,
+        token_budget: int,
+        recompute: bool = False,
+        room: Room | None = None,
     ) -> "LeadEngine":
         number = next(self.numbers)
         asked: dict[str, Any] = {
             "dtype": dtype,
             "token_budget": token_budget,
             "recompute": recompute,
+            "room": room,
         }
         load = partial(LeadEngine.load_on, self.ranks, path, **asked)
         engine = self.order(Order(verb="load", engine=number, args=(path,), kwargs=asked), load)

@@ -33,6 +33,7 @@ from training.engine.sharded import ShardedRun
 from training.engine.shards import count_local_bytes, give_up, run_whole, shard_model
 from training.engine.traced import Meter
 from training.errors import InvalidInput
+from training.memory import Room
 from training.types import (
     Datum,
     FloatArray,
@@ -136,6 +137,7 @@ class RankedEngine(Engine):
         dtype: torch.dtype,
         token_budget: int,
         recompute: bool = False,
+        room: Room | None = None,
     ) -> Self:
         gc.collect()  # what was closed before goes now; hooks hold models in circles
         sharing = ranks.plan.sharing
@@ -148,6 +150,7 @@ class RankedEngine(Engine):
             token_budget=token_budget * (1 if sharing == "tensor" else ranks.plan.size),
         )
         engine.ranks, engine.round_budget, engine.kept = ranks, token_budget, {}
+        engine.room = room
         if sharing == "fsdp":
             shard_model(model, ranks)
         elif sharing == "tensor":

@@ -50,6 +50,11 @@ class Plan:
         return f"cuda:{rank}" if self.device == "cuda" else self.device
 
     @property
+    def num_pieces(self) -> int:
+        """Of every layer's weights."""
+        return 1 if self.sharing == "replicas" else self.size
+
+    @property
     def num_threads(self) -> int:
         """Of each rank on the CPU: they share its cores."""
         return max(1, torch.get_num_threads() // self.size)

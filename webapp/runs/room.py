@@ -53,14 +53,26 @@ def find_place(base_model: BaseModel, spec: LoraSpec) -> Place | None:
     ]
     if not offers:
         return None
-    worker, memory = max(offers, key=lambda offer: offer[1]["room"])
+    # Ranks offer one device's room each, and need less of it.
+    worker, memory = max(offers, key=lambda offer: offer[1]["room"] * find_pieces(offer[1]))
     try:
         shape = ModelShape.read(Path(base_model.path))
     except InvalidInput:
         return None
     most, room = memory["token_budget"], memory["room"]
-    fit = fit_model(shape, memory["device"], room, most, is_full=spec.is_full)
+    fit = fit_model(
+        shape,
+        memory["device"],
+        room,
+        most,
+        is_full=spec.is_full,
+        num_pieces=find_pieces(memory),
+    )
     return Place(worker=worker, fit=fit)
+
+
+def find_pieces(memory: Mapping[str, int]) -> int:
+    return memory.get("num_pieces", 1)
 
 
 def predict_need(

@@ -21,6 +21,8 @@ from training.engine.packing import Item
 from training.engine.ranked import cut_shares
 from training.engine.ranks import OutOfStep, Plan
 from training.errors import InvalidInput
+from training.memory import Memory, Room
+from training.shapes import ModelShape
 from training.types import (
     AdamParams,
     DimuonParams,
@@ -245,11 +247,18 @@ def test_dimuon_steps_on_both_ranks_alike(double: LeadEngine) -> None:
 def test_each_rank_holds_half_of_the_weights_or_a_copy(lead: Lead, double: LeadEngine) -> None:
     whole = 4 * double.num_parameters
     counted = double.count_bytes()
+    shape = ModelShape.read(double.path)
+    memory = Memory(shape=shape, spec=LoraSpec(rank=4), num_pieces=lead.ranks.plan.num_pieces)
+    predicted = memory.predict(0).weights
     if lead.ranks.plan.sharing == "replicas":
         assert counted == [whole, whole]
+        assert predicted == whole
         return
     assert sum(counted) == whole
     assert max(counted) < 0.52 * whole
+    ends = 4 * 2 * 97 * 48
+    layer = (whole - ends) / 3
+    assert predicted == pytest.approx(whole / 2 + ends + 2 * layer, rel=0.01)
     learn(double, {"run": (20, 9)})
     double.probe("run")
     assert double.count_bytes() == counted  # what a pass gathers does not stay
@@ -271,6 +280,21 @@ def test_what_is_refused_leaves_the_ranks_in_step(double: LeadEngine, tmp_path: 
         double.optim_step("run", ADAM)
     assert not double.has_gradients("run")
     train(double)
+
+
+def test_a_run_without_room_is_refused_by_all_ranks(
+    lead: Lead, double: LeadEngine, random_paths: dict[str, Path], tmp_path: Path
+) -> None:
+    path = random_paths["llama"]
+    saved = double.save_weights("run", tmp_path / "saved", optimizer=True)
+    room = Room(shape=ModelShape.read(path), num_bytes=100_000, num_pieces=2)
+    narrow = lead.load(path, dtype=torch.float32, token_budget=BUDGET, room=room)
+    with pytest.raises(InvalidInput, match="this worker has 97"):
+        narrow.create_adapter("run", LoraSpec(rank=4))
+    with pytest.raises(InvalidInput, match="this worker has 97"):
+        narrow.load_weights("run", tmp_path / "saved", optimizer=True)
+    lead.close(narrow)
+    assert double.save_weights("run", tmp_path / "again", optimizer=True).digest == saved.digest
 
 
 def test_a_base_model_that_cannot_be_read_is_refused_by_all_ranks(

@@ -253,7 +253,8 @@ def turn() -> None:
 def test_isolation(test_id: str) -> None:
     with Holder.lock:
         device = open_device()
-        failure = attempt(partial(run_isolation_test, device, test_id))
+        turn_of_others = partial(run_turn, device)
+        failure = attempt(partial(run_isolation_test, device, test_id, turn_of_others))
     if failure is not None:
         fail_isolation_test(test_id=test_id, error=failure.error)
 

@@ -2,26 +2,38 @@
 
 import math
 import time
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
 from training.engine.core import Engine
-from training.engine.isolation import Difference, Report, measure_isolation
+from training.engine.isolation import Difference, Report, walk
 from webapp.core.errors import UserError
 from webapp.fleet.isolation import begin_isolation_test, finish_isolation_test
 from webapp.fleet.models import BaseModel
 from workers.device import Device
 
 
-def run_isolation_test(device: Device, test_id: str) -> None:
-    """Raises UserError where it cannot be made."""
+def run_isolation_test(device: Device, test_id: str, go_on: Callable[[], object]) -> None:
+    """Whoever trains has a turn, `go_on`, between two of its passes. Raises UserError where it
+    cannot be made."""
     base_model = begin_isolation_test(test_id=test_id, worker=device.setup.name)
     if base_model is None:
         return
-    engine = find_engine(device, base_model)
-    started = time.perf_counter()
-    report = measure_isolation(engine)
-    store(test_id, report, time.perf_counter() - started)
+    engine, seconds = find_engine(device, base_model), 0.0
+    with closing(walk(engine)) as steps:
+        while True:
+            started = time.perf_counter()
+            try:
+                next(steps)
+            except StopIteration as end:
+                store(test_id, end.value, seconds + time.perf_counter() - started)
+                return
+            seconds += time.perf_counter() - started
+            go_on()
+            if find_engine(device, base_model) is not engine:
+                raise UserError(f"The worker has loaded {base_model.name} again meanwhile.")
 
 
 def find_engine(device: Device, base_model: BaseModel) -> Engine:

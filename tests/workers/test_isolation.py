@@ -18,6 +18,7 @@ from training.engine.core import Engine
 from training.engine.isolation import Difference
 from webapp.fleet.isolation import start_isolation_test
 from webapp.fleet.models import IsolationTest
+from webapp.runs.models import Operation
 from workers import gpu
 from workers.device import Device, beat, register
 from workers.gpu import run_turn
@@ -68,6 +69,33 @@ def test_it_is_made_once_while_runs_train_and_changes_nothing_for_them(device: D
     assert [read_loss(operation) for operation in (losses[0][0], losses[0][2])] == [
         read_loss(operation) for operation in (losses[1][0], losses[1][2])
     ]
+
+
+def test_runs_have_their_turns_between_its_passes(device: Device) -> None:
+    program = Program(run=make_client_run(1))
+    program.create()
+    take_turns(device)
+    told = [program.learn_from(LARGE), program.step(), program.learn(1)]
+    gpu.test_isolation(start().pk)
+    assert all(Operation.objects.get(pk=each.pk).status == "done" for each in told)
+
+
+def test_a_model_that_leaves_memory_in_the_middle_ends_the_test(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evict(device: Device) -> bool:
+        for key in list(device.engines):
+            device.close(key)
+        return False
+
+    monkeypatch.setattr(gpu, "run_turn", evict)
+    test = start()
+    (engine,) = device.engines.values()
+    gpu.test_isolation(test.pk)
+    test.refresh_from_db()
+    assert test.status == "failed"
+    assert "holds no tiny that runs share" in test.error
+    assert not engine.runs
 
 
 def test_a_model_that_left_memory_is_not_brought_back(device: Device) -> None:

@@ -4,7 +4,7 @@ All that is computed for a tenant is compared: its loss, its log-probabilities a
 Sums in another order differ by rounding, and by no more than that.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -69,6 +69,17 @@ Numbers = Mapping[str, FloatArray]  # by quantity
 
 def measure_isolation(engine: Engine) -> Report:
     """Other runs' weights, gradients and optimizers are not touched, and nothing is left behind."""
+    steps = walk(engine)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            report: Report = end.value
+            return report
+
+
+def walk(engine: Engine) -> Generator[None, None, Report]:
+    """The same a pass at a time: others may have theirs between two of them."""
     requests = make_requests(engine.vocab_size, engine.context)
     with open_tenants(engine):
         engine.forward_backward(requests)
@@ -76,7 +87,9 @@ def measure_isolation(engine: Engine) -> Report:
             engine.optim_step(run, AdamParams(learning_rate=1e-3))
         alone: dict[str, Numbers] = {}
         for run, request in requests.items():
+            yield
             alone |= observe(engine, {run: request})
+        yield
         together = observe(engine, requests)
     dtype = engine.adapters.head.weight.dtype
     return Report(

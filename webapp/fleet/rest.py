@@ -148,7 +148,7 @@ class IsolationTestList(APIView):
 
     @extend_schema(request=IsolationTestInput, responses={201: IsolationTestOutput})
     def post(self, request: Request) -> Response:
-        """Start one. The worker makes it between two passes; runs wait for it for seconds."""
+        """Start one. The worker makes its ten passes between those of the runs."""
         data = IsolationTestInput(data=request.data)
         data.is_valid(raise_exception=True)
         test = start_isolation_test(actor=actor_of(request), **data.validated_data)

@@ -4,7 +4,7 @@ import json
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -170,6 +170,7 @@ class Residents:
         # In order: a job that waits for room holds back later ones, so that a busy model drains.
         while self.waiting:
             job = self.waiting[0]
+            held = set(self.residents)
             try:
                 is_begun = self._open_whole(job) if isinstance(job, Opening) else self._start(job)
                 if not is_begun:
@@ -179,6 +180,18 @@ class Residents:
                 if isinstance(job, Opening):
                     self.models.pop(job.model, None)
             self.waiting.popleft()
+            self._bring_forward(self.residents.keys() - held)
+
+    def _bring_forward(self, loaded: Set[str]) -> None:
+        """What waits for a model that was read just now is next: it need not be read once more."""
+        if loaded:
+            self.waiting = deque(
+                sorted(self.waiting, key=lambda each: self._find_model(each) not in loaded)
+            )
+
+    def _find_model(self, job: Job | Opening) -> str:
+        place = self.adapters.get(job.model)
+        return place.base if place else job.model
 
     def _open_whole(self, opening: Opening) -> bool:
         """False: every place for a model is busy."""
@@ -191,8 +204,7 @@ class Residents:
 
     def _start(self, job: Job) -> bool:
         """False: every place for a model is busy."""
-        place = self.adapters.get(job.model)
-        base = place.base if place else job.model
+        place, base = self.adapters.get(job.model), self._find_model(job)
         if base not in self.models:
             raise UnknownModel(f"the model {job.model} does not exist here")
         resident = self._open(base)

@@ -3,7 +3,9 @@
 import asyncio
 import shutil
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,7 +16,7 @@ from tests.workers.test_generation import ENDLESS, REQUEST, TINY, wait_for_jobs
 from training.engine.generate import Generator
 from training.errors import InvalidInput
 from workers.generation import App
-from workers.residents import Residents, Setup, TurnThread
+from workers.residents import Job, Residents, Setup, TurnThread
 from workers.room import count_free_bytes, count_model_bytes
 from workers.vllm import ModelMissing, SamplingServer
 
@@ -102,6 +104,32 @@ async def test_a_model_waits_for_a_place_until_another_has_answered(
     assert any(task.done() for task in busy)
     assert len(residents.residents) == 2
     await asyncio.gather(*busy)
+
+
+async def test_a_model_that_was_read_answers_all_that_wait_for_it_before_it_leaves(
+    first: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    residents = Residents(Setup(models={"tiny": TINY, "first": first}, max_models=1))
+    read: list[Path] = []
+    load = Generator.load
+
+    def note_and_load(path: Path, **options: Any) -> Generator:
+        read.append(path)
+        return load(path, **options)
+
+    monkeypatch.setattr(Generator, "load", note_and_load)
+    answered: list[str] = []
+    for name in ("tiny", "first") * 3:
+        note = partial(note_answer, answered, name)
+        residents.add(Job(model=name, request=REQUEST, deliver=note))
+    while not residents.is_idle:
+        residents.take_turn()
+    assert answered == ["tiny"] * 3 + ["first"] * 3
+    assert read == [TINY, first]
+
+
+def note_answer(answered: list[str], name: str, _: object) -> None:
+    answered.append(name)
 
 
 async def test_where_memory_is_short_an_idle_model_goes_though_there_are_places(

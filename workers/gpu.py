@@ -25,6 +25,7 @@ from webapp.runs.models import Operation, Run
 from workers import journal
 from workers.celery import app
 from workers.device import Device, Heart, Job, read_setup, register, unregister
+from workers.ear import Ear
 from workers.execute import Done, catch_up, execute, note_pass, read_request
 from workers.gauge import watch
 from workers.isolation import run_isolation_test
@@ -70,7 +71,7 @@ def gather(device: Device) -> None:
     fresh, device.fresh = device.fresh, {}
     for run in fresh.values():
         begin_run(device, run)
-    if device.news is None or device.news.has_come() or not device.pending:
+    if device.news is None or device.news.has_come():
         for run in queue.find_work(device.name):
             begin_run(device, run)
 
@@ -204,18 +205,25 @@ def end(device: Device, operation: Operation, outcome: Done | Failure) -> None:
         attempt(partial(journal.autosave, held))
 
 
-@transaction.atomic
 def store(worker: str, operation: Operation, outcome: Done | Failure) -> bool:
     """The result and its step's numbers, together. False: another worker has the run."""
     if isinstance(outcome, Failure):
         return queue.fail_operation(
             operation, worker=worker, error=outcome.error, category=outcome.category
         )
-    is_stored = queue.finish_operation(
-        operation, worker=worker, result=outcome.result, content_type=outcome.content_type
+    finish = partial(
+        queue.finish_operation,
+        operation,
+        worker=worker,
+        result=outcome.result,
+        content_type=outcome.content_type,
     )
-    if is_stored and outcome.metrics is not None:
-        record_optimizer_step(operation.run, outcome.metrics, num_tokens=outcome.num_tokens)
+    if outcome.metrics is None:
+        return finish()
+    with transaction.atomic():
+        is_stored = finish()
+        if is_stored:
+            record_optimizer_step(operation.run, outcome.metrics, num_tokens=outcome.num_tokens)
     return is_stored
 
 
@@ -240,11 +248,16 @@ class Holder:
 
     device: Device | None = None
     heart: Heart | None = None
+    ear: Ear | None = None
     lock = threading.Lock()
 
 
 @app.task(name=GPU_TURN)
 def turn() -> None:
+    take_turns()
+
+
+def take_turns() -> None:
     with Holder.lock:
         loop(open_device())
 
@@ -260,7 +273,10 @@ def test_isolation(test_id: str) -> None:
 
 
 def loop(device: Device) -> None:
+    """Whoever called for it had a reason that may be counted nowhere."""
     started = time.monotonic()
+    if device.news is not None:
+        device.news.expire()
     while run_turn(device):
         if time.monotonic() - started > LOOP_SECONDS:
             send_task(GPU_TURN, queue=GPU_QUEUE.format(name=device.setup.name))
@@ -275,6 +291,8 @@ def open_device() -> Device:
         register(Holder.device)
         Holder.heart = Heart(Holder.device)
         Holder.heart.start()
+        Holder.ear = Ear(setup.name, take_turns)
+        Holder.ear.start()
     return Holder.device
 
 
@@ -288,8 +306,10 @@ def begin(**_: object) -> None:
 
 @worker_shutdown.connect
 def finish(**_: object) -> None:
+    if Holder.ear is not None:
+        Holder.ear.stop()
     with Holder.lock:
         if Holder.device is not None and Holder.heart is not None:
             Holder.heart.stop()
             unregister(Holder.device)
-            Holder.device = Holder.heart = None
+            Holder.device = Holder.heart = Holder.ear = None

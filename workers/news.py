@@ -15,6 +15,10 @@ class News:
     count: int | None = None
     looked_at: float = -LOOK_SECONDS
 
+    def expire(self) -> None:
+        """The next look is to be a real one."""
+        self.count = None
+
     def has_come(self) -> bool:
         """True counts as a look. Where the count cannot be read, it is always time for one."""
         count, moment = read_work_count(), time.monotonic()

@@ -1,4 +1,7 @@
-"""Names of the tasks that web code sends, and the one way to send them: after commit."""
+"""Names of the tasks that web code sends, and the one way to send them: after commit.
+
+A gpu worker that listens is called through Redis instead (`events.call_worker`).
+"""
 
 import logging
 from functools import partial

@@ -60,6 +60,18 @@ def read_work_count() -> int | None:
     return int(count or 0)
 
 
+def work_channel(name: str) -> str:
+    return f"{WORK}.{name}"
+
+
+def call_worker(name: str) -> bool:
+    """Tell this gpu worker, now, that there is work. False: it does not listen."""
+    try:
+        return bool(connection().publish(work_channel(name), ""))
+    except RedisError:
+        return False
+
+
 def connection() -> Redis:
     """One pooled client a process; redis-py's pool is safe between threads."""
     url = settings.REDIS_URL

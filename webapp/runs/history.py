@@ -43,7 +43,7 @@ def record_metrics(run: Run, step: int, metrics: Mapping[str, float]) -> None:
     publish(run_group(run.pk), "metrics")
 
 
-@transaction.atomic
+@transaction.atomic(savepoint=False)
 def record_optimizer_step(run: Run, metrics: Mapping[str, float], *, num_tokens: int) -> int:
     """Count one optimizer step and write its numbers. Returns its number, from 1 on."""
     changes: dict[str, object] = {"step": F("step") + 1, "num_tokens": F("num_tokens") + num_tokens}

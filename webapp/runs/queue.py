@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from hashlib import sha256
+from typing import Any, cast
 
 from django.db import IntegrityError, transaction
 from django.db.models import BigIntegerField, Case, Exists, F, OuterRef, Q, QuerySet, Value, When
@@ -11,7 +12,7 @@ from django.utils.timezone import now
 
 from webapp.core.dispatch import ANY_GPU_QUEUE, GPU_QUEUE, GPU_TURN, send_task
 from webapp.core.errors import UserError
-from webapp.core.events import count_work, wake
+from webapp.core.events import call_worker, count_work, wake
 from webapp.runs.models import Operation, Run
 
 LEASE = timedelta(seconds=60)
@@ -67,8 +68,9 @@ def submit_operation(
 
 def _kick_for(operation: Operation) -> None:
     """Only where nothing before it is to be done: who ends that goes on with this one by itself."""
-    if Run.objects.filter(pk=operation.run_id, done_seq__gte=operation.seq - 1).exists():
-        _kick(operation.run)
+    run, before = operation.run, operation.seq - 1
+    if run.done_seq >= before or Run.objects.filter(pk=run.pk, done_seq__gte=before).exists():
+        _kick(run)
 
 
 def _check_seq(seq: int) -> None:
@@ -181,18 +183,15 @@ def find_work(worker: str) -> list[Run]:
     """Runs whose next operation can be executed by this worker now, oldest waiting first."""
     is_free = Q(run__worker="") | Q(run__worker=worker) | Q(run__lease_until__lt=now())
     ready = Operation.objects.filter(is_free, status=Status.QUEUED, seq=F("run__done_seq") + 1)
-    pks = list(ready.order_by("created_at").values_list("run_id", flat=True))
-    if not pks:
-        return []
-    runs = Run.objects.select_related("base_model", "project").in_bulk(pks)
-    return [runs[pk] for pk in pks]
+    related = ready.select_related("run__base_model", "run__project")
+    return [each.run for each in related.defer("payload", "result").order_by("created_at")]
 
 
 def next_operations(run: Run, *, worker: str) -> list[Operation]:
     """Mark running, and return, what comes next in the log.
 
-    Either a series of forward_backwards or one other operation. Empty: the next seq is missing
-    or running, or the lease was lost.
+    Either a series of forward_backwards with the step after it, or one other operation. Empty: the
+    next seq is missing or running, or the lease was lost.
     """
     chosen = _choose(_read_ahead(run))
     if not chosen:
@@ -213,12 +212,12 @@ def next_operations(run: Run, *, worker: str) -> list[Operation]:
 
 def _read_ahead(run: Run) -> list[Operation]:
     """What follows the last ended operation, as far as it has come, in order and without gaps."""
-    done_seq = Run.objects.values_list("done_seq", flat=True).get(pk=run.pk)
-    run.done_seq = done_seq
-    ahead = Operation.objects.filter(run=run, seq__gt=done_seq).defer("result").order_by("seq")
+    ahead = Operation.objects.filter(run=run, seq__gt=F("run__done_seq")).order_by("seq")
+    found = ahead.defer("result").annotate(done=F("run__done_seq"))[:SERIES]
     contiguous = []
-    for expected, operation in enumerate(ahead[:SERIES], start=done_seq + 1):
-        if operation.seq != expected:
+    for place, operation in enumerate(found, start=1):
+        run.done_seq = cast(Any, operation).done
+        if operation.seq != run.done_seq + place:
             break
         if operation.status not in ENDED:
             contiguous.append(operation)
@@ -230,9 +229,11 @@ def _choose(ahead: Sequence[Operation]) -> list[Operation]:
     for operation in ahead:
         if operation.status != Status.QUEUED:
             break
-        if operation.kind != Kind.FORWARD_BACKWARD:
+        if operation.kind not in (Kind.FORWARD_BACKWARD, Kind.OPTIM_STEP):
             return series or [operation]
         series.append(operation)
+        if operation.kind == Kind.OPTIM_STEP:
+            break
     return series
 
 
@@ -263,7 +264,8 @@ def _end(operation: Operation, worker: str, **columns: object) -> bool:
         if mine.update(finished_at=moment, **columns) != 1:
             transaction.set_rollback(True)
             return False
-        _advance(operation.run_id)
+        if Operation.objects.filter(run=operation.run_id, seq=seq + 1, status__in=ENDED).exists():
+            _advance(operation.run_id)
         wake(operation.request_id)
     return True
 
@@ -364,14 +366,25 @@ def kick_waiting() -> None:
 
 def _kick(run: Run) -> None:
     count_work()
-    send_task(GPU_TURN, queue=_find_queue(run))
+    transaction.on_commit(partial(_call, run))
+
+
+def _call(run: Run) -> None:
+    """By Celery, which waits for whoever is away, only where its worker does not listen."""
+    name = _find_worker(run)
+    if not (name and call_worker(name)):
+        send_task(GPU_TURN, queue=_find_queue(run))
 
 
 def _find_queue(run: Run) -> str:
-    """The worker that holds the run; any of them where its lease has ended."""
-    if run.worker and run.lease_until is not None and run.lease_until > now():
-        return GPU_QUEUE.format(name=run.worker.partition(START)[0])
-    return ANY_GPU_QUEUE
+    name = _find_worker(run)
+    return GPU_QUEUE.format(name=name) if name else ANY_GPU_QUEUE
+
+
+def _find_worker(run: Run) -> str:
+    """The one that holds the run; none where its lease has ended."""
+    is_held = run.lease_until is not None and run.lease_until > now()
+    return run.worker.partition(START)[0] if is_held else ""
 
 
 def _is_free_for(worker: str) -> Q:

@@ -79,11 +79,11 @@ def test_operations_run_in_order_whatever_order_they_came_in(run: Run) -> None:
     assert [execute(run) for _ in range(5)] == [[0], [1], [2], [3], []]
 
 
-def test_forward_backwards_come_as_a_series_and_others_alone(run: Run) -> None:
+def test_forward_backwards_come_as_a_series_with_the_step_after_it(run: Run) -> None:
     queue.lease_run(run, worker="w1")
     for seq, kind in enumerate([Kind.FORWARD_BACKWARD] * 3 + [Kind.OPTIM_STEP] * 2):
         submit(run, seq, kind)
-    assert [execute(run) for _ in range(4)] == [[0, 1, 2], [3], [4], []]
+    assert [execute(run) for _ in range(4)] == [[0, 1, 2, 3], [4], [], []]
 
 
 def test_what_is_running_is_not_given_out_again(run: Run) -> None:

@@ -167,13 +167,10 @@ def join_routes(nodes: Sequence[Node]) -> IntArray | None:
     known = next((node.routes for node in nodes if node.routes is not None), None)
     if known is None:
         return None
-    return np.concatenate(
-        [
-            np.full((len(node.tokens), *known.shape[1:]), FREE) if node.routes is None
-            else node.routes
-            for node in nodes
-        ]
-    )  # fmt: skip
+    free = (np.full((len(node.tokens), *known.shape[1:]), FREE) for node in nodes)
+    pieces = zip((node.routes for node in nodes), free, strict=True)
+    joined = np.concatenate([own if routes is None else routes for routes, own in pieces])
+    return joined.astype(np.int64, copy=False)
 
 
 def locate(forest: Forest, path: Sequence[int], starts: Sequence[int]) -> NDArray[np.int64]:

@@ -158,6 +158,14 @@ def test_its_own_routes_change_nothing(engine: Engine) -> None:
     assert torch.equal(engine.adapters.by_run["run"].gradients, gradients)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+def test_routes_may_be_small_numbers(engine: Engine, dtype: type[np.integer]) -> None:
+    data = make_data(9, 12)
+    routes = np.flip(np.sort(read_routes(run(engine, *data))[1]), axis=-1)
+    small = replace(data[1], routes=routes.astype(dtype))
+    np.testing.assert_array_equal(read_routes(run(engine, data[0], small))[1], routes)
+
+
 def test_positions_without_a_route_choose_for_themselves(engine: Engine) -> None:
     datum = make_datum(12)
     (own,) = read_routes(run(engine, datum))

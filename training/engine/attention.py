@@ -16,7 +16,7 @@ from training.engine.scores import Rule, attend_masked, find_seen
 
 ATTENTION = "hone"  # pass as attn_implementation when a model is loaded
 BLOCK_ROWS = 256  # queries of one call where a mask is needed
-SCORE_BYTES = 32 << 20  # of float32 scores that exist at one time where they are capped
+SCORE_BYTES = 16 << 20  # of float32 scores that exist at one time where they are capped
 
 Pieces = Sequence[torch.Tensor]  # [1, heads, tokens, D] for each group
 

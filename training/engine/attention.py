@@ -5,14 +5,14 @@ of one call, N of their tokens that ask, L those they look back on and themselve
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from training.engine.scores import Rule, attend_masked, find_seen
+from training.engine.scores import Rule, attend_capped, attend_masked, find_seen
 
 ATTENTION = "hone"  # pass as attn_implementation when a model is loaded
 BLOCK_ROWS = 256  # queries of one call where a mask is needed
@@ -32,9 +32,11 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """How a packed row is cut, and what each piece may look back on besides itself."""
+    """How a packed row is cut, and what each piece may look back on besides itself. The masks of
+    its windows are kept with it: all layers have the same."""
 
     groups: tuple[Group, ...]
+    masks: dict[object, torch.Tensor] = field(default_factory=dict, compare=False)
 
 
 def attend(  # noqa: PLR0913 - the signature is transformers'
@@ -63,7 +65,7 @@ def attend(  # noqa: PLR0913 - the signature is transformers'
         if is_plain(rule, depth + group.length):
             outputs.append(_attend_whole(group, place, states, rule))
         else:
-            outputs.append(_attend_parts(group, place, states, rule))
+            outputs.append(_attend_parts(segments, place, states, rule))
     return torch.cat(outputs, dim=1), None
 
 
@@ -83,12 +85,16 @@ def _attend_whole(group: Group, place: int, states: Sequence[Pieces], rule: Rule
     return _fold(attend_causal(query, key, value, rule)[:, :, -group.length :])
 
 
-def _attend_parts(group: Group, place: int, states: Sequence[Pieces], rule: Rule) -> torch.Tensor:
+def _attend_parts(
+    segments: Segments, place: int, states: Sequence[Pieces], rule: Rule
+) -> torch.Tensor:
+    group = segments.groups[place]
     reach = None if rule.window is None else rule.window - 1
     queries, *others = states
     paths = (_with_above(pieces, place, group, reach) for pieces in others)
     key, value = (_unfold(path, group.count) for path in paths)
-    return _fold(attend_blocks(_unfold(queries[place], group.count), key, value, rule))
+    query = _unfold(queries[place], group.count)
+    return _fold(attend_blocks(query, key, value, rule, segments.masks))
 
 
 def _with_above(pieces: Pieces, place: int, group: Group, reach: int | None = None) -> torch.Tensor:
@@ -134,7 +140,11 @@ def attend_causal(
 
 
 def attend_blocks(
-    query_CHND: torch.Tensor, key_CKLD: torch.Tensor, value_CKLD: torch.Tensor, rule: Rule
+    query_CHND: torch.Tensor,
+    key_CKLD: torch.Tensor,
+    value_CKLD: torch.Tensor,
+    rule: Rule,
+    masks: dict[object, torch.Tensor],
 ) -> torch.Tensor:
     """Queries that are the last N of L tokens, some at a time, each with no more keys than it sees.
 
@@ -142,8 +152,7 @@ def attend_blocks(
     """
     (count, heads, length, _), total = query_CHND.shape, key_CKLD.shape[2]
     ends = list(cut_rows(total - length, total, rule, count * heads))
-    reach = total if rule.window is None else rule.window - 1
-    places = [(max(0, start - reach), stop) for start, stop in ends]
+    places = [(find_first(start, stop, rule.window), stop) for start, stop in ends]
     before = total - length
     queries = cut_out(query_CHND, [(start - before, stop - before) for start, stop in ends])
     keys, values = cut_out(key_CKLD, places), cut_out(value_CKLD, places)
@@ -151,11 +160,21 @@ def attend_blocks(
     for place, (start, stop) in enumerate(ends):
         query, key, value = (pieces[place] for pieces in (queries, keys, values))
         offset = start - places[place][0]
-        if start == 0 and is_plain(rule, stop):
+        if rule.softcap is not None:
+            outputs.append(attend_capped(query, key, value, offset, rule))
+        elif start == 0 and is_plain(rule, stop):
             outputs.append(attend_causal(query, key, value, rule))
         else:
-            outputs.append(_attend_rows(query, key, value, offset, rule))
+            mask = find_mask(masks, query, key, offset, rule.window)
+            outputs.append(attend_window(query, key, value, mask, rule))
     return torch.cat(outputs, dim=2)
+
+
+def find_first(start: int, stop: int, window: int | None) -> int:
+    """The first key that is read for queries from `start` on: some before those that they see, as
+    kernels on CUDA want masks whose rows are a multiple of 16 long."""
+    first = 0 if window is None else start - window + 1
+    return max(0, first - (first - stop) % 16)
 
 
 def cut_out(
@@ -196,20 +215,36 @@ def cut_rows(start: int, stop: int, rule: Rule, num_heads: int) -> Iterator[tupl
     yield from ((each, min(each + size, stop)) for each in range(at, stop, size))
 
 
-def _attend_rows(
+def find_mask(
+    masks: dict[object, torch.Tensor],
+    query_CHQD: torch.Tensor,
+    key_CKLD: torch.Tensor,
+    offset: int,
+    window: int | None,
+) -> torch.Tensor:
+    """What is added to the scores, once for every head that shares a key with others."""
+    (_, heads, num_rows, _), (_, shared, total, _) = query_CHQD.shape, key_CKLD.shape
+    kind = (heads // shared, num_rows, total, offset, window, key_CKLD.dtype)
+    if kind not in masks:
+        places = torch.arange(total, device=key_CKLD.device)
+        seen_QL = find_seen(places[offset : offset + num_rows], places, window)
+        mask_QL = torch.zeros(seen_QL.shape, dtype=key_CKLD.dtype, device=key_CKLD.device)
+        mask_QL.masked_fill_(~seen_QL, float("-inf"))
+        masks[kind] = mask_QL.repeat(heads // shared, 1)
+    return masks[kind]
+
+
+def attend_window(
     query_CHQD: torch.Tensor,
     key_CKLD: torch.Tensor,
     value_CKLD: torch.Tensor,
-    offset: int,
+    mask: torch.Tensor,
     rule: Rule,
 ) -> torch.Tensor:
-    """The first query lies `offset` keys after the first key. Heads that share a key are queries of
-    one head: not every kernel that takes a mask also knows grouped heads."""
-    (_, heads, num_rows, _), (_, shared, total, _) = query_CHQD.shape, key_CKLD.shape
-    places = torch.arange(total, device=key_CKLD.device)
-    mask_QL = find_seen(places[offset : offset + num_rows], places, rule.window)
+    """Heads that share a key are queries of one head: not every kernel that takes a mask also knows
+    grouped heads."""
+    shared, num_rows = key_CKLD.shape[1], query_CHQD.shape[2]
     grouped = torch.unflatten(query_CHQD, 1, (shared, -1)).flatten(2, 3)
-    mask = mask_QL.repeat(heads // shared, 1)
     attended = attend_masked(grouped, key_CKLD, value_CKLD, mask, rule)
     return torch.unflatten(attended, 2, (-1, num_rows)).flatten(1, 2)
 

@@ -141,4 +141,15 @@ def count_scores(length: int, window: int, monkeypatch: pytest.MonkeyPatch) -> i
 def test_a_window_costs_its_own_width_for_every_token(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, third = (count_scores(7 * n + 6, 6, monkeypatch) for n in (10, 20, 40))
     assert 0 < second - first == (third - second) / 2
-    assert third == 7 * 40 * (7 + 6 - 1)
+    assert third == 7 * 39 * 16 + 7 * (6 + 7)  # the first block begins with the sequence
+
+
+def test_all_layers_share_the_masks_of_a_row() -> None:
+    """Kept for the backward layer by layer, they would be larger than what they mask."""
+    segments = Segments((Group(2, 40, ()),))
+    states = torch.zeros(1, 1, 80, WIDTH)
+    module = torch.nn.Identity()
+    for _ in range(3):
+        attend(module, states, states, states, None, segments=segments, sliding_window=9)
+    interior, tail = ((7, 16), (3, 16))
+    assert {tuple(mask.shape) for mask in segments.masks.values()} == {interior, tail}

@@ -15,8 +15,9 @@ class MembershipInline(admin.TabularInline):  # type: ignore[type-arg] # not gen
 
 @admin.register(Project)
 class ProjectAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic at run time
-    list_display = ("name", "id", "created_at")
+    list_display = ("name", "id", "share", "created_at")
     search_fields = ("name", "id")
+    readonly_fields = ("share",)  # Settings changes it, and the audit log keeps that
     inlines = (MembershipInline,)
 
 

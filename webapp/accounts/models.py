@@ -50,6 +50,9 @@ class Project(models.Model):
 
     class Meta:
         ordering: ClassVar = ["created_at"]
+        constraints: ClassVar = [
+            models.CheckConstraint(condition=models.Q(share__gt=0), name="share_is_positive")
+        ]
 
     def __str__(self) -> str:
         return self.name

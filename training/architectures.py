@@ -54,7 +54,7 @@ def read_architecture(folder: Path) -> Architecture:
         config = json.loads(file.read_text())
     except FileNotFoundError:
         raise InvalidInput(f"{folder} has no config.json.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidInput(f"{file} cannot be read: {error}") from None
     if not isinstance(config, dict):
         raise InvalidInput(f"{file} does not hold a JSON object.")
@@ -169,6 +169,6 @@ def find_first_context(config: Config, rope: Config) -> int:
 
 def read_size(config: Config, key: str) -> int:
     value = config.get(key)
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InvalidInput(f"config.json says {key} = {value!r}; it must be a number.")
     return value

@@ -62,7 +62,7 @@ def _read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text())
     except FileNotFoundError:
         raise UserError(f"{file.parent} has no {file.name}.", field="path") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read: {error}", field="path") from None
     if not isinstance(content, dict):
         raise UserError(f"{file} does not hold a JSON object.", field="path")

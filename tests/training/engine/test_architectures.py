@@ -1,11 +1,14 @@
 """Models that our pass would compute wrongly are refused when they are loaded, with the reason."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import (
     Gemma3Config,
     MambaConfig,
@@ -44,6 +47,29 @@ OTHERS: dict[str, tuple[PreTrainedConfig, str, str]] = {
     ),
     "another one": (PreTrainedConfig(), "GPT2LMHeadModel", "computes in a way"),
 }
+
+
+KEYS = st.sampled_from(
+    [
+        "architectures",
+        "model_type",
+        "layer_types",
+        "rope_scaling",
+        "rope_parameters",
+        "rope_type",
+        "type",
+        "full_attention",
+        "original_max_position_embeddings",
+        "max_position_embeddings",
+        "vocab_size",
+        "is_causal",
+        "num_experts",
+        "vision_config",
+        "state_size",
+        "mlp_only_layers",
+        "decoder_sparse_step",
+    ]
+)
 
 
 def write_config(config: PreTrainedConfig, name: str, folder: Path) -> Path:
@@ -134,12 +160,31 @@ def test_engine_and_sampler_keep_to_the_context_of_the_config(tmp_path: Path) ->
 def test_a_config_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"has no config\.json"):
         Engine.load(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InvalidInput, match=r"config\.json cannot be read"):
-        Engine.load(tmp_path)
+    for broken in ("{", "[" * 100_000):
+        (tmp_path / "config.json").write_text(broken)
+        with pytest.raises(InvalidInput, match=r"config\.json cannot be read"):
+            Engine.load(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(InvalidInput, match="does not hold a JSON object"):
         Engine.load(tmp_path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 3) | st.floats() | st.sampled_from(["su", "x"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(family=st.sampled_from(sorted(FAMILIES)), changes=st.dictionaries(KEYS, JSON, max_size=4))
+def test_any_config_is_taken_or_refused(family: str, changes: dict[str, Any]) -> None:
+    config = make_config(family, **changes)
+    with suppress(InvalidInput):
+        found = inspect_config(config)
+        assert found.name in ARCHITECTURES
+        assert 0 < found.context_tokens <= 256
+        assert found.vocab_size == config["vocab_size"]
 
 
 def test_a_pass_that_differs_from_transformers_is_noticed(

@@ -5,38 +5,21 @@ of one call, N of their tokens that ask, L those they look back on and themselve
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AttentionInterface
 
+from training.engine.kernels import choose_kernel
 from training.engine.scores import Rule, attend_capped, attend_masked, find_seen
+from training.engine.segments import Group, Segments
 
 ATTENTION = "hone"  # pass as attn_implementation when a model is loaded
 BLOCK_ROWS = 256  # queries of one call where a mask is needed
 SCORE_BYTES = 16 << 20  # of float32 scores that exist at one time where they are capped
 
 Pieces = Sequence[torch.Tensor]  # [1, heads, tokens, D] for each group
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """`count` neighbours of equal length; one that has groups `above` continues them."""
-
-    count: int
-    length: int
-    above: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Segments:
-    """How a packed row is cut, and what each piece may look back on besides itself. The masks of
-    its windows are kept with it: all layers have the same."""
-
-    groups: tuple[Group, ...]
-    masks: dict[object, torch.Tensor] = field(default_factory=dict, compare=False)
 
 
 def attend(  # noqa: PLR0913 - the signature is transformers'
@@ -54,6 +37,19 @@ def attend(  # noqa: PLR0913 - the signature is transformers'
 ) -> tuple[torch.Tensor, None]:
     """Causal inside each segment, blind across."""
     rule = Rule(scaling, sliding_window, softcap)
+    if (kernel := choose_kernel(query_BHTD)) is not None:
+        return kernel(query_BHTD, key_BKTD, value_BKTD, segments, rule), None
+    return attend_groups(query_BHTD, key_BKTD, value_BKTD, segments, rule), None
+
+
+def attend_groups(
+    query_BHTD: torch.Tensor,
+    key_BKTD: torch.Tensor,
+    value_BKTD: torch.Tensor,
+    segments: Segments,
+    rule: Rule,
+) -> torch.Tensor:
+    """PyTorch's own attention, one call for each group of a row."""
     sizes = [group.count * group.length for group in segments.groups]
     states = [
         torch.split_with_sizes(each, sizes, dim=2) for each in (query_BHTD, key_BKTD, value_BKTD)
@@ -66,7 +62,7 @@ def attend(  # noqa: PLR0913 - the signature is transformers'
             outputs.append(_attend_whole(group, place, states, rule))
         else:
             outputs.append(_attend_parts(segments, place, states, rule))
-    return torch.cat(outputs, dim=1), None
+    return torch.cat(outputs, dim=1)
 
 
 def is_plain(rule: Rule, length: int) -> bool:

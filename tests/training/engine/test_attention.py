@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.engine import attention
-from training.engine.attention import Group, Segments, attend
+from training.engine.attention import attend
 from training.engine.scores import attend_masked
+from training.engine.segments import Group, Segments
 
 HEADS, SHARED, WIDTH = 4, 2, 3
 # What equal lengths, a prefix of two, and a prefix of a prefix look like.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from training.engine import grouped
 from training.engine.products import multiply, pull_back
 
 
@@ -143,6 +144,8 @@ def record_rows(
     rows_NI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None, active: Active
 ) -> torch.Tensor:
     """`project_rows`, to be differentiated."""
+    if grouped.is_suited(rows_NI, active):
+        return grouped.record_grouped(rows_NI, weight_OI, bias_O, active)
     leaves = [leaf for *_, pair in active for leaf in (pair.a, pair.b)]
     return _SegmentedLinear.apply(rows_NI, weight_OI, bias_O, active, *leaves)  # type: ignore[no-any-return,no-untyped-call]
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import sys
 import threading
 import uuid
@@ -30,11 +31,13 @@ class Followers:
         logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
         self.plan, self.lose = plan, lose
         self.is_ending = False
-        self.store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False, multi_tenant=True)
+        self.store = open_store()
         self.thread = threading.Thread(target=self._watch, name="ranks", daemon=True)
 
     def start(self) -> Ranks:
         """Returns this process's own place, once all have come."""
+        for library in ("GLOO", "NCCL"):  # the followers have this from their environment
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
         self.thread.start()
         return Ranks.join(self.store, 0, self.plan)
 
@@ -73,3 +76,17 @@ class Followers:
         plan = self.plan
         told = [self.store.port, os.getpid(), plan.size, plan.sharing, plan.device]
         return ["-m", "training.engine.follow", *map(str, told), str(plan.limit_seconds)]
+
+
+def open_store() -> TCPStore:
+    """Where ranks find each other: on this machine only. It asks nobody who he is, and by itself
+    it would listen on every network."""
+    listener = socket.create_server((HOST, 0))
+    return TCPStore(
+        HOST,
+        listener.getsockname()[1],
+        is_master=True,
+        wait_for_workers=False,
+        multi_tenant=True,  # the agent opens it once more
+        master_listen_fd=listener.detach(),
+    )

@@ -14,6 +14,7 @@ from tests.training.engine.leading import CODE
 
 ROOT = Path(__file__).parents[3]
 SECONDS = 60.0
+LISTENS, LOOPBACK = "0A", "0100007F"
 
 Process = subprocess.Popen[str]
 
@@ -56,6 +57,23 @@ def wait_until_gone(pids: list[int]) -> None:
         time.sleep(0.05)
 
 
+def list_listeners(pid: int) -> set[str]:
+    """Addresses that a process waits for connections at, as /proc/net writes them."""
+    sockets = {
+        link.removeprefix("socket:[").removesuffix("]")
+        for file in Path(f"/proc/{pid}/fd").iterdir()
+        if (link := str(file.readlink())).startswith("socket:[")
+    }
+    lines = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+    ]
+    return {
+        line[1].partition(":")[0] for line in lines if line[3] == LISTENS and line[9] in sockets
+    }
+
+
 def test_a_killed_follower_ends_the_worker_and_the_other_followers(leading: list[Process]) -> None:
     process = leading[0]
     followers = wait_for_followers(process)
@@ -67,9 +85,13 @@ def test_a_killed_follower_ends_the_worker_and_the_other_followers(leading: list
     assert "lost: a rank has ended with code -9" in process.stderr.read()
 
 
-def test_a_killed_worker_leaves_no_followers(leading: list[Process]) -> None:
+def test_ranks_speak_on_this_machine_only_and_a_killed_worker_leaves_no_followers(
+    leading: list[Process],
+) -> None:
     process = leading[1]
     followers = wait_for_followers(process)
     assert len(followers) == 2
+    for pid in (process.pid, *followers):
+        assert list_listeners(pid) == {LOOPBACK}
     process.kill()
     wait_until_gone(followers)

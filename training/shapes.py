@@ -16,8 +16,8 @@ LAYER_PARTS = ("attn", "mlp")
 KEPT_OF_MLP = {"phi3": 4, "phi": 2}
 # How many norms a layer has over the hidden size, where it is not two.
 NORMS = {"phi": 1, "gemma2": 4, "gemma3": 4, "gemma3_text": 4}
-# Families that norm every head's queries and keys.
-HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3", "gemma3_text")
+# Families that norm queries and keys, of every head or of all together.
+HEAD_NORMS = ("qwen3", "qwen3_moe", "gemma3", "gemma3_text", "olmo2", "olmo3")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,8 +21,11 @@ GATED = frozenset(
         "Granite",
         "Llama",
         "Mistral",
+        "Olmo2",
+        "Olmo3",
         "Qwen2",
         "Qwen3",
+        "SmolLM3",
     )
 )
 

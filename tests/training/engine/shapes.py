@@ -15,6 +15,8 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
+    Olmo2Config,
+    Olmo3Config,
     Phi3Config,
     PhiConfig,
     PreTrainedConfig,
@@ -22,6 +24,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    SmolLM3Config,
 )
 
 SHAPE: dict[str, Any] = {
@@ -97,6 +100,8 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "mixtral": lambda: MixtralConfig(
         **WIDE, sliding_window=9, num_local_experts=4, num_experts_per_tok=3
     ),
+    "olmo-2": lambda: Olmo2Config(**SHAPE),
+    "olmo-3": lambda: Olmo3Config(**SHAPE, sliding_window=9, layer_types=MIXED),
     "phi": lambda: PhiConfig(**SHAPE | PARTIAL),
     "phi-norms": lambda: PhiConfig(**SHAPE | PARTIAL, qk_layernorm=True),
     "phi-3": lambda: Phi3Config(**SHAPE, sliding_window=9),
@@ -122,6 +127,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
         use_sliding_window=True,
         sliding_window=9,
     ),
+    "smollm3": lambda: SmolLM3Config(**SHAPE, no_rope_layer_interval=2),
     "granite": lambda: GraniteConfig(
         **SHAPE,
         logits_scaling=3.0,

@@ -24,6 +24,8 @@ from training.types import Datum, ForwardBackward, ForwardBackwardOutput, LoraSp
 # Value and slope of one position by hand: of the learner's log-probability, q or the weight, and A.
 CROSS_ENTROPY = "cross_entropy"
 LOSSES = (CROSS_ENTROPY, *FORMULAS)
+# Attention, MLP, head and embedding.
+PARTS = [(1, 1, 0, 0), (1, 0, 0, 1), (0, 1, 1, 0), (0, 0, 1, 1), (0, 0, 0, 1), (1, 1, 1, 1)]
 SHARED = 20  # tokens that datums of one run may begin with
 
 generated = partial(settings, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -65,8 +67,8 @@ def begin_with(first: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 
 @st.composite
 def draw_tenant(draw: st.DrawFn) -> Tenant:
-    flags = draw(st.sampled_from([(1, 1, 0), (1, 0, 0), (0, 1, 1), (0, 0, 1), (1, 1, 1)]))
-    attn, mlp, unembed = map(bool, flags)
+    flags = draw(st.sampled_from(PARTS))
+    attn, mlp, unembed, embed = map(bool, flags)
     lengths = tuple(draw(st.lists(st.integers(1, 40), min_size=1, max_size=5)))
     return Tenant(
         spec=LoraSpec(
@@ -75,6 +77,7 @@ def draw_tenant(draw: st.DrawFn) -> Tenant:
             train_attn=attn,
             train_mlp=mlp,
             train_unembed=unembed,
+            train_embed=embed,
         ),
         loss_fn=draw(st.sampled_from(LOSSES)),
         lengths=lengths,
@@ -93,6 +96,8 @@ def fill(engine: Engine, run: str, tenant: Tenant) -> None:
     engine.create_adapter(run, tenant.spec)
     generator = torch.Generator().manual_seed(tenant.seed)
     for pair in engine.adapters.by_run[run].pairs.values():
+        if not pair.a.any():  # of an embedding it is A that is zero, and B has ones
+            pair.a.detach().copy_(0.1 * torch.randn(pair.a.shape, generator=generator))
         pair.b.detach().copy_(0.02 * torch.randn(pair.b.shape, generator=generator))
 
 
@@ -111,7 +116,8 @@ def train(
 
 @contextmanager
 def adding(model: PreTrainedModel, pairs: Mapping[str, Pair]) -> Iterator[dict[str, torch.Tensor]]:
-    """Plain transformers with x A' B' beside its linear layers. Yields A and B by layer."""
+    """Plain transformers with x A' B' beside its linear layers, and beside its embedding B times
+    the tokens' columns of A. Yields A and B by layer."""
     leaves, handles = {}, []
     for name, pair in pairs.items():
         a, b = (side.detach().double().requires_grad_() for side in (pair.a, pair.b))
@@ -129,11 +135,12 @@ def add_adapter(
     a: torch.Tensor,
     b: torch.Tensor,
     scale: float,
-    _layer: nn.Module,
+    layer: nn.Module,
     inputs: tuple[torch.Tensor],
     output: torch.Tensor,
 ) -> torch.Tensor:
-    return output + scale * (inputs[0] @ a.T @ b.T)
+    low = a.T[inputs[0]] if isinstance(layer, nn.Embedding) else inputs[0] @ a.T
+    return output + scale * (low @ b.T)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

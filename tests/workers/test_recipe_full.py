@@ -19,6 +19,7 @@ from webapp.datasets.models import DatasetVersion
 from webapp.deployments.models import SamplingCall
 from webapp.runs import services
 from webapp.runs.models import Run
+from workers.errands import FULL_SAMPLED_SECONDS
 
 pytestmark = pytest.mark.django_db
 
@@ -76,7 +77,7 @@ def test_stop_saves_a_whole_model_with_its_optimizer_first(actor: Actor, run: Ru
     assert saved.has_optimizer
 
 
-def test_samples_between_checkpoints_are_of_differences(
+def test_samples_between_checkpoints_are_of_differences_that_leave_the_disk_soon(
     actor: Actor,
     version: DatasetVersion,
 ) -> None:
@@ -89,6 +90,10 @@ def test_samples_between_checkpoints_are_of_differences(
         assert each.previous is not None
         assert each.ratio is not None
         assert 0 < each.ratio < 1
+    for each in of_samples:
+        assert each.expires_at is not None
+        lifetime = each.expires_at - each.created_at
+        assert lifetime.total_seconds() == pytest.approx(FULL_SAMPLED_SECONDS, abs=5)
 
 
 def test_a_branch_goes_on_with_its_parents_weights_and_moments(

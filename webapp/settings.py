@@ -216,6 +216,8 @@ SPECTACULAR_SETTINGS = {
 # --enable-scale-out and, so that sampled log-probabilities follow the temperature as they do here,
 # with --logprobs-mode processed_logprobs.
 SAMPLING_SERVER_URL = os.environ.get("HONE_SAMPLING_URL", "")
+# Base models and whole ones that the built-in server holds at once, as far as memory goes.
+SAMPLING_MODELS = read_int("HONE_SAMPLING_MODELS", 2)
 PROBE_TOLERANCE = 1e-3  # nats; fp32 agrees to 1e-4, a wrong adapter is off by far more than this
 
 LOGGING = {

@@ -143,7 +143,8 @@ async def open_server(models: Models) -> AsyncIterator[Running]:
         return
     port = find_free_port()
     url = f"http://127.0.0.1:{port}"
-    async with supervise(build_command(models, port=port), url=url) as supervised:
+    command = build_command(models, port=port, max_models=settings.SAMPLING_MODELS)
+    async with supervise(command, url=url) as supervised:
         yield supervised
 
 

@@ -242,10 +242,15 @@ def build_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def build_command(
-    models: Mapping[str, Path], *, port: int, device: str = "cpu", threads: int | None = None
+    models: Mapping[str, Path],
+    *,
+    port: int,
+    device: str = "cpu",
+    threads: int | None = None,
+    max_models: int = 2,
 ) -> list[str]:
     """The built-in server's command line."""
     named = [part for name, path in models.items() for part in ("--model", f"{name}={path}")]
     command = [sys.executable, "-m", "workers.generation", *named]
-    command += ["--port", str(port), "--device", device]
+    command += ["--port", str(port), "--device", device, "--max-models", str(max_models)]
     return command + (["--threads", str(threads)] if threads else [])

@@ -16,7 +16,7 @@ from training.errors import InvalidInput
 from training.types import SampleOutput, SampleRequest, SamplingParams, TargetTokens
 from workers.generation import App, read_arguments, read_setup
 from workers.residents import Residents, Setup, TurnThread
-from workers.vllm import ModelMissing, SamplingServer
+from workers.vllm import ModelMissing, SamplingServer, build_command
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny-chatml-1m"
 PARAMS = SamplingParams(max_tokens=8, seed=4, stop=())
@@ -353,6 +353,14 @@ async def test_a_bug_in_a_step_ends_the_server_and_is_not_waited_for(
 
 def void(_: object) -> None:
     """For what is called for its effect."""
+
+
+def test_a_supervisors_command_line_is_read_as_it_was_meant() -> None:
+    command = build_command({"a/b": Path("/models/b")}, port=7, max_models=5)
+    options = read_arguments(command[3:])
+    setup = read_setup(options)
+    assert (setup.models, setup.max_models, setup.device) == ({"a/b": Path("/models/b")}, 5, "cpu")
+    assert options.port == 7
 
 
 def test_the_command_line_names_models_by_their_paths() -> None:

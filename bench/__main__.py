@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from bench import load, memory, sft, stack, tenants
+from bench import growth, load, memory, sft, stack, tenants
 from bench.contest import ROOT
 from bench.rows import Row, describe_rows
 
@@ -16,6 +16,7 @@ BENCHES: Mapping[str, Callable[[], list[Row]]] = {
     "tenants": tenants.measure,
     "memory": memory.measure,
     "stack": stack.measure,
+    "growth": growth.measure,
     "load": load.measure,
 }
 

@@ -68,4 +68,5 @@ def time_once(way: Callable[[], None]) -> float:
     return time.perf_counter() - started
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])

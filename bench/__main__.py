@@ -1,4 +1,7 @@
-"""`python -m bench [NAME ...]`: measure, print the ratios, and keep the rows in bench.json."""
+"""`python -m bench [NAME ...]`: measure, print the ratios, and keep the rows in bench.json.
+
+`python -m bench table` prints the rows that are kept as a table for a page.
+"""
 
 import json
 import os
@@ -8,7 +11,7 @@ from pathlib import Path
 
 from bench import growth, load, memory, sft, stack, tenants
 from bench.contest import ROOT
-from bench.rows import Row, describe_rows
+from bench.rows import Row, describe_rows, tabulate_rows
 
 BENCHES: Mapping[str, Callable[[], list[Row]]] = {
     "sft": sft.measure,
@@ -22,6 +25,9 @@ BENCHES: Mapping[str, Callable[[], list[Row]]] = {
 
 
 def main(names: Sequence[str]) -> int:
+    if list(names) == ["table"]:
+        print(*tabulate_rows(read_rows()), sep="\n")
+        return 0
     unknown = set(names) - set(BENCHES)
     if unknown:
         print(f"There is no bench {', '.join(sorted(unknown))}: say {', '.join(BENCHES)}.")
@@ -36,11 +42,21 @@ def main(names: Sequence[str]) -> int:
 
 def store_rows(name: str, rows: list[Row]) -> None:
     """Rows of this bench replace those of its last run; a bench's rows begin with its name."""
-    file = Path(os.environ.get("HONE_HOME", ROOT / ".hone")).resolve() / "bench.json"
+    kept = [row for row in read_rows() if row["name"].split()[0] != name]
+    file = find_file()
     file.parent.mkdir(parents=True, exist_ok=True)
-    before: list[Row] = json.loads(file.read_text()) if file.exists() else []
-    kept = [row for row in before if row["name"].split()[0] != name]
     file.write_text(json.dumps([*kept, *rows], indent=2) + "\n")
+
+
+def read_rows() -> list[Row]:
+    """None where nothing was measured yet."""
+    file = find_file()
+    rows: list[Row] = json.loads(file.read_text()) if file.exists() else []
+    return rows
+
+
+def find_file() -> Path:
+    return Path(os.environ.get("HONE_HOME", ROOT / ".hone")).resolve() / "bench.json"
 
 
 sys.exit(main(sys.argv[1:]))

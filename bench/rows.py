@@ -49,3 +49,15 @@ def _describe(row: Row) -> str:
     mark = "" if row["met"] else "   target missed"
     numbers = f"{row['ratio']:7.2f}  {target:>8} {row['ours']:9.1f} {row['theirs']:9.1f}"
     return f"{numbers}  {row['unit']}  {row['name']}{mark}"
+
+
+def tabulate_rows(rows: Sequence[Row]) -> list[str]:
+    """Lines of Markdown, ratios first."""
+    head = ["| ratio | wanted | | Hone | the other |", "|---:|---:|---|---:|---:|"]
+    return [*head, *map(_tabulate, rows)]
+
+
+def _tabulate(row: Row) -> str:
+    wanted = "" if row["target"] is None else f"{row['sense']} {row['target']:g}"
+    ours, theirs = (f"{row[side]:,g} {row['unit']}" for side in ("ours", "theirs"))
+    return f"| {row['ratio']:.2f} | {wanted} | {row['name']} | {ours} | {theirs} |"

@@ -22,6 +22,8 @@ CHUNK_BYTES = 32 << 20  # of float32 logits, or rows of the head, that exist at 
 # What glibc's allocator keeps of what comes and goes: measured 0.25 to 0.41. Where it maps every
 # piece by itself there is none of it, and steps take a third longer.
 SLACK = 0.33
+SCORE_BYTES = 16 << 20  # of float32 scores that exist at one time where they are capped
+SCORE_ROWS = 256  # queries of one call of attention
 FEWEST_TOKENS = 256  # of a pass: with fewer, products with the weights are slow
 UPDATE_BYTES = 64 << 20  # that an optimizer's step goes through at a time
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -104,17 +106,20 @@ class Memory:
     def token_bytes(self) -> int:
         """What every token of a pass keeps for the backward, all layers together."""
         shape = self.shape
-        layer = self._count_layer()
-        kept = (shape.layers * shape.hidden * self.width + layer) if self.is_checkpointed else 0
         ends = (2 * FLOAT + 2 * self.width) * shape.hidden
-        return (kept or shape.layers * layer) + ends
+        layer = self.width * shape.hidden if self.is_checkpointed else self._count_layer()
+        return shape.layers * layer + ends
 
     def _count_layer(self) -> int:
         shape, spec, width = self.shape, self.spec, self.width
         norms = FLOAT * shape.num_norms * shape.hidden
+        if spec.is_full:
+            norms *= 2  # what their own weights are multiplied with
         if shape.has_head_norms:
             norms += FLOAT * (shape.query + shape.key)
         attention = 2 * width * (shape.query + shape.key) + FLOAT * shape.heads
+        if shape.has_caps:  # keys and values are repeated for every head
+            attention += 2 * width * (shape.query - shape.key)
         rows = lows = 0
         if spec.train_attn or spec.is_full:
             rows, lows = rows + shape.hidden + shape.query, lows + 4 * spec.rank
@@ -174,14 +179,29 @@ class Memory:
     def _count_workspace(self, num_tokens: int, known: int) -> int:
         """Beside what a pass is known to take: gradients on their way, or the optimizer's."""
         shape, size = self.shape, self._count_trained()
-        copies = 2 if shape.num_experts == 1 else 3 * shape.experts_a_token
-        backward = num_tokens * self.width * (4 * shape.mlp + copies * shape.hidden)
+        wide, narrow = (3, 1) if shape.num_experts == 1 else (4, 3 * shape.experts_a_token)
+        backward = num_tokens * self.width * (wide * shape.mlp + narrow * shape.hidden)
+        if self.is_checkpointed:
+            backward += num_tokens * self._count_layer()
         backward -= self._count_logprobs(num_tokens)
-        update = 2 * min(size, UPDATE_BYTES) - known
-        matrix = self.width * shape.vocabulary * shape.hidden if self.spec.is_full else 0
-        if matrix and self.num_pieces > 1:  # the head's sums, and a layer's gradients on their way
-            matrix += FLOAT * shape.vocabulary * shape.hidden + self._count_layer_weights()
-        return max(0, backward, update) + matrix
+        late = max(self._count_embedding(), 2 * min(size, UPDATE_BYTES)) - known
+        return max(0, backward, late, self._count_scores(num_tokens))
+
+    def _count_embedding(self) -> int:
+        """Its gradient, the last of a pass where all weights are trained."""
+        if not self.spec.is_full:
+            return 0
+        size = self.shape.vocabulary * self.shape.hidden
+        if self.num_pieces == 1:
+            return self.width * size
+        # The head's sums beside it, and a layer's gradients on their way.
+        return (self.width + FLOAT) * size + self._count_layer_weights()
+
+    def _count_scores(self, num_tokens: int) -> int:
+        """Of one call of attention where they are capped, with a copy on the way."""
+        if not self.shape.has_caps:
+            return 0
+        return 2 * min(SCORE_BYTES, FLOAT * self.shape.heads * num_tokens * SCORE_ROWS)
 
     def _count_logprobs(self, num_tokens: int) -> int:
         """A chunk as the head gives it and in float32; with a trained head its softmax beside."""

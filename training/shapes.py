@@ -12,8 +12,8 @@ Part = Literal["embed", "attn", "mlp", "unembed"]
 LAYER_PARTS = ("attn", "mlp")
 
 # Tensors as wide as the MLP that a layer keeps for the backward, where engine/gated.py thins out
-# nothing.
-KEPT_OF_MLP = {"phi3": 4, "phi": 2}
+# nothing. Phi's GELU is written out in steps, and each keeps what it needs.
+KEPT_OF_MLP = {"phi3": 4, "phi": 4}
 # How many norms a layer has over the hidden size, where it is not two.
 NORMS = {"phi": 1, "gemma2": 4, "gemma3": 4, "gemma3_text": 4}
 # Families that norm queries and keys, of every head or of all together.
@@ -37,6 +37,8 @@ class ModelShape:
     has_head_norms: bool = False
     kept_of_mlp: int = 2
     is_gated: bool = True
+    is_fused: bool = False  # one matrix makes queries, keys and values, another both halves
+    has_caps: bool = False  # of attention's scores: those exist then
     is_tied: bool = False  # the head is the input embedding's matrix too
 
     @classmethod
@@ -60,9 +62,11 @@ class ModelShape:
             experts_a_token=experts_a_token,
             heads=heads,
             num_norms=NORMS.get(family, 2),
-            has_head_norms=family in HEAD_NORMS,
+            has_head_norms=family in HEAD_NORMS or bool(own.get("qk_layernorm")),
             kept_of_mlp=KEPT_OF_MLP.get(family, 2),
             is_gated=family != "phi",
+            is_fused=family == "phi3",
+            has_caps=bool(own.get("attn_logit_softcapping")),
             is_tied=bool(own.get("tie_word_embeddings", family.startswith("gemma"))),
         )
 
@@ -89,12 +93,20 @@ class ModelShape:
 
     def list_linears(self) -> list[tuple[Part, int, int, int]]:
         """Of one layer of the model, and of its two ends: part, rows, columns, count."""
-        expert = self.mlp // self.experts_a_token
-        return [
+        expert, num_halves = self.mlp // self.experts_a_token, 1 + self.is_gated
+        projections: list[tuple[Part, int, int, int]] = [
             ("attn", self.query, self.hidden, 1),
             ("attn", self.key, self.hidden, 2),
+            ("mlp", expert, self.hidden, num_halves * self.num_experts),
+        ]
+        if self.is_fused:
+            projections = [
+                ("attn", self.query + 2 * self.key, self.hidden, 1),
+                ("mlp", num_halves * expert, self.hidden, 1),
+            ]
+        return [
+            *projections,
             ("attn", self.hidden, self.query, 1),
-            ("mlp", expert, self.hidden, (1 + self.is_gated) * self.num_experts),
             ("mlp", self.hidden, expert, self.num_experts),
             ("unembed", self.vocabulary, self.hidden, 1),
             ("embed", self.vocabulary, self.hidden, 1),

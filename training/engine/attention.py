@@ -14,10 +14,10 @@ from transformers import AttentionInterface
 from training.engine.kernels import choose_kernel
 from training.engine.scores import Rule, attend_capped, attend_masked, find_seen
 from training.engine.segments import Group, Segments
+from training.memory import SCORE_BYTES
 
 ATTENTION = "hone"  # pass as attn_implementation when a model is loaded
 BLOCK_ROWS = 256  # queries of one call where a mask is needed
-SCORE_BYTES = 16 << 20  # of float32 scores that exist at one time where they are capped
 
 Pieces = Sequence[torch.Tensor]  # [1, heads, tokens, D] for each group
 

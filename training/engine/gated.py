@@ -23,8 +23,11 @@ GATED = frozenset(
         "Mistral",
         "Olmo2",
         "Olmo3",
+        "Olmo2",
+        "Olmo3",
         "Qwen2",
         "Qwen3",
+        "SmolLM3",
         "SmolLM3",
     )
 )

@@ -8,6 +8,7 @@ import pytest
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from tests.training.engine.allocations import Allocations, count_allocations
+from tests.training.engine.shapes import FAMILIES, save_model
 from training.engine import core
 from training.engine.core import Engine
 from training.engine.gated import thin_out
@@ -80,6 +81,51 @@ def test_a_mixture_takes_what_a_tokens_experts_take(tmp_path: Path, name: str) -
     predicted = Memory(shape=ModelShape.read(tmp_path), spec=SPECS[name]).predict(500 * 4)
     measured = measure(Engine.load(tmp_path), SPECS[name], [500] * 4).peak
     assert measured == pytest.approx(predicted.total - predicted.weights - predicted.slack, rel=0.1)
+
+
+def describe_error(family: str, folder: Path) -> float:
+    """Of the prediction, as a share of what was measured."""
+    engine, shape = Engine.load(save_model(family, folder)), ModelShape.read(folder)
+    assert shape.num_parameters == pytest.approx(engine.num_parameters, rel=0.03)
+    spec = LoraSpec(rank=4)
+    memory = Memory(shape=shape, spec=spec)
+    engine.create_adapter("run", spec)
+    assert engine.adapters.by_run["run"].num_parameters == memory.num_trained
+    request = make_request([100] * 8)
+    measured = count_allocations(lambda: engine.forward_backward({"run": request})).peak
+    predicted = memory.predict(800)
+    return (predicted.activations + predicted.logprobs + predicted.workspace) / measured - 1
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"gemma-2"}))
+def test_every_family_takes_what_is_told_from_its_config(family: str, tmp_path: Path) -> None:
+    assert abs(describe_error(family, tmp_path)) < 0.2
+
+
+def test_capped_scores_are_counted_as_they_are_for_long_rows(tmp_path: Path) -> None:
+    """At this size the scores of one call are nearly all there is."""
+    assert -0.2 < describe_error("gemma-2", tmp_path) < 3
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("rank", [0, 8])
+def test_all_weights_and_activations_that_are_made_twice_are_predicted(
+    tiny_path: Path, rank: int, recompute: bool
+) -> None:
+    spec, engine = LoraSpec(rank=rank), Engine.load(tiny_path, recompute=recompute)
+    memory = Memory(shape=ModelShape.read(tiny_path), spec=spec, is_checkpointed=recompute)
+    engine.create_adapter("run", spec)
+    request = make_request([500] * 4)
+
+    def train() -> None:
+        engine.forward_backward({"run": request})
+        engine.optim_step("run", AdamParams())
+
+    predicted = memory.predict(2000)
+    measured = count_allocations(train).peak
+    assert measured == pytest.approx(
+        predicted.activations + predicted.logprobs + predicted.workspace, rel=0.1
+    )
 
 
 def test_two_measurements_of_a_step_are_equal(tiny_path: Path) -> None:

@@ -136,6 +136,33 @@ def add_grouped(active: Parts, num_rows: int, a_grads: torch.Tensor, b_grads: to
     )
 
 
+def add_low_rank(out_NO: torch.Tensor, rows_NI: torch.Tensor, active: Parts) -> torch.Tensor:
+    """In place: each group's part of the output. Returns its rows times A, scaled."""
+    cuts, stacks = cut(active, rows_NI), stack(active, rows_NI, out_NO.shape[1])
+    low_NR = nn.functional.grouped_mm(rows_NI, stacks.a.mT, offs=cuts.ends) * cuts.scales
+    out_NO += nn.functional.grouped_mm(low_NR, stacks.b.mT, offs=cuts.ends)
+    return low_NR
+
+
+def add_gradients(
+    active: Parts,
+    rows_NI: torch.Tensor,
+    low_NR: torch.Tensor,
+    grad_NO: torch.Tensor,
+    grad_NI: torch.Tensor | None,
+) -> None:
+    """Sum every group's gradients of A and B into its run's buffers, and those of the rows into
+    `grad_NI`."""
+    grad_NO = grad_NO.contiguous()
+    cuts, stacks = cut(active, rows_NI), stack(active, rows_NI, grad_NO.shape[1])
+    grad_low_NR = nn.functional.grouped_mm(grad_NO, stacks.b, offs=cuts.ends) * cuts.scales
+    b_grads_GOR = nn.functional.grouped_mm(grad_NO.T, low_NR, offs=cuts.ends)
+    a_grads_GRI = nn.functional.grouped_mm(grad_low_NR.T, rows_NI, offs=cuts.ends)
+    add_grouped(active, len(rows_NI), a_grads_GRI, b_grads_GOR)
+    if grad_NI is not None:
+        grad_NI += nn.functional.grouped_mm(grad_low_NR, stacks.a, offs=cuts.ends)
+
+
 class _GroupedLinear(torch.autograd.Function):
     """x W' + s (x A') B' for all groups at once; leaves are there only to be seen by autograd."""
 
@@ -149,10 +176,7 @@ class _GroupedLinear(torch.autograd.Function):
         *leaves: torch.Tensor,
     ) -> torch.Tensor:
         out_NO = multiply(rows_NI, weight_OI, bias_O)
-        cuts, stacks = cut(active, rows_NI), stack(active, rows_NI, len(weight_OI))
-        low_NR = nn.functional.grouped_mm(rows_NI, stacks.a.mT, offs=cuts.ends)
-        low_NR = low_NR * cuts.scales
-        out_NO += nn.functional.grouped_mm(low_NR, stacks.b.mT, offs=cuts.ends)
+        low_NR = add_low_rank(out_NO, rows_NI, active)
         ctx.active, ctx.num_leaves = active, len(leaves)
         ctx.save_for_backward(rows_NI, weight_OI, low_NR)
         return out_NO
@@ -160,15 +184,6 @@ class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_NO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows_NI, weight_OI, low_NR = ctx.saved_tensors
-        grad_NO = grad_NO.contiguous()
-        cuts, stacks = cut(ctx.active, rows_NI), stack(ctx.active, rows_NI, len(weight_OI))
-        grad_low_NR = nn.functional.grouped_mm(grad_NO, stacks.b, offs=cuts.ends)
-        grad_low_NR = grad_low_NR * cuts.scales
-        b_grads_GOR = nn.functional.grouped_mm(grad_NO.T, low_NR, offs=cuts.ends)
-        a_grads_GRI = nn.functional.grouped_mm(grad_low_NR.T, rows_NI, offs=cuts.ends)
-        add_grouped(ctx.active, len(rows_NI), a_grads_GRI, b_grads_GOR)
-        grad_NI = None
-        if ctx.needs_input_grad[0]:
-            grad_NI = pull_back(grad_NO, weight_OI)
-            grad_NI += nn.functional.grouped_mm(grad_low_NR, stacks.a, offs=cuts.ends)
+        grad_NI = pull_back(grad_NO, weight_OI) if ctx.needs_input_grad[0] else None
+        add_gradients(ctx.active, rows_NI, low_NR, grad_NO, grad_NI)
         return (grad_NI, None, None, None, *[None] * ctx.num_leaves)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from training.engine import grouped
 from training.engine.lora import Active, Pair, Slice, add_gradients, add_low_rank
 from training.engine.products import multiply, pull_back
 
@@ -135,9 +136,15 @@ def compute_places(
 ) -> tuple[torch.Tensor, Lows]:
     """The products, and the rows times A of every piece, which the backward needs again."""
     out_SO = multiply_groups(rows_SI, weight_EOI, plan)
-    return out_SO, [
-        add_low_rank(out_SO[:, share.columns], rows_SI, share.active) for share in shares
-    ]
+    return out_SO, [add_share(out_SO[:, share.columns], rows_SI, share.active) for share in shares]
+
+
+def add_share(out_SO: torch.Tensor, rows_SI: torch.Tensor, active: Active) -> list[torch.Tensor]:
+    """In place, what adapters add; returns rows times A, of all pieces together where they go
+    through one grouped product."""
+    if grouped.is_suited(rows_SI, active):
+        return [grouped.add_low_rank(out_SO, rows_SI, active)]
+    return add_low_rank(out_SO, rows_SI, active)
 
 
 def multiply_groups(rows_SI: torch.Tensor, weight_EOI: torch.Tensor, plan: Plan) -> torch.Tensor:
@@ -274,6 +281,9 @@ def add_places(
     """Sum every piece's gradients into its run's buffers, and its part of the rows' into theirs."""
     for share, share_lows in zip(shares, lows, strict=True):
         share_SO = grad_SO[:, share.columns]
+        if grouped.is_suited(rows_SI, share.active):
+            grouped.add_gradients(share.active, rows_SI, share_lows[0], share_SO, grad_SI)
+            continue
         for (start, stop, pair), low_NR in zip(share.active, share_lows, strict=True):
             grad_low_NR = add_gradients(pair, rows_SI[start:stop], low_NR, share_SO[start:stop])
             if grad_SI is not None:

@@ -18,6 +18,7 @@ from tests.training.engine.reference import (
 )
 from tests.training.engine.rows import make_data
 from tests.training.engine.test_against_peft import train_once
+from training.engine import grouped
 from training.engine.core import Engine
 from training.engine.families import compute_plain_logits
 from training.engine.lora import Slice
@@ -163,3 +164,26 @@ def test_the_grouped_product_of_a_gpu_is_that_of_one_expert_after_another() -> N
     torch.testing.assert_close(
         multiply_at_once(grad_SO, weight_EOI, plan), pull_groups(grad_SO, weight_EOI, plan)
     )
+
+
+def test_adapters_of_experts_by_grouped_products_are_those_piece_by_piece(
+    mixture: Path, stir: Stir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine.load(mixture)
+    specs = {"a": LoraSpec(rank=4), "bb": LoraSpec(rank=17, alpha=8.0, train_attn=False)}
+    requests = {run: ForwardBackward(data=make_data(9, 20, seed=len(run))) for run in specs}
+    for run, spec in specs.items():
+        engine.create_adapter(run, spec)
+        stir(engine, run)
+    losses, gradients = [], []
+    for has_kernel in (False, True):
+        monkeypatch.setattr(grouped, "is_suited", lambda _, active, on=has_kernel: on and active)
+        outputs = engine.forward_backward(requests)
+        for run, output in outputs.items():
+            assert isinstance(output, ForwardBackwardOutput)
+            losses.append(output.metrics["loss:sum"])
+            gradients.append(engine.adapters.by_run[run].gradients.clone())
+            engine.drop_gradients(run)
+    assert losses[2:] == pytest.approx(losses[:2], rel=1e-5)
+    for ours, theirs in zip(gradients[2:], gradients[:2], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)

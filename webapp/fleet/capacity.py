@@ -31,7 +31,7 @@ class Capacity:
             return f"the worker {loader} is loading {name}"
         restored = self.restoring.get(worker)
         if restored == run_id:
-            return "its weights were paged out, and are being restored"
+            return "its weights had left memory, and are being restored"
         return f"the worker {worker} is restoring another run's weights" if restored else ""
 
     def explain_sampling(self, base_model_id: str) -> str:

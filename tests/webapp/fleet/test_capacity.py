@@ -58,7 +58,7 @@ def test_whose_worker_loads_another_model_or_restores_a_run_reads_that_too() -> 
     told = capacity.explain_load(wanted.pk, loader.name, "run-1")
     assert told == f"the worker {loader.name} is loading acme/Other"
     assert capacity.explain_load(other.pk, restorer.name, "run-2") == (
-        "its weights were paged out, and are being restored"
+        "its weights had left memory, and are being restored"
     )
     assert capacity.explain_load(other.pk, restorer.name, "run-1") == (
         f"the worker {restorer.name} is restoring another run's weights"

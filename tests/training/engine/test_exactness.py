@@ -52,11 +52,11 @@ class Tenant:
     def _places(self) -> Iterator[tuple[int, int]]:
         return enumerate(self.lengths)
 
-    def make_requests(self) -> list[ForwardBackward]:
+    def make_requests(self, *, with_routes: bool = False) -> list[ForwardBackward]:
         data, starts = self.make_data(), sorted(self.cuts | {0})
         stops = [*starts[1:], len(data)]
         return [
-            ForwardBackward(data=data[start:stop], loss_fn=self.loss_fn)
+            ForwardBackward(data=data[start:stop], loss_fn=self.loss_fn, with_routes=with_routes)
             for start, stop in zip(starts, stops, strict=True)
         ]
 

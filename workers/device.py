@@ -1,6 +1,7 @@
 """What a process that owns a device holds: base models, runs' weights, begun operations."""
 
 import logging
+import math
 import os
 import socket
 import threading
@@ -33,7 +34,10 @@ from workers.memory import (
     Budget,
     can_page,
     count_bytes,
+    count_page,
     describe_memory,
+    find_excess,
+    is_crowded,
     move_back,
     move_to_host,
     plan_engine,
@@ -151,6 +155,8 @@ class Device:
         if engine is None:
             while len(self.engines) >= self.setup.max_models:
                 self.close(self.find_idle() or next(iter(self.engines)))
+            while is_crowded(self.setup.memory, self.engines, run) and (idle := self.find_idle()):
+                self.close(idle)
             engine = self.load(run)
         self.engines[key] = engine
         return engine
@@ -235,29 +241,15 @@ class Device:
 
     def page_out(self) -> None:
         """Idle runs leave, the longest unused first, until the others are within their bytes."""
-        budget = self.setup.memory
-        idle = [key for key in list(self.held)[:-1] if key not in self.pending]
-        if budget.runs:
-            self._leave(idle, budget.runs - sum(map(count_bytes, self.held.values())))
-        pages = {key: held.page for key, held in self.held.items() if held.page is not None}
-        room = budget.host - sum(page.num_bytes for page in pages.values())
-        for run_id, page in pages.items():
-            if room < 0:
-                room += page.num_bytes
-                self.send_away(run_id)
-
-    def _leave(self, idle: Iterable[str], room: int) -> None:
-        """To host memory, where it has a budget, else to disk."""
-        for run_id in idle:
-            held = self.held[run_id]
-            num_bytes = count_bytes(held)
-            if room >= 0 or not num_bytes:
-                continue
-            room += num_bytes
-            if self.setup.memory.host and can_page(held):
-                move_to_host(held)
+        budget, newest = self.setup.memory, next(reversed(self.held), None)
+        idle = {key for key in self.held if key not in self.pending and key != newest}
+        for run_id in find_excess(self.held, idle, count_bytes, budget.runs or math.inf):
+            if budget.host and can_page(self.held[run_id]):
+                move_to_host(self.held[run_id])
             else:
                 self.send_away(run_id)
+        for run_id in find_excess(self.held, idle, count_page, budget.host):
+            self.send_away(run_id)
 
     def send_away(self, run_id: str) -> None:
         """To disk. Whichever worker has room may go on with it."""

@@ -4,7 +4,7 @@ From the device to host memory, where that is another one, and from there to dis
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from training.engine.paging import measure_run, page_in, page_out
 from training.engine.ranks import Plan
 from training.memory import DeviceKind, Fit, fit_model
 from training.shapes import ModelShape
+from webapp.runs.models import Run
 from webapp.settings import read_int
 from workers.execute import Held
 from workers.room import count_free_bytes
@@ -24,6 +25,7 @@ MEGABYTE = 1 << 20
 # Of all that a device has: kernels and contexts take the rest, and on a host everything else here.
 SHARE = {"cuda": 0.92, "cpu": 0.75}
 SHARE_OF_RUNS = 0.3  # of the room, between their passes
+SHARE_OF_MODELS = 0.6  # of the room, where there is more than one
 SHARE_OF_HOST = 0.5  # for runs that left a device of its own memory
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -77,6 +79,35 @@ def plan_engine(
 def count_bytes(held: Held) -> int:
     """On the device."""
     return measure_run(held.engine, held.run.pk).total
+
+
+def count_page(held: Held) -> int:
+    """In host memory."""
+    return held.page.num_bytes if held.page is not None else 0
+
+
+def find_excess(
+    held: Mapping[str, Held], idle: Set[str], measure: Callable[[Held], int], limit: float
+) -> list[str]:
+    """Which of the idle, in their order, have to go until the others are within the limit."""
+    sizes = {run_id: measure(each) for run_id, each in held.items()}
+    excess, going = sum(sizes.values()) - limit, []
+    for run_id in held:
+        if excess > 0 and run_id in idle and sizes[run_id]:
+            going.append(run_id)
+            excess -= sizes[run_id]
+    return going
+
+
+def is_crowded(budget: Budget, engines: Mapping[str, Engine], run: Run) -> bool:
+    """Whether the run's model would leave less than runs and passes need, beside the others."""
+    folder = Path(run.base_model.path)
+    if not budget.room or not (engines and (folder / "config.json").is_file()):
+        return False
+    width = next(iter(engines.values())).adapters.head.weight.element_size()
+    new = ModelShape.read(folder).num_parameters * width
+    total = new + sum(map(count_weights, engines.values()))
+    return total // budget.num_pieces > budget.room * SHARE_OF_MODELS
 
 
 def can_page(held: Held) -> bool:

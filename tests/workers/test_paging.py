@@ -1,15 +1,17 @@
 """Idle runs leave the device for host memory or disk, by bytes, and go on as if they had stayed."""
 
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 
+from tests.webapp.cast import make_actor, make_run
 from tests.workers.cast import TINY, Program, make_client_run, make_tiny, read_loss, take_turns
 from training.memory import Memory, fit_model
 from training.shapes import ModelShape
 from training.types import LoraSpec
 from webapp.fleet.models import Worker
-from webapp.fleet.services import register_worker
+from webapp.fleet.services import add_base_model, register_worker
 from webapp.runs.models import Operation, Run
 from workers import gauge
 from workers.device import Device, Setup, beat
@@ -180,3 +182,20 @@ def test_without_a_system_that_tells_its_peak_a_run_trains_unmeasured(
     take_turns(device)
     assert read_loss(learned) > 0
     assert Run.objects.get().peak_bytes is None
+
+
+def test_a_base_model_that_leaves_no_room_for_passes_takes_the_place_of_an_idle_one(
+    tmp_path: Path,
+) -> None:
+    make_tiny()
+    run = make_client_run()
+    other = tmp_path / "other"
+    copytree(TINY, other)
+    base_model = add_base_model(path=str(other), names=["other"])
+    second = make_run(make_actor("second"), base_model)
+    models = [run.base_model_id, base_model.pk]
+    for room, expected in ((12 * 10**6, models[1:]), (100 * 10**6, models)):
+        device = Device(setup=Setup(name="w1", memory=Budget(room=room)))
+        for each in (run, second):
+            device.open(each)
+        assert list(device.engines) == expected

@@ -91,6 +91,17 @@ class ModelShape:
         routers = self.layers * self.num_experts * self.hidden if self.num_experts > 1 else 0
         return norms + embeddings + self.layers * linears + routers
 
+    @property
+    def active_share(self) -> float:
+        """Of all weights, those that a token meets: of experts a few only."""
+        experts = sum(
+            rows * columns * count
+            for part, rows, columns, count in self.list_linears()
+            if part == "mlp"
+        )
+        idle = experts * self.layers * (1 - self.experts_a_token / self.num_experts)
+        return 1 - idle / self.num_parameters
+
     def list_linears(self) -> list[tuple[Part, int, int, int]]:
         """Of one layer of the model, and of its two ends: part, rows, columns, count."""
         expert, num_halves = self.mlp // self.experts_a_token, 1 + self.is_gated

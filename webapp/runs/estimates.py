@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from django.db.models import Q
 
+from training.errors import InvalidInput
+from training.shapes import ModelShape
 from webapp.datasets.models import DatasetVersion, Preview
 from webapp.fleet.models import BaseModel, Worker
 from webapp.runs.models import Run
@@ -108,10 +111,20 @@ def _compute_step(base_model: BaseModel, num_tokens: float, is_full: bool) -> fl
     2 N for the forward pass (a multiplication and an addition for each weight), 2 N for the
     gradients of the activations. The other 2 N of full training, the gradients of the weights,
     fall away because the weights are frozen; A and B are under a hundredth of N. Where all
-    weights learn it is the whole 6 N, and the optimizer's pass over N is lost in it.
+    weights learn it is the whole 6 N, and the optimizer's pass over N is lost in it. Of experts
+    only those count that a token meets.
     """
     worker = Worker.objects.filter(kind=Worker.Kind.GPU, flops__gt=0).order_by("-flops").first()
     if worker is None:
         return 0.0
     operations = 6 if is_full else 4
-    return operations * base_model.num_parameters * num_tokens / worker.flops
+    num_met = base_model.num_parameters * _find_share(base_model)
+    return operations * num_met * num_tokens / worker.flops
+
+
+def _find_share(base_model: BaseModel) -> float:
+    """Of a model's weights, those that a token meets; all, where its folder cannot be read."""
+    try:
+        return ModelShape.read(Path(base_model.path)).active_share
+    except InvalidInput:
+        return 1.0

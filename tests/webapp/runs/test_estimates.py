@@ -1,5 +1,8 @@
 """How long a run will take, before it begins."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from tests.webapp.cast import make_actor, make_base_model, make_run
@@ -30,6 +33,35 @@ def test_a_new_model_is_estimated_from_the_workers_speed(base_model: BaseModel) 
     assert estimate.seconds == pytest.approx(10 * (0.1 + 0.05))
     assert estimate.tokens_per_second == pytest.approx(1000 / 1.5)
     assert "measured speed" in estimate.basis
+
+
+def test_of_a_mixture_only_the_experts_that_a_token_meets_take_time(
+    base_model: BaseModel, tmp_path: Path
+) -> None:
+    """Those of a model that is published with 30.5 billion weights, 3.3 of which a token meets."""
+    config = {
+        "model_type": "qwen3_moe",
+        "vocab_size": 151936,
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "moe_intermediate_size": 768,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+    }
+    Worker.objects.create(name="w1", kind=Worker.Kind.GPU, flops=8e9)
+    speeds = []
+    for path in (base_model.path, str(tmp_path)):
+        BaseModel.objects.filter(pk=base_model.pk).update(path=path, num_parameters=30_500_000_000)
+        base_model.refresh_from_db()
+        estimate = estimate_seconds(base_model=base_model, num_tokens_per_step=100, steps=10)
+        assert estimate is not None
+        speeds.append(estimate.tokens_per_second)
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    assert speeds[1] / speeds[0] == pytest.approx(30.5 / 3.3, rel=0.03)
 
 
 def test_what_was_only_computed_is_said_as_a_range(base_model: BaseModel) -> None:

@@ -1,5 +1,6 @@
 """Rank 0 of several: engines whose verbs are done by all ranks, each on its part of the work."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import count
@@ -17,6 +18,9 @@ from training.engine.ranked import Head, RankedEngine, cut_shares
 from training.engine.ranks import Plan
 from training.memory import Room
 from training.types import LoraSpec, Optimizer, OptimizerParams, OptimStepOutput, Probe
+
+WEIGHTS = "*.safetensors"
+SHARE_OF_HOST = 0.5  # for models that are being read
 
 T = TypeVar("T")
 
@@ -46,12 +50,19 @@ class Lead:
             "token_budget": token_budget,
             "recompute": recompute,
             "room": room,
+            "in_turns": self.must_take_turns(path),
         }
         load = partial(LeadEngine.load_on, self.ranks, path, **asked)
         engine = self.order(Order(verb="load", engine=number, args=(path,), kwargs=asked), load)
         assert isinstance(engine, LeadEngine)
         engine.lead, engine.number = self, number
         return engine
+
+    def must_take_turns(self, path: Path) -> bool:
+        """Every rank reads the whole model before it is cut, perhaps in a wider type."""
+        read = 2 * self.ranks.plan.size * sum(file.stat().st_size for file in path.glob(WEIGHTS))
+        host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return self.ranks.plan.sharing != "replicas" and read > SHARE_OF_HOST * host
 
     def close(self, engine: "LeadEngine") -> None:
         """The other ranks forget it too."""

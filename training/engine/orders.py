@@ -33,6 +33,26 @@ class Order:
         return (OutOfStep, InvalidInput) if self.verb in TOGETHER else (OutOfStep, *FAILURES)
 
 
+def build(ranks: Ranks, act: Callable[[], T], *, in_turns: bool) -> T:
+    """What each rank makes by itself, before they do anything together; all have it, or none.
+    `in_turns`: one after the other, where all at once would take too much memory.
+    """
+    built: list[T] = []
+    failure: Exception | None = None
+    for turn in range(ranks.plan.size if in_turns else 1):
+        if turn == ranks.rank or not in_turns:
+            try:
+                built.append(act())
+            except FAILURES as error:
+                failure = error
+        if in_turns:
+            ranks.tell_all(None)
+    ranks.agree(None if failure is None else str(failure), "whether a model can be read")
+    if failure is not None:
+        raise failure
+    return built[0]
+
+
 def obey(ranks: Ranks, order: Order, act: Callable[[], T]) -> T:
     """Every rank comes here with the same order; all succeed, or all raise the same."""
     try:

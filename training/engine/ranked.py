@@ -25,12 +25,13 @@ from training.engine.cycle import Pack
 from training.engine.families import check_agreement
 from training.engine.full import FullRun
 from training.engine.optim import check_params
+from training.engine.orders import build
 from training.engine.packing import Item
 from training.engine.passes import Tally
 from training.engine.ranks import Ranks
 from training.engine.recompute import recompute_layers
 from training.engine.sharded import ShardedRun
-from training.engine.shards import count_local_bytes, give_up, run_whole, shard_model
+from training.engine.shards import count_local_bytes, give_up, run_whole, shard_model, trim
 from training.engine.traced import Meter
 from training.errors import InvalidInput
 from training.memory import Room
@@ -138,7 +139,21 @@ class RankedEngine(Engine):
         token_budget: int,
         recompute: bool = False,
         room: Room | None = None,
+        in_turns: bool = False,
     ) -> Self:
+        act = partial(cls._read, ranks, path, dtype, token_budget)
+        engine = build(ranks, act, in_turns=in_turns)
+        engine.room = room
+        engine.see_whole(partial(check_agreement, engine.model, engine.adapters))
+        if ranks.plan.sharing == "fsdp":
+            give_up(engine.model)
+        if recompute:
+            recompute_layers(engine.model, engine.adapters)
+        trim()
+        return engine
+
+    @classmethod
+    def _read(cls, ranks: Ranks, path: Path, dtype: torch.dtype, token_budget: int) -> Self:
         gc.collect()  # what was closed before goes now; hooks hold models in circles
         sharing = ranks.plan.sharing
         # A model that no device can hold is cut on the CPU; only the pieces go to the devices.
@@ -150,18 +165,12 @@ class RankedEngine(Engine):
             token_budget=token_budget * (1 if sharing == "tensor" else ranks.plan.size),
         )
         engine.ranks, engine.round_budget, engine.kept = ranks, token_budget, {}
-        engine.room = room
         if sharing == "fsdp":
             shard_model(model, ranks)
         elif sharing == "tensor":
             cut_model(model, engine.adapters, ranks)
             nn.Module.to(model, ranks.device)
         engine.adapters.device = torch.device(ranks.device)
-        engine.see_whole(partial(check_agreement, model, engine.adapters))
-        if sharing == "fsdp":
-            give_up(model)
-        if recompute:
-            recompute_layers(model, engine.adapters)
         return engine
 
     @property

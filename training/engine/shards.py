@@ -1,5 +1,7 @@
 """A model's weights cut over the ranks by FSDP2, and passes that see them whole, layer by layer."""
 
+import ctypes
+import gc
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -60,6 +62,14 @@ def run_whole(model: PreTrainedModel, act: Callable[[], T]) -> T:
 def give_up(model: PreTrainedModel) -> None:
     """What is whole still: only pieces stay."""
     cast(FSDPModule, model).reshard()
+
+
+def trim() -> None:
+    """What was read whole, and is in pieces now, goes back to the system."""
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def count_local_bytes(model: nn.Module) -> int:

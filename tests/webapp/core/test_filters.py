@@ -18,6 +18,7 @@ from webapp.core.templatetags.hone import (
     server,
     short,
     size,
+    speed,
     trail,
 )
 
@@ -48,6 +49,10 @@ def test_losses_have_four_significant_digits(value: float, text: str) -> None:
 @pytest.mark.parametrize(("value", "text"), [(1e-4, "1e-4"), (2.5e-5, "2.5e-5"), (0.01, "0.01")])
 def test_learning_rates_are_powers_of_ten(value: float, text: str) -> None:
     assert rate(value) == text
+
+
+def test_a_device_speed_is_told_in_its_own_unit_and_an_unmeasured_one_not_at_all() -> None:
+    assert [speed(1.5e11), speed(9.9e14), speed(0)] == ["150 GFLOP/s", "990.0 TFLOP/s", "–"]  # noqa: RUF001
 
 
 def test_sizes_are_binary_and_counts_are_grouped() -> None:

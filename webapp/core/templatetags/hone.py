@@ -88,6 +88,14 @@ def size(num_bytes: float | None) -> str:
 
 
 @register.filter
+def speed(flops: float) -> str:
+    """Of a device's arithmetic: `150 GFLOP/s`. 0 was never measured."""
+    if not flops:
+        return NOTHING
+    return f"{flops / 1e12:.1f} TFLOP/s" if flops >= 1e12 else f"{flops / 1e9:.0f} GFLOP/s"
+
+
+@register.filter
 def digits(value: float | None) -> str:
     """Four significant digits: losses and other measured numbers."""
     if value is None or not isfinite(value):

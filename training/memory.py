@@ -19,9 +19,9 @@ DeviceKind = Literal["cpu", "cuda"]
 FLOAT = 4  # bytes of float32
 INDEX = 8  # bytes of a place in a tensor
 CHUNK_BYTES = 32 << 20  # of float32 logits, or rows of the head, that exist at one time
-# What glibc's allocator keeps of what comes and goes: measured 0.25 to 0.41. Where it maps every
-# piece by itself there is none of it, and steps take a third longer.
-SLACK = 0.33
+# What glibc's allocator keeps of what comes and goes: measured 0.25 to 0.6, most for one long row.
+# Mapping every piece by itself would leave none of it, at the price of page faults.
+SLACK = 0.42
 SCORE_BYTES = 16 << 20  # of float32 scores that exist at one time where they are capped
 SCORE_ROWS = 256  # queries of one call of attention
 FEWEST_TOKENS = 256  # of a pass: with fewer, products with the weights are slow

@@ -1,9 +1,7 @@
 """One operation of a run's log -> one call of the engine, and what is stored of it."""
 
 import json
-import logging
 import math
-import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from django.conf import settings
-from django.template.loader import render_to_string
 
 from training.engine.core import Engine
 from training.engine.paging import Page
@@ -27,9 +24,7 @@ from training.types import (
     ForwardBackwardOutput,
     LoraSpec,
     OptimizerParams,
-    SavedWeights,
 )
-from webapp.checkpoints.chains import find_previous
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import check_name, find_folder, find_saved, register_checkpoint
 from webapp.core.errors import UserError
@@ -38,10 +33,10 @@ from webapp.runs.custom_losses import attach_loss
 from webapp.runs.models import Operation, Run
 from webapp.runs.services import note_shared_head
 from webapp.tinker.wire import JSON, PROTOBUF, decode_forward_backward, encode_output
+from workers.saves import choose_previous, export_weights, make_folder_name, save_sampler
 
 EPHEMERAL_SECONDS = 86_400  # of a sampling client's weights, after its session has ended
 
-logger = logging.getLogger(__name__)
 Kind = Operation.Kind
 Status = Operation.Status
 
@@ -210,6 +205,8 @@ def load_weights(held: Held, _operation: Operation, payload: Mapping[str, Any]) 
     checkpoint = Checkpoint.objects.select_related("run").get(pk=payload["checkpoint"])
     if checkpoint.deleted_at is not None:
         raise InvalidInput(f"the checkpoint {checkpoint.name} was deleted: load another one")
+    if checkpoint.is_full is not held.run.is_full:
+        raise InvalidInput(f"{checkpoint.name} is of a run that trains other weights: load another")
     folder = find_folder(checkpoint)
     held.engine.load_weights(
         held.run.pk, folder, optimizer=bool(payload["optimizer"]), kind=payload.get("kind", "adamw")
@@ -312,12 +309,12 @@ def save_checkpoint(
     folder = Path(settings.HONE_HOME) / path
     previous = None
     if kind == Checkpoint.Kind.EXTERNAL:
-        saved = export_weights(held, folder, payload)
+        saved = export_weights(held.engine, held.run, folder, payload)
     elif kind == Checkpoint.Kind.TRAINING:
         saved = held.engine.save_weights(held.run.pk, folder, optimizer=True)
     else:
         previous = choose_previous(held.run, payload)
-        saved = save_sampler(held, folder, previous)
+        saved = save_sampler(held.engine, held.run, folder, previous)
     default_ttl = EPHEMERAL_SECONDS if is_ephemeral else None
     register = partial(
         register_checkpoint,
@@ -341,49 +338,6 @@ def save_checkpoint(
     except UserError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def choose_previous(run: Run, payload: Mapping[str, Any]) -> Checkpoint | None:
-    """What a full-parameter run's sampler weights are saved as a difference to, if to anything."""
-    kind = payload.get("checkpoint_type")
-    if kind not in (None, "base", "delta"):
-        raise InvalidInput(f"checkpoint_type is {kind!r}: choose base or delta, or leave it out")
-    return find_previous(run) if run.is_full and kind != "base" else None
-
-
-def save_sampler(held: Held, folder: Path, previous: Checkpoint | None) -> SavedWeights:
-    """Where what a difference would build on is damaged, all weights are saved instead."""
-    save = partial(held.engine.save_weights, held.run.pk, folder, optimizer=False)
-    if previous is not None:
-        try:
-            return save(previous=find_folder(previous))
-        except InvalidInput as error:
-            logger.warning("no delta of %s: %s", held.run.pk, error)
-    return save()
-
-
-def export_weights(held: Held, folder: Path, payload: Mapping[str, Any]) -> SavedWeights:
-    run, engine = held.run, held.engine
-    shares_head = engine.shares_trained_head(run.pk)
-    card = {
-        "run": run,
-        "name": payload["name"],
-        "shares_head": shares_head,
-        "trains_embedding": run.lora.get("train_embed", False),
-        "joins_experts": engine.joins_experts(run.pk),
-    }
-    return engine.export_weights(
-        run.pk,
-        folder,
-        base_name=run.model_name,
-        card=render_to_string("checkpoints/external_card.md", card),
-        recipients=payload.get("recipients", ()),
-    )
-
-
-def make_folder_name(name: str) -> str:
-    """Clients name checkpoints as they like; the seq behind it keeps folders apart."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:60] or "checkpoint"
 
 
 def answer(content: Mapping[str, Any]) -> Done:

@@ -394,6 +394,28 @@ def test_another_run_goes_on_from_a_state(optimizer: bool) -> None:
     assert (read_loss(after) == read_loss(same)) is optimizer
 
 
+def test_a_run_of_an_adapter_does_not_take_all_weights_nor_the_other_way_round() -> None:
+    full, lora = make_full(), Program(run=make_client_run(1))
+    lora.create()
+    for program in (full, lora):
+        program.send(Kind.SAVE_WEIGHTS, name="half")
+    device = make_device()
+    take_turns(device)
+    (of_full,), (of_lora,) = list_checkpoints(full), list_checkpoints(lora)
+    program = Program(run=make_client_run(2))  # it begins with what it loads
+    refused = [
+        each.send(Kind.LOAD_WEIGHTS, checkpoint=checkpoint.pk, optimizer=True)
+        for each, checkpoint in ((full, of_lora), (program, of_full))
+    ]
+    after = lora.learn(0)
+    take_turns(device)
+    for operation in refused:
+        operation.refresh_from_db()
+        assert (operation.status, operation.error_category) == ("failed", "user")
+        assert "half is of a run that trains other weights" in operation.error
+    assert read_loss(after) > 0
+
+
 def test_another_run_goes_on_from_a_delta() -> None:
     program = make_full()
     delta = save_steps(program, 2)[-1]

@@ -187,5 +187,11 @@ def _read_tensors(file: Path, digest: str) -> Tensors:
     return tensors
 
 
+def copy_tensors(targets: Tensors, sources: Tensors) -> None:
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(sources[name])
+
+
 def count_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir())

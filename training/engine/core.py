@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
+from transformers import PreTrainedModel
 
-from training.architectures import find_context, read_architecture
+from training.architectures import find_context
 from training.encryption import encrypt_files, read_recipients
 from training.engine import checkpoint, whole
 from training.engine.adapters import Adapter, Adapters
-from training.engine.attention import ATTENTION
 from training.engine.cycle import Cycle, Outcome, Pack
 from training.engine.experts import count_idle
 from training.engine.families import check_agreement
 from training.engine.full import FullRun, check_free
 from training.engine.gated import thin_out
+from training.engine.models import open_model
 from training.engine.optim import (
     STATES,
     OptimizerState,
@@ -364,9 +363,9 @@ class Engine:
         if contents.adapter.keys() != adapter.tensors.keys():
             self.drop(run)
             raise InvalidInput(f"{folder.name} holds other layers than this model has")
-        _copy_tensors(adapter.tensors, contents.adapter)
+        checkpoint.copy_tensors(adapter.tensors, contents.adapter)
         if contents.optimizer is not None:
-            _copy_tensors(name_moments(adapter.view, state), contents.optimizer)
+            checkpoint.copy_tensors(name_moments(adapter.view, state), contents.optimizer)
             state.num_steps = contents.step
 
     def _load_full(self, run: str, folder: Path, *, optimizer: bool) -> None:
@@ -386,20 +385,3 @@ class Engine:
         if isinstance(output, InvalidInput):
             raise output
         return Probe(tokens=tokens, logprobs=tuple(float(value) for value in output.logprobs[0]))
-
-
-def open_model(path: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """Frozen, with our attention."""
-    read_architecture(path)
-    disable_progress_bar()  # type: ignore[no-untyped-call]
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True
-    )
-    model.train(False).requires_grad_(False).to(device)
-    return model
-
-
-def _copy_tensors(targets: checkpoint.Tensors, sources: checkpoint.Tensors) -> None:
-    with torch.no_grad():
-        for name, target in targets.items():
-            target.copy_(sources[name])

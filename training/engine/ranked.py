@@ -19,11 +19,12 @@ import torch.distributed as dist
 from torch import nn
 
 from training.engine import checkpoint
-from training.engine.core import Engine, open_model
+from training.engine.core import Engine
 from training.engine.cut import cut_model, keep_own_gradients
 from training.engine.cycle import Pack
 from training.engine.families import check_agreement
 from training.engine.full import FullRun
+from training.engine.models import open_model
 from training.engine.optim import check_params
 from training.engine.orders import build
 from training.engine.packing import Item

@@ -16,10 +16,10 @@ from training.engine.orders import Order, obey
 from training.engine.passes import Tally
 from training.engine.ranked import Head, RankedEngine, cut_shares
 from training.engine.ranks import Plan
+from training.engine.shards import count_file_bytes
 from training.memory import Room
 from training.types import LoraSpec, Optimizer, OptimizerParams, OptimStepOutput, Probe
 
-WEIGHTS = "*.safetensors"
 SHARE_OF_HOST = 0.5  # for models that are being read
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class Lead:
 
     def must_take_turns(self, path: Path) -> bool:
         """Every rank reads the whole model before it is cut, perhaps in a wider type."""
-        read = 2 * self.ranks.plan.size * sum(file.stat().st_size for file in path.glob(WEIGHTS))
+        read = 2 * self.ranks.plan.size * count_file_bytes(path)
         host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return self.ranks.plan.sharing != "replicas" and read > SHARE_OF_HOST * host
 

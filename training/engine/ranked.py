@@ -4,7 +4,6 @@ Adapters and optimizers are the same on all ranks. Gradients are collected at ra
 pass, so what it does with them in between is nobody else's matter.
 """
 
-import gc
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from training.engine.passes import Tally
 from training.engine.ranks import Ranks
 from training.engine.recompute import recompute_layers
 from training.engine.sharded import ShardedRun
-from training.engine.shards import count_local_bytes, give_up, run_whole, shard_model, trim
+from training.engine.shards import count_local_bytes, give_up, reclaim, run_whole, shard_model
 from training.engine.traced import Meter
 from training.errors import InvalidInput
 from training.memory import Room
@@ -150,12 +149,12 @@ class RankedEngine(Engine):
             give_up(engine.model)
         if recompute:
             recompute_layers(engine.model, engine.adapters)
-        trim()
+        reclaim(path)
         return engine
 
     @classmethod
     def _read(cls, ranks: Ranks, path: Path, dtype: torch.dtype, token_budget: int) -> Self:
-        gc.collect()  # what was closed before goes now; hooks hold models in circles
+        reclaim(path)
         sharing = ranks.plan.sharing
         # A model that no device can hold is cut on the CPU; only the pieces go to the devices.
         model = open_model(path, dtype, ranks.device if sharing == "replicas" else "cpu")

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -17,6 +18,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from training.engine.ranks import Ranks
+
+WORTH_BYTES = 64 << 20  # of a model: looking for what is left takes a quarter of a second
 
 T = TypeVar("T")
 WHOLE = "run_whole"  # the method of a sharded model that counts as its forward
@@ -64,12 +67,19 @@ def give_up(model: PreTrainedModel) -> None:
     cast(FSDPModule, model).reshard()
 
 
-def trim() -> None:
-    """What was read whole, and is in pieces now, goes back to the system."""
+def reclaim(path: Path) -> None:
+    """Before and after a model is read: what was closed, and what is in pieces now, goes back to
+    the system. Hooks hold models in circles, so they do not go by themselves."""
+    if count_file_bytes(path) < WORTH_BYTES:
+        return
     gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
+
+
+def count_file_bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.glob("*.safetensors"))
 
 
 def count_local_bytes(model: nn.Module) -> int:

@@ -84,7 +84,7 @@ def _small_blocks() -> object:
         yield
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     layout=LAYOUTS,
     window=st.one_of(st.none(), st.integers(1, 50)),

@@ -62,7 +62,7 @@ def attend_groups(
             outputs.append(_attend_whole(group, place, states, rule))
         else:
             outputs.append(_attend_parts(segments, place, states, rule))
-    return torch.cat(outputs, dim=1)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
 def is_plain(rule: Rule, length: int) -> bool:

@@ -92,6 +92,7 @@ class Job:
     request: ForwardBackward
     cycle: Cycle
     seconds: float = 0.0  # of the device, this run's part of its passes
+    has_begun: bool = False
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

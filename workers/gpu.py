@@ -14,7 +14,7 @@ from typing import TypeVar
 from celery.signals import worker_ready, worker_shutdown
 from django.db import transaction
 
-from training.engine.cycle import Outcome, Pack
+from training.engine.cycle import Cycle, Outcome, Pack
 from training.errors import InvalidInput
 from webapp.core.dispatch import GPU_QUEUE, GPU_TURN, ISOLATION_TEST, send_task
 from webapp.core.errors import UserError
@@ -49,6 +49,16 @@ class Failure:
 
     error: str
     category: str
+
+
+GIVEN_UP = Failure(
+    error=(
+        f"The worker ended {queue.MAX_TRIES} times while it was at this operation, and it is not"
+        " tried again: the worker's log may say why. Go on from the last checkpoint, with less in"
+        " one request."
+    ),
+    category="server",
+)
 
 
 def run_turn(device: Device) -> bool:
@@ -109,13 +119,21 @@ def run_pass(device: Device, operation: Operation) -> None:
     pack = job.cycle.take_pack()
     jobs = [device.jobs[run_id] for run_id in pack.runs]
     started = time.perf_counter()
-    failure = attempt(watch(jobs[0].held, pack, partial(job.cycle.execute, pack)))
+    failure = attempt(watch(jobs[0].held, pack, partial(execute_pack, job.cycle, pack, jobs)))
     if failure is not None:
         part(device, jobs, failure)
         return
     note_seconds(device, jobs, pack, time.perf_counter() - started)
     for run_id, outcome in job.cycle.settle(pack).items():
         end_job(device, device.jobs[run_id], outcome)
+
+
+def execute_pack(cycle: Cycle, pack: Pack, jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        if not job.has_begun:
+            job.has_begun = True
+            queue.note_try(job.operation)
+    cycle.execute(pack)
 
 
 def find_job(device: Device, operation: Operation) -> Job | None:
@@ -133,7 +151,8 @@ def open_job(device: Device, operation: Operation) -> None:
     is_new = operation.run_id not in device.jobs and device.can_hold(operation.run)
     if operation.kind != Operation.Kind.FORWARD_BACKWARD or not is_new:
         return
-    failure = attempt(partial(add_job, device, operation))
+    given_up = queue.is_given_up(operation)
+    failure = GIVEN_UP if given_up else attempt(partial(add_job, device, operation))
     if failure is not None:
         end(device, operation, failure)
 
@@ -143,7 +162,7 @@ def add_job(device: Device, operation: Operation) -> None:
     held = device.hold(operation.run)
     catch_up(held, operation)
     run_id, cycle = operation.run_id, device.find_cycle(held.engine)
-    cycle.add(run_id, request, is_alone=run_id in device.suspects)
+    cycle.add(run_id, request, is_alone=run_id in device.suspects or operation.tries > 0)
     device.jobs[run_id] = Job(operation=operation, held=held, request=request, cycle=cycle)
 
 
@@ -173,7 +192,8 @@ def end_job(device: Device, job: Job, outcome: Outcome) -> None:
 
 
 def run_alone(device: Device, operation: Operation) -> None:
-    outcome = attempt(partial(execute_alone, device, operation))
+    given_up = queue.is_given_up(operation)
+    outcome = GIVEN_UP if given_up else attempt(partial(execute_alone, device, operation))
     if isinstance(outcome, Failure) and outcome.category == "server":
         device.forget(operation.run_id)
     if operation.kind == Operation.Kind.OPTIM_STEP:
@@ -183,6 +203,7 @@ def run_alone(device: Device, operation: Operation) -> None:
 
 def execute_alone(device: Device, operation: Operation) -> Done:
     """Its time counts in tokens of passes; that of loading a base model is nobody's."""
+    queue.note_try(operation)
     held = device.hold(operation.run)
     started = time.perf_counter()
     try:

@@ -238,6 +238,7 @@ class Operation(models.Model):
     num_tokens = models.PositiveIntegerField(default=0)
     forward_only = models.BooleanField(default=False)  # a forward_backward without gradients
     worker = models.CharField(max_length=80, blank=True)
+    tries = models.PositiveSmallIntegerField(default=0)  # since a worker died that had it
     created_at = models.DateTimeField(default=now)
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)

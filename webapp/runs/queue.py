@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from django.db import IntegrityError, transaction
 from django.db.models import BigIntegerField, Case, Exists, F, OuterRef, Q, QuerySet, Value, When
+from django.db.models.functions import Greatest
 from django.utils.timezone import now
 
 from webapp.core.dispatch import ANY_GPU_QUEUE, GPU_QUEUE, GPU_TURN, send_task
@@ -19,6 +20,7 @@ LEASE = timedelta(seconds=60)
 GAP_DEADLINE = timedelta(seconds=120)  # the SDK's own retries of one request end after this
 START = "#"  # between a worker's name and which start of it has the lease
 SERIES = 64  # forward_backwards of one run that are handed out together
+MAX_TRIES = 3  # of an operation by itself, after a worker has died with it
 MAX_SEQ = 2**31 - 1  # an int32 on the Tinker wire
 
 Kind = Operation.Kind
@@ -176,7 +178,20 @@ def _free(run: Run) -> bool:
 
 def _requeue(operations: QuerySet[Operation]) -> int:
     running = operations.filter(status=Status.RUNNING)
-    return running.update(status=Status.QUEUED, worker="", started_at=None)
+    tries = Greatest(F("tries"), 1)  # whichever of them it was that the worker did not survive
+    return running.update(status=Status.QUEUED, worker="", started_at=None, tries=tries)
+
+
+def is_given_up(operation: Operation) -> bool:
+    """Its worker has died with it often enough."""
+    return operation.tries > MAX_TRIES
+
+
+def note_try(operation: Operation) -> None:
+    """Just before one that a worker had when it died is begun again."""
+    if operation.tries:
+        operation.tries += 1
+        Operation.objects.filter(pk=operation.pk).update(tries=operation.tries)
 
 
 def find_work(worker: str) -> list[Run]:

@@ -202,7 +202,7 @@ def assert_close(ours: torch.Tensor, theirs: torch.Tensor, what: str) -> None:
     assert worst <= 1e-5, f"{what}: off by {worst:.1e}"
 
 
-@generated(max_examples=300)
+@generated(max_examples=40)
 @given(mix=tenants, budget=budgets)
 def test_every_run_has_the_numbers_of_the_reference(
     engine: Engine, plain: PreTrainedModel, mix: list[Tenant], budget: int

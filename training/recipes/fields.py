@@ -1,7 +1,6 @@
 """Checks of single settings, each naming the field, what it is and what it may be."""
 
 from collections.abc import Callable, Mapping, Sequence
-from math import isfinite
 from typing import Any
 
 from training.errors import InvalidInput
@@ -27,7 +26,7 @@ def real(low: float, high: float, *, above: bool = False) -> Check:
 
     def check(name: str, value: Any) -> float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not isfinite(value) or not low <= value <= high:
+        if not is_number or not low <= value <= high:
             raise InvalidInput(f"{name} is {value!r:.60}: give a number {between}")
         if above and value == low:
             raise InvalidInput(f"{name} is {value!r:.60}: give a number {between}")

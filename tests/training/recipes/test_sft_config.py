@@ -59,6 +59,7 @@ def test_whole_numbers_may_come_as_floats_of_json() -> None:
         ({"warmup_steps": -1}, "warmup_steps is -1"),
         ({"batch_size": 0}, "batch_size is 0: give a whole number from 1 to 4096"),
         ({"epochs": 0}, "epochs is 0: give a number above 0"),
+        ({"epochs": 10**400}, "give a number above 0 and up to 1000"),
         ({"steps": 0}, "steps is 0: give a whole number from 1"),
         ({"epochs": 1, "steps": 5}, "epochs and steps are both given"),
         ({"held_out_share": 1}, "held_out_share is 1: give a number from 0 to 0.9"),

@@ -4,7 +4,6 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from django.conf import settings
@@ -86,11 +85,22 @@ def find_replay(run: Run) -> Iterable[Operation]:
     return sorted([*queue.find_replay(run), *refused], key=lambda operation: operation.seq)
 
 
+def replay_alone(held: Held, operation: Operation) -> None:
+    """What was refused before is again. What was done, and cannot be, is weights that are lost."""
+    try:
+        execute(held, operation)
+    except InvalidInput as error:
+        if operation.status != Operation.Status.FAILED:
+            raise InvalidInput(
+                f"this run's weights cannot be made again, as its {operation.kind} with seq_id"
+                f" {operation.seq} cannot be repeated: {error}"
+            ) from error
+
+
 def replay(held: Held, operation: Operation) -> None:
     """Do again what was done before; its result is stored already."""
     if operation.kind != Kind.FORWARD_BACKWARD:
-        with suppress(InvalidInput):
-            execute(held, operation)
+        replay_alone(held, operation)
         return
     request = read_request(operation)
     if request.forward_only:

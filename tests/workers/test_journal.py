@@ -1,5 +1,6 @@
 """kill -9 of a device at every turn: nothing lost, nothing twice, the same losses."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from webapp.runs import queue
 from webapp.runs.models import Metric, Operation, Run
 from workers import execute, journal
 from workers.device import Device
+from workers.execute import Held
 from workers.gpu import run_turn
 
 pytestmark = pytest.mark.django_db
@@ -209,3 +211,28 @@ def test_weights_of_a_run_that_is_over_are_dropped_with_their_autosave(tmp_path:
     assert not device.held
     assert not (tmp_path / "autosaves" / program.run.pk).exists()
     assert Run.objects.get(pk=program.run.pk).worker == ""
+
+
+def test_a_run_does_not_go_on_without_the_weights_that_it_had_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parent, branch = Program(), Program(run=make_client_run(1))
+    parent.create()
+    parent.train(range(1))
+    parent.send(Kind.SAVE_WEIGHTS, name="start")
+    device = make_device()
+    take_turns(device)
+    monkeypatch.setattr(journal, "autosave", raise_disk_full)
+    branch.create()
+    branch.send(Kind.LOAD_WEIGHTS, checkpoint=Checkpoint.objects.get().pk, optimizer=True)
+    take_turns(device)
+    Checkpoint.objects.update(deleted_at=parent.run.created_at)
+    later = branch.learn(2)
+    take_turns(restart(device))
+    later.refresh_from_db()
+    assert later.status == Operation.Status.FAILED
+    assert "start was deleted" in later.error
+
+
+def raise_disk_full(_held: Held) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")

@@ -43,31 +43,30 @@ class ModelShape:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "ModelShape":
-        """InvalidInput where a size is missing."""
-        own = {**config, **(config.get("text_config") or {})}
-        heads, hidden = _read(own, "num_attention_heads"), _read(own, "hidden_size")
-        head_width = own.get("head_dim") or hidden // heads
-        num_experts = own.get("num_experts") or own.get("num_local_experts") or 1
-        experts_a_token = own.get("num_experts_per_tok") or 1 if num_experts > 1 else 1
-        width = own.get("moe_intermediate_size") if num_experts > 1 else None
-        family = str(own.get("model_type", ""))
+        """InvalidInput where a size is missing, or is none."""
+        heads, hidden = _read(config, "num_attention_heads"), _read(config, "hidden_size")
+        head_width = _find(config, "head_dim") or hidden // heads
+        num_experts = _find(config, "num_experts") or _find(config, "num_local_experts") or 1
+        experts_a_token = _find(config, "num_experts_per_tok") or 1 if num_experts > 1 else 1
+        width = _find(config, "moe_intermediate_size") if num_experts > 1 else None
+        family = str(config.get("model_type", ""))
         return cls(
-            layers=_read(own, "num_hidden_layers"),
+            layers=_read(config, "num_hidden_layers"),
             hidden=hidden,
             query=heads * head_width,
-            key=(own.get("num_key_value_heads") or heads) * head_width,
-            mlp=(width or _read(own, "intermediate_size")) * experts_a_token,
-            vocabulary=_read(own, "vocab_size"),
+            key=(_find(config, "num_key_value_heads") or heads) * head_width,
+            mlp=(width or _read(config, "intermediate_size")) * experts_a_token,
+            vocabulary=_read(config, "vocab_size"),
             num_experts=num_experts,
             experts_a_token=experts_a_token,
             heads=heads,
             num_norms=NORMS.get(family, 2),
-            has_head_norms=family in HEAD_NORMS or bool(own.get("qk_layernorm")),
+            has_head_norms=family in HEAD_NORMS or bool(config.get("qk_layernorm")),
             kept_of_mlp=KEPT_OF_MLP.get(family, 2),
             is_gated=family != "phi",
             is_fused=family == "phi3",
-            has_caps=bool(own.get("attn_logit_softcapping")),
-            is_tied=bool(own.get("tie_word_embeddings", family.startswith("gemma"))),
+            has_caps=bool(config.get("attn_logit_softcapping")),
+            is_tied=bool(config.get("tie_word_embeddings", family.startswith("gemma"))),
         )
 
     @classmethod
@@ -122,6 +121,11 @@ class ModelShape:
             ("unembed", self.vocabulary, self.hidden, 1),
             ("embed", self.vocabulary, self.hidden, 1),
         ]
+
+
+def _find(config: Mapping[str, Any], key: str) -> int | None:
+    """A size that not every family has; transformers writes null, or 0, for none."""
+    return _read(config, key) if config.get(key) else None
 
 
 def _read(config: Mapping[str, Any], key: str) -> int:

@@ -26,6 +26,7 @@ from training.engine.generate import Generator
 from training.engine.logits import IDENTITY
 from training.engine.passes import run_pass
 from training.errors import InvalidInput
+from training.shapes import ModelShape
 
 OTHERS: dict[str, tuple[PreTrainedConfig, str, str]] = {
     "linear attention": (
@@ -64,6 +65,9 @@ KEYS = st.sampled_from(
         "vocab_size",
         "is_causal",
         "num_experts",
+        "num_key_value_heads",
+        "head_dim",
+        "text_config",
         "vision_config",
         "state_size",
         "mlp_only_layers",
@@ -185,6 +189,8 @@ def test_any_config_is_taken_or_refused(family: str, changes: dict[str, Any]) ->
         assert found.name in ARCHITECTURES
         assert 0 < found.context_tokens <= 256
         assert found.vocab_size == config["vocab_size"]
+    with suppress(InvalidInput):
+        assert ModelShape.from_config(config).num_parameters > 0
 
 
 def test_a_pass_that_differs_from_transformers_is_noticed(

@@ -23,11 +23,8 @@ GATED = frozenset(
         "Mistral",
         "Olmo2",
         "Olmo3",
-        "Olmo2",
-        "Olmo3",
         "Qwen2",
         "Qwen3",
-        "SmolLM3",
         "SmolLM3",
     )
 )

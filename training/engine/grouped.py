@@ -17,9 +17,8 @@ from torch import nn
 from training.engine.products import multiply, pull_back
 
 FEWEST_RUNS = 2
-RANK_MULTIPLE = (
-    16  # rows of a stack begin at multiples of 16 bytes, and tiles of the kernel are full
-)
+WIDTH_MULTIPLE = 8  # of bfloat16: the kernel takes rows of whole 16 bytes only
+RANK_MULTIPLE = 16  # and its tiles are full
 
 
 class LowRank(Protocol):
@@ -60,7 +59,15 @@ def is_suited(rows_NI: torch.Tensor, active: Parts) -> bool:
     """Grouped products of PyTorch exist for bfloat16 on devices of capability 8.0 up."""
     if rows_NI.device.type != "cuda" or rows_NI.dtype != torch.bfloat16:
         return False
-    return len(active) >= FEWEST_RUNS and torch.cuda.get_device_capability(rows_NI.device) >= (8, 0)
+    if len(active) < FEWEST_RUNS or not are_widths_whole(active):
+        return False
+    return torch.cuda.get_device_capability(rows_NI.device) >= (8, 0)
+
+
+def are_widths_whole(active: Parts) -> bool:
+    """Of what enters the layer and what leaves it, which is the same for all runs."""
+    _, _, pair = active[0]
+    return pair.a.shape[1] % WIDTH_MULTIPLE == 0 and len(pair.b) % WIDTH_MULTIPLE == 0
 
 
 def record_grouped(

@@ -17,8 +17,13 @@ from training.types import Datum, FloatArray, ForwardBackward, ForwardBackwardOu
 INPUTS, OUTPUTS = 24, 40
 
 
-def make_pair(rank: int, scale: float, generator: torch.Generator) -> Pair:
-    shapes = ((rank, INPUTS), (OUTPUTS, rank))
+def make_pair(
+    rank: int,
+    scale: float,
+    generator: torch.Generator,
+    widths: tuple[int, int] = (INPUTS, OUTPUTS),
+) -> Pair:
+    shapes = ((rank, widths[0]), (widths[1], rank))
     a, b = (torch.randn(shape, generator=generator) for shape in shapes)
     return Pair(
         a=a.requires_grad_(),
@@ -88,6 +93,20 @@ def test_on_a_cpu_slices_go_by_themselves() -> None:
     rows, active = make_case([(0, 4, 3), (1, 5, 8)])
     assert not grouped.is_suited(rows, active)
     assert not grouped.is_suited(rows.bfloat16(), active)
+
+
+@pytest.mark.parametrize("widths", [(24, 40), (24, 36), (20, 40), (23, 41)])
+def test_widths_that_the_kernel_does_not_take_are_told_before(widths: tuple[int, int]) -> None:
+    inputs, outputs = widths
+    pair = make_pair(3, 2.0, torch.Generator(), widths)
+    active = ((0, 4, pair), (4, 9, pair))
+    rows, weight = torch.ones(9, inputs).bfloat16(), torch.ones(outputs, inputs).bfloat16()
+    refused = None
+    try:
+        record_grouped(rows, weight, None, active).sum().backward()
+    except RuntimeError as error:
+        refused = str(error)
+    assert (refused is None) == grouped.are_widths_whole(active), refused
 
 
 def test_a_pass_of_several_runs_is_the_same_either_way(

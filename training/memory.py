@@ -58,11 +58,6 @@ class Footprint:
         return sum(getattr(self, field.name) for field in fields(self))
 
     @property
-    def run_bytes(self) -> int:
-        """What the run takes between its steps, the base model aside."""
-        return self.adapter + self.gradients + self.optimizer
-
-    @property
     def parts(self) -> list[tuple[str, int]]:
         """In words, the largest first; nothing that takes nothing."""
         parts = [(name, getattr(self, key)) for key, name in NAMES.items() if getattr(self, key)]

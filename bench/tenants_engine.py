@@ -16,7 +16,7 @@ from bench.tenants import NUM_TENANTS, NUM_TOKENS
 from training.engine.core import Engine
 from training.types import AdamParams, Datum, ForwardBackward, LoraSpec
 
-WARMUP, STEPS = 2, 9
+WARMUP, STEPS = 1, 7
 LEARNED = 16  # tokens of a batch, the last ones
 
 

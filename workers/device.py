@@ -140,12 +140,12 @@ class Device:
         if run.done_seq < 0:
             return journal.restore(run, engine)
         self.restoring = run.pk
-        beat(self)
+        try_beat(self)
         try:
             return journal.restore(run, engine)
         finally:
             self.restoring = ""
-            beat(self)
+            try_beat(self)
 
     def open(self, run: Run) -> Engine:
         """Where a run's weights are to be made. All weights are made of a base that is new."""
@@ -205,7 +205,7 @@ class Device:
         """It may take a minute, and whoever waits for it can read why."""
         base_model = run.base_model
         self.loading = base_model.name
-        beat(self)
+        try_beat(self)
         path, dtype, most = Path(base_model.path), self.setup.dtype, self.setup.token_budget
         try:
             device = self.setup.device
@@ -223,7 +223,7 @@ class Device:
             return engine
         finally:
             self.loading = ""
-            beat(self)
+            try_beat(self)
 
     def close(self, key: str) -> None:
         """Drop a base model and every run's weights on it."""
@@ -323,12 +323,15 @@ class Heart:
 
     def _run(self) -> None:
         while not self.is_stopped.wait(BEAT_SECONDS):
-            try:
-                beat(self.device)
-            except DatabaseError as error:
-                logger.warning("no heartbeat: %s", error)
-            finally:
-                close_old_connections()
+            try_beat(self.device)
+            close_old_connections()
+
+
+def try_beat(device: Device) -> None:
+    try:
+        beat(device)
+    except DatabaseError as error:
+        logger.warning("no heartbeat: %s", error)
 
 
 def beat(device: Device) -> None:

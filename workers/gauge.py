@@ -1,10 +1,12 @@
 """The peak memory of a pass that one run has for itself: what the prediction is compared with."""
 
 import ctypes
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from django.db import DatabaseError
 
 from training.engine.cycle import Pack
 from training.engine.lead import LeadEngine
@@ -16,6 +18,8 @@ from workers.memory import count_weights
 GROWTH = 1.1  # of a run's largest pass: less is not worth another measurement
 STATUS = Path("/proc/self/status")
 RESET = Path("/proc/self/clear_refs")
+
+logger = logging.getLogger(__name__)
 
 
 def watch(held: Held, pack: Pack, act: Callable[[], None]) -> Callable[[], None]:
@@ -30,7 +34,7 @@ def watch(held: Held, pack: Pack, act: Callable[[], None]) -> Callable[[], None]
         taken = measure_gpu(act) if is_gpu else measure_process(act)
         held.measured_tokens = pack.num_tokens
         if taken is not None:
-            note(held, pack.num_tokens, taken)
+            try_note(held, pack.num_tokens, taken)
 
     return measured
 
@@ -74,6 +78,14 @@ def forget_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+def try_note(held: Held, num_tokens: int, taken: int) -> None:
+    """The pass was made, whether its peak is written down or not."""
+    try:
+        note(held, num_tokens, taken)
+    except DatabaseError as error:
+        logger.warning("a pass's peak is not written down: %s", error)
 
 
 def note(held: Held, num_tokens: int, taken: int) -> None:

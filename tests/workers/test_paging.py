@@ -4,6 +4,7 @@ from pathlib import Path
 from shutil import copytree
 
 import pytest
+from django.db import OperationalError
 
 from tests.webapp.cast import make_actor, make_run
 from tests.workers.cast import TINY, Program, make_client_run, make_tiny, read_loss, take_turns
@@ -168,6 +169,22 @@ def test_the_peak_of_a_runs_largest_pass_is_measured_and_what_was_predicted_of_i
     assert run.predicted_bytes == memory.predict(19).total
     assert run.peak_bytes is not None
     assert run.peak_bytes >= RUN_BYTES + 1_049_728 * 4
+
+
+@pytest.mark.parametrize("name", ["workers.gauge.note", "workers.device.beat"])
+def test_what_is_only_told_breaks_no_operation_where_the_database_does_not_answer(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = Program()
+    program.create()
+    learned = program.learn(0)
+    monkeypatch.setattr(name, raise_locked)
+    take_turns(Device(setup=Setup(name="w1", memory=Budget(room=10**9))))
+    assert read_loss(learned) > 0
+
+
+def raise_locked(*_: object) -> None:
+    raise OperationalError("database is locked")
 
 
 def test_without_a_system_that_tells_its_peak_a_run_trains_unmeasured(

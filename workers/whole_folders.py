@@ -28,8 +28,13 @@ def open_model(folder: Path, target: Path) -> tuple[Path, str]:
     if manifest.type != "delta":
         return folder, check_model(folder, manifest)
     shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    restore_folder(folder, target)
+    try:
+        target.mkdir(parents=True)
+        restore_folder(folder, target)
+    except OSError as error:
+        raise InvalidInput(
+            f"{folder.name} could not be restored: {error.strerror or error}"
+        ) from error
     return target, manifest.digest
 
 

@@ -1,5 +1,6 @@
 """Checkpoints of all weights are served as models of their own, each with its proof."""
 
+import errno
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from webapp.checkpoints.models import Checkpoint
 from webapp.deployments.calls import submit_call
 from webapp.deployments.models import Deployment, HotLoad, SamplingCall
 from webapp.deployments.services import create_deployment
-from workers import hotload
+from workers import hotload, whole_folders
 from workers.generation import App
 from workers.hotload import HotLoads, LoadFailed
 from workers.residents import Residents, Setup, TurnThread
@@ -175,6 +176,24 @@ def test_changed_files_are_not_served(
 
     load(work)
     assert HotLoad.objects.get().status == Status.FAILED
+
+
+def test_a_disk_without_room_for_a_restored_delta_is_said_and_nothing_is_left_on_it(
+    load: Callable[..., None], delta: Checkpoint, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_disk(_folder: Path, target: Path) -> None:
+        (target / "half").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(whole_folders, "restore_folder", fill_disk)
+
+    async def work(loads: HotLoads) -> None:
+        with pytest.raises(LoadFailed, match="could not be restored: No space left"):
+            await loads.use(delta, nothing)
+
+    load(work)
+    assert HotLoad.objects.get().status == Status.FAILED
+    assert list_restored(home) == []
 
 
 def test_weights_of_another_checkpoint_are_not_served_as_this_one(

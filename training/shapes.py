@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from training.architectures import read_size
 from training.errors import InvalidInput
 
 Part = Literal["embed", "attn", "mlp", "unembed"]
@@ -44,19 +45,19 @@ class ModelShape:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "ModelShape":
         """InvalidInput where a size is missing, or is none."""
-        heads, hidden = _read(config, "num_attention_heads"), _read(config, "hidden_size")
+        heads, hidden = read_size(config, "num_attention_heads"), read_size(config, "hidden_size")
         head_width = _find(config, "head_dim") or hidden // heads
         num_experts = _find(config, "num_experts") or _find(config, "num_local_experts") or 1
         experts_a_token = _find(config, "num_experts_per_tok") or 1 if num_experts > 1 else 1
         width = _find(config, "moe_intermediate_size") if num_experts > 1 else None
         family = str(config.get("model_type", ""))
         return cls(
-            layers=_read(config, "num_hidden_layers"),
+            layers=read_size(config, "num_hidden_layers"),
             hidden=hidden,
             query=heads * head_width,
             key=(_find(config, "num_key_value_heads") or heads) * head_width,
-            mlp=(width or _read(config, "intermediate_size")) * experts_a_token,
-            vocabulary=_read(config, "vocab_size"),
+            mlp=(width or read_size(config, "intermediate_size")) * experts_a_token,
+            vocabulary=read_size(config, "vocab_size"),
             num_experts=num_experts,
             experts_a_token=experts_a_token,
             heads=heads,
@@ -125,11 +126,4 @@ class ModelShape:
 
 def _find(config: Mapping[str, Any], key: str) -> int | None:
     """A size that not every family has; transformers writes null, or 0, for none."""
-    return _read(config, key) if config.get(key) else None
-
-
-def _read(config: Mapping[str, Any], key: str) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InvalidInput(f"config.json says {key} = {value!r}; it must be a number")
-    return value
+    return read_size(config, key) if config.get(key) else None

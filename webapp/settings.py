@@ -22,12 +22,15 @@ def read_bool(name: str, default: bool) -> bool:
     return value == "1" if value else default
 
 
-def read_int(name: str, default: int) -> int:
-    value = os.environ.get(name, "")
+def read_int(name: str, default: int, *, least: int = 0) -> int:
+    value = os.environ.get(name, "") or str(default)
     try:
-        return int(value) if value else default
+        number = int(value)
     except ValueError:
         raise ImproperlyConfigured(f"{name} is {value!r}; say a whole number") from None
+    if number < least:
+        raise ImproperlyConfigured(f"{name} is {number}; say {least} or more")
+    return number
 
 
 def read_list(name: str, default: list[str]) -> list[str]:
@@ -217,7 +220,7 @@ SPECTACULAR_SETTINGS = {
 # with --logprobs-mode processed_logprobs.
 SAMPLING_SERVER_URL = os.environ.get("HONE_SAMPLING_URL", "")
 # Base models and whole ones that the built-in server holds at once, as far as memory goes.
-SAMPLING_MODELS = read_int("HONE_SAMPLING_MODELS", 2)
+SAMPLING_MODELS = read_int("HONE_SAMPLING_MODELS", 2, least=1)
 PROBE_TOLERANCE = 1e-3  # nats; fp32 agrees to 1e-4, a wrong adapter is off by far more than this
 
 LOGGING = {

@@ -48,7 +48,7 @@ from workers.ranks import read_plan
 
 BEAT_SECONDS = 10.0
 TIDY_SECONDS = 10.0
-GPU_TOKEN_BUDGET = 16_384  # activations of a pass, where memory is the device's own
+TOKENS = {"cuda": 16_384, "cpu": TOKEN_BUDGET}  # of a pass, at most, where nobody says how many
 
 logger = logging.getLogger(__name__)
 
@@ -68,17 +68,16 @@ class Setup:
 
 
 def read_setup() -> Setup:
-    is_gpu = torch.cuda.is_available()
-    device = "cuda" if is_gpu else "cpu"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     plan = read_plan(device)
     return Setup(
         name=os.environ.get("HONE_WORKER") or socket.gethostname(),
         device=device,
-        dtype=torch.bfloat16 if is_gpu else torch.float32,
-        token_budget=read_int("HONE_TOKEN_BUDGET", GPU_TOKEN_BUDGET if is_gpu else TOKEN_BUDGET),
+        dtype=torch.bfloat16 if device == "cuda" else torch.float32,
+        token_budget=read_int("HONE_TOKEN_BUDGET", TOKENS[device], least=1),
         memory=read_budget(device, plan),
-        max_models=read_int("HONE_RESIDENT_MODELS", 2),
-        max_runs=read_int("HONE_RESIDENT_RUNS", 256),
+        max_models=read_int("HONE_RESIDENT_MODELS", 2, least=1),
+        max_runs=read_int("HONE_RESIDENT_RUNS", 256, least=1),
         plan=plan,
     )
 

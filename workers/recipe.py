@@ -29,7 +29,7 @@ from workers.errands import SAVED_NAME, Errands, Wanted
 from workers.prompts import pin_prompts
 from workers.remote import OperationFailed, RedisWaiter, RemoteModel, Waiter
 
-MAX_DRIVEN = read_int("HONE_RECIPES", 24)  # at once in a process; they mostly wait
+MAX_DRIVEN = read_int("HONE_RECIPES", 24, least=1)  # at once in a process; they mostly wait
 RENEW_SECONDS = 5.0
 STOP_SECONDS = 180.0  # to wait for the last checkpoint of a run that is stopped
 

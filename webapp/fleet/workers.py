@@ -19,7 +19,7 @@ COUNTED = {
 MEMORY_PARTS = {
     "room": "For training",
     "base_models": "Base models",
-    "adapters": "Adapters",
+    "adapters": "Trained weights",
     "optimizers": "Optimizer states",
     "paged": "Paged out",
     "free": "Free",

@@ -27,7 +27,7 @@ def test_the_page_says_what_takes_a_workers_memory() -> None:
     page = sign_in(make_actor()).get("/settings/workers/")
     assert [worker.memory for worker in page.context["workers"]] == [list(memory.values()), []]
     text = page.content.decode()
-    assert "Optimizer states" in text
+    assert "Trained weights" in text  # of adapters and of whole models alike
     assert "6.0 MiB" in text
 
 

@@ -338,7 +338,9 @@ def beat(device: Device) -> None:
     runs = list(device.held | device.pending)
     held = Run.objects.filter(pk__in=runs, worker=device.name)
     held.update(lease_until=now() + queue.LEASE)
-    holds: dict[str, object] = {"base_models": device.list_models(), "runs": runs}
+    shared = [key for key, each in list(device.engines.items()) if each.full is None]
+    models = {"base_models": device.list_models(), "shared_models": shared}
+    holds: dict[str, object] = {**models, "runs": runs}
     doing = {"loading": device.loading, "restoring": device.restoring}
     setup = device.setup
     memory = describe_memory(

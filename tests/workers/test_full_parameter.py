@@ -140,7 +140,13 @@ def test_a_worker_tells_the_base_model_once_whoever_has_trained_it() -> None:
     beat(device)
     holds = Worker.objects.get().holds
     assert holds["base_models"] == [full.run.base_model_id]
+    assert holds["shared_models"] == [lora.run.base_model_id]
     assert set(holds["runs"]) == {lora.run.pk, full.run.pk}
+    device.close(lora.run.base_model_id)
+    beat(device)
+    holds = Worker.objects.get().holds
+    assert holds["base_models"] == [full.run.base_model_id]
+    assert holds["shared_models"] == []
 
 
 def test_it_leaves_memory_with_its_engine_and_comes_back_as_it_was(

@@ -28,10 +28,10 @@ def request_isolation_test(*, actor: Actor | None, worker: str, base_model: str)
     """`actor` None: somebody at the server's command line, who may do everything."""
     found = _find_trainer(worker)
     model = find_base_model(base_model)
-    if model.pk not in (found.holds.get("base_models") or []):
+    if model.pk not in (found.holds.get("shared_models") or []):
         raise UserError(
-            f"The worker {worker} does not hold {model.name} at this moment: start or resume a run"
-            " on it first.",
+            f"The worker {worker} holds no {model.name} that runs share, at this moment: start or"
+            " resume a LoRA run on it first.",
             field="base_model",
         )
     try:

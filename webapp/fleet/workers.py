@@ -70,12 +70,14 @@ class Place:
 
 
 def list_places(workers: Iterable[WorkerState]) -> list[Place]:
-    """Of the gpu workers that are alive, in two queries at most."""
+    """Of the gpu workers that are alive, in two queries at most. A model that a run has for itself
+    is none of them.
+    """
     held = [
         (worker.name, pk)
         for worker in workers
         if worker.state == "alive" and worker.kind == Worker.Kind.GPU
-        for pk in worker.row.holds.get("base_models") or []
+        for pk in worker.row.holds.get("shared_models") or []
     ]
     found = BaseModel.objects.prefetch_related("names").in_bulk([pk for _, pk in held])
     return [Place(worker=name, base_model=found[pk]) for name, pk in held if pk in found]

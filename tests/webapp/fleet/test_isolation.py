@@ -36,7 +36,7 @@ def base_model(db: None) -> BaseModel:
 
 @pytest.fixture
 def worker(base_model: BaseModel) -> Worker:
-    return Worker.objects.create(name="w1", kind="gpu", holds={"base_models": [base_model.pk]})
+    return Worker.objects.create(name="w1", kind="gpu", holds={"shared_models": [base_model.pk]})
 
 
 def start(actor: Actor, **place: str) -> IsolationTest:
@@ -94,7 +94,7 @@ def test_who_is_not_signed_in_starts_and_reads_nothing() -> None:
 
 def test_only_what_a_living_gpu_worker_holds_is_tested(alice: Actor, worker: Worker) -> None:
     make_base_model("acme/Other")
-    with pytest.raises(UserError, match="does not hold acme/Other"):
+    with pytest.raises(UserError, match="holds no acme/Other"):
         start(alice, base_model="acme/Other")
     with pytest.raises(NotFound, match="no gpu worker unknown"):
         start(alice, worker="unknown")
@@ -117,6 +117,17 @@ def test_the_page_starts_one_and_shows_how_it_stands(alice: Actor, worker: Worke
     page = browser.get("/settings/workers/").content.decode()
     assert "not isolated" in page
     assert "0.2500" in page
+
+
+def test_a_model_that_only_runs_of_all_weights_have_is_not_offered(
+    alice: Actor, base_model: BaseModel
+) -> None:
+    Worker.objects.create(name="w1", kind="gpu", holds={"base_models": [base_model.pk]})
+    page = sign_in(alice).get("/settings/workers/").content.decode()
+    assert "Test isolation" not in page
+    assert "No gpu worker holds a base model that runs share" in page
+    with pytest.raises(UserError, match="start or resume a LoRA run on it first"):
+        start(alice)
 
 
 def test_a_test_that_could_not_be_made_says_why(alice: Actor, worker: Worker) -> None:

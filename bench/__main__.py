@@ -1,6 +1,7 @@
 """`python -m bench [NAME ...]`: measure, print the ratios, and keep the rows in bench.json.
 
-`python -m bench table` prints the rows that are kept as a table for a page.
+`python -m bench table` prints the rows that are kept as a table for a page, and
+`python -m bench profile` where the time of a step goes.
 """
 
 import json
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from bench import growth, load, memory, sft, stack, tenants
+from bench import growth, load, memory, profile, sft, stack, tenants
 from bench.contest import ROOT
 from bench.rows import Row, describe_rows, tabulate_rows
 
@@ -27,6 +28,9 @@ BENCHES: Mapping[str, Callable[[], list[Row]]] = {
 def main(names: Sequence[str]) -> int:
     if list(names) == ["table"]:
         print(*tabulate_rows(read_rows()), sep="\n")
+        return 0
+    if list(names) == ["profile"]:
+        profile.tell()
         return 0
     unknown = set(names) - set(BENCHES)
     if unknown:

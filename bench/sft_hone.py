@@ -4,18 +4,11 @@ import itertools
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from bench.contest import Stopwatch
-from bench.sft_rows import FULL, LEARNING_RATE, RANK, SftRow, count_tokens, read_batches
+from bench.sft_datum import to_datum
+from bench.sft_rows import FULL, LEARNING_RATE, RANK, count_tokens, read_batches
 from training.engine.core import Engine
-from training.types import AdamParams, Datum, ForwardBackward, ForwardBackwardOutput, LoraSpec
-
-
-def to_datum(row: SftRow) -> Datum:
-    tokens = np.array(row.tokens, np.int64)
-    weights = np.array(row.learned[1:], np.float32)
-    return Datum(tokens=tokens[:-1], inputs={"target_tokens": tokens[1:], "weights": weights})
+from training.types import AdamParams, ForwardBackward, ForwardBackwardOutput, LoraSpec
 
 
 def main(model: str, rows: str, kind: str, logprobs: str = "weighted") -> None:

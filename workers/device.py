@@ -76,7 +76,7 @@ def read_setup() -> Setup:
         dtype=torch.bfloat16 if device == "cuda" else torch.float32,
         token_budget=read_int("HONE_TOKEN_BUDGET", TOKENS[device], least=1),
         memory=read_budget(device, plan),
-        max_models=read_int("HONE_RESIDENT_MODELS", 2, least=1),
+        max_models=read_int("HONE_RESIDENT_MODELS", 8, least=1),
         max_runs=read_int("HONE_RESIDENT_RUNS", 256, least=1),
         plan=plan,
     )

@@ -145,6 +145,8 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;"
         " PRAGMA mmap_size=134217728;",
     }
+    # Tests lock as the product does: SQLite in memory refuses at once where a file waits.
+    DATABASES["default"]["TEST"] = {"NAME": HONE_HOME / "test.sqlite3"}
 
 REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
 # Viewers of this process only; hints from other processes arrive by core/subscription.py.

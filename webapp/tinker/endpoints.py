@@ -7,14 +7,9 @@ from typing import Any
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 
+from webapp.accounts.credentials import find_actor
 from webapp.accounts.models import Actor
-from webapp.tinker.authentication import (
-    INVALID_TOKEN,
-    NO_KEY,
-    READ_ONLY,
-    WRONG_KEY,
-    find_actor,
-)
+from webapp.tinker.authentication import INVALID_TOKEN, NO_KEY, READ_ONLY, WRONG_KEY
 from webapp.tinker.middleware import refuse
 
 

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from training.encryption import read_recipients
+from webapp.accounts.credentials import find_actor
 from webapp.accounts.models import Actor
 from webapp.checkpoints.copies import copy_checkpoint, find_destination
 from webapp.checkpoints.models import Checkpoint
@@ -13,7 +14,6 @@ from webapp.fleet.models import BaseModel
 from webapp.runs.models import Operation, Run
 from webapp.runs.queue import MAX_SEQ
 from webapp.runs.services import LORA_FLAGS, open_client_run
-from webapp.tinker.authentication import find_actor
 from webapp.tinker.fields import Fields
 from webapp.tinker.services import (
     find_offered,

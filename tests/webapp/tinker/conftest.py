@@ -10,11 +10,11 @@ from django.test import Client
 
 from tests.webapp.cast import make_actor, make_base_model
 from training.types import Datum, ForwardBackward
+from webapp.accounts.credentials import forget_actors
 from webapp.accounts.models import Actor
 from webapp.accounts.services import create_key
 from webapp.fleet.models import BaseModel
 from webapp.tinker import wire
-from webapp.tinker.authentication import forget_actors
 
 
 class Program:

@@ -9,12 +9,12 @@ from django.utils.timezone import now
 from tests.webapp.cast import make_viewer
 from tests.webapp.deployments.conftest import make_checkpoint
 from tests.webapp.tinker.conftest import Program
+from webapp.accounts.credentials import forget_actors
 from webapp.accounts.models import ApiKey, Membership, Role
 from webapp.accounts.services import revoke_key
 from webapp.fleet.models import BaseModel
 from webapp.runs.models import Operation, Run, Session
 from webapp.tinker import services
-from webapp.tinker.authentication import forget_actors
 
 
 def test_another_projects_ids_do_not_exist(

@@ -6,12 +6,12 @@ import pytest
 from django.utils.timezone import now
 
 from tests.webapp.tinker.conftest import Program
+from webapp.accounts.credentials import forget_actors
 from webapp.accounts.models import Membership, Role
 from webapp.deployments import turns
 from webapp.deployments.models import SamplingCall
 from webapp.fleet.models import BaseModel
 from webapp.runs.models import Session
-from webapp.tinker.authentication import forget_actors
 
 
 @pytest.fixture

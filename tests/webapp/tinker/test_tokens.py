@@ -14,9 +14,9 @@ from tests.webapp.cast import make_viewer
 from tests.webapp.tinker.conftest import Program
 from tests.webapp.tinker.test_futures import ask, close
 from webapp.accounts import tokens
+from webapp.accounts.credentials import find_actor, forget_actors
 from webapp.accounts.models import ApiKey, Membership, Role
 from webapp.accounts.services import find_actor_of_key
-from webapp.tinker.authentication import find_actor, forget_actors
 from webapp.tinker.waiting import ParkedPolls
 
 CHALLENGE = 'Bearer error="invalid_token"'

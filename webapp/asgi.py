@@ -14,12 +14,14 @@ pages = get_asgi_application()
 
 # These import tables, so the apps come first.
 from webapp.core.bodies import BoundedBodies  # noqa: E402
+from webapp.core.slashes import SingleSlashes  # noqa: E402
 from webapp.core.subscription import listen_for_ever, on_finished  # noqa: E402
 from webapp.core.threads import PooledHandler, Receive, Scope, Send  # noqa: E402
 from webapp.routing import websocket_urlpatterns  # noqa: E402
 from webapp.tinker import door, futures, heartbeats, waiting  # noqa: E402
 
 NUM_API_THREADS = 8
+API_PREFIXES = ("/api/", "/v1/accounts", "/training/", "/hot_load/")
 
 threads = ThreadPoolExecutor(door.NUM_THREADS, thread_name_prefix="door")
 polls = waiting.ParkedPolls(threads)
@@ -34,7 +36,7 @@ on_finished(samplers.wake)
 async def answer_http(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["path"] in doors and scope["method"] == "POST":
         await doors[scope["path"]](scope, receive, send)
-    elif scope["path"].startswith("/api/"):
+    elif scope["path"].startswith(API_PREFIXES):
         await api(scope, receive, send)
     else:
         await pages(scope, receive, send)
@@ -64,7 +66,7 @@ async def live(_scope: Scope, receive: Receive, send: Send) -> None:
 
 application = ProtocolTypeRouter(
     {
-        "http": BoundedBodies(answer_http),
+        "http": BoundedBodies(SingleSlashes(answer_http)),
         "lifespan": live,
         "websocket": AllowedHostsOriginValidator(
             AuthMiddlewareStack(URLRouter(websocket_urlpatterns))

@@ -84,6 +84,7 @@ INSTALLED_APPS = [
     "webapp.deployments",
     "webapp.evals",
     "webapp.tinker",
+    "webapp.firetitan",
     "workers",  # for its commands: up, model, sampler
 ]
 
@@ -100,6 +101,7 @@ MIDDLEWARE = [
     "webapp.accounts.middleware.ActorMiddleware",
     "webapp.core.middleware.UserErrorMiddleware",
     "webapp.tinker.middleware.TinkerErrorMiddleware",
+    "webapp.firetitan.middleware.FiretitanErrorMiddleware",
     "webapp.core.middleware.ContentPolicyMiddleware",
 ]
 

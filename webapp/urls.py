@@ -9,6 +9,7 @@ urlpatterns = [
     path("admin/", admin.site.urls),
     path("rest/", include("webapp.rest_urls")),
     path("api/v1/", include("webapp.tinker.urls")),
+    path("", include("webapp.firetitan.urls")),
     path("", include("webapp.core.urls")),
     path("", include("webapp.accounts.urls")),
     path("", include("webapp.fleet.urls")),

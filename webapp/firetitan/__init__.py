@@ -1,0 +1,1 @@
+"""The Fireworks wire protocol over the services."""

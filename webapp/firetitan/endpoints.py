@@ -1,0 +1,79 @@
+"""What every endpoint of the Fireworks dialect shares: methods, a key, a JSON body."""
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.views.decorators.csrf import csrf_exempt
+
+from webapp.accounts.credentials import find_actor
+from webapp.accounts.models import Actor
+from webapp.core.errors import NotFound
+from webapp.firetitan.errors import refuse
+from webapp.tinker.authentication import READ_ONLY
+
+NO_KEY = "This request carries no API key: set FIREWORKS_API_KEY to one from the Settings page."
+WRONG_KEY = (
+    "This API key is unknown or was revoked: set FIREWORKS_API_KEY to one from the Settings page."
+)
+
+
+class FiretitanRequest(HttpRequest):
+    """A request that came with a key."""
+
+    actor: Actor
+
+
+View = Callable[..., HttpResponse]
+
+
+def endpoint(*methods: str) -> Callable[[View], View]:
+    """A viewer's key reads only."""
+
+    def decorate(view: View) -> View:
+        @csrf_exempt  # keys, not cookies, open this door
+        @wraps(view)
+        def answer(request: FiretitanRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+            if request.method not in methods:
+                return refuse(f"{request.path} answers {' and '.join(methods)} only.", 405)
+            refusal = admit(request)
+            return refusal or view(request, *args, **kwargs)
+
+        return answer
+
+    return decorate
+
+
+def admit(request: FiretitanRequest) -> JsonResponse | None:
+    """Sets `request.actor`, or says why not."""
+    secret = read_key(request.headers)
+    if not secret:
+        return refuse(NO_KEY, 401)
+    actor = find_actor(secret)
+    if actor is None:
+        return refuse(WRONG_KEY, 401)
+    if request.method != "GET" and not actor.can_write:
+        return refuse(READ_ONLY, 403)
+    request.actor = actor
+    return None
+
+
+def read_key(headers: Mapping[str, str]) -> str:
+    """Some calls of the SDK carry the one header, some the other, some both."""
+    scheme, _, secret = headers.get("Authorization", "").partition(" ")
+    bearer = secret.strip() if scheme.lower() == "bearer" else ""
+    return headers.get("X-Api-Key") or bearer
+
+
+def check_account(actor: Actor, account: str) -> None:
+    """A key knows one account, its project's."""
+    if account != actor.project.pk:
+        raise NotFound(
+            f"There is no account {account[:60]} for this API key: its own is {actor.project.pk}."
+        )
+
+
+@csrf_exempt
+def answer_unknown(request: HttpRequest, **_: str) -> JsonResponse:
+    return refuse(f"There is no {request.path[:300]} here.", 404)

@@ -24,6 +24,12 @@ CheckpointType = Literal["adapter", "base", "delta"]
 StopReason = Literal["stop", "length"]
 Optimizer = Literal["adamw", "dimuon"]  # of a run, from its creation to its end
 OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "dimuon")
+# What a step divides the summed gradients by, before they are clipped: nothing, or how many tokens
+# or sequences had a gradient that is not zero since the step before.
+GradAccNormalization = Literal["none", "num_loss_tokens", "num_sequences"]
+NORMALIZATIONS: tuple[GradAccNormalization, ...] = ("none", "num_loss_tokens", "num_sequences")
+GradNormMetrics = Literal["off", "basic", "detailed"]  # what a step tells of its gradients' norms
+GRAD_NORM_METRICS: tuple[GradNormMetrics, ...] = ("off", "basic", "detailed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +99,15 @@ class DimuonParams:
 
 
 OptimizerParams = AdamParams | DimuonParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOptions:
+    """What a step is asked besides its optimizer's parameters. In a payload they have these names,
+    beside the parameters."""
+
+    grad_accumulation_normalization: GradAccNormalization = "none"
+    emit_grad_norm_metrics: GradNormMetrics = "off"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from training.types import (
     ForwardBackwardOutput,
     LoraSpec,
     OptimizerParams,
+    StepOptions,
 )
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import check_name, find_folder, find_saved, register_checkpoint
@@ -36,6 +37,7 @@ from webapp.tinker.wire import JSON, PROTOBUF, decode_forward_backward, encode_o
 from workers.saves import choose_previous, export_weights, make_folder_name, save_sampler
 
 EPHEMERAL_SECONDS = 86_400  # of a sampling client's weights, after its session has ended
+STEP_OPTIONS = tuple(option.name for option in fields(StepOptions))  # of an optim_step's payload
 
 Kind = Operation.Kind
 Status = Operation.Status
@@ -223,7 +225,7 @@ def optim_step(held: Held, _operation: Operation, payload: Mapping[str, Any]) ->
     check_whole(held)
     tally, held.tally = held.tally, Tally()
     started = time.perf_counter()
-    output = held.engine.optim_step(held.run.pk, read_params(payload))
+    output = held.engine.optim_step(held.run.pk, read_params(payload), read_options(payload))
     seconds = tally.seconds + time.perf_counter() - started
     held.is_settled = True
     metrics = {**output.metrics, **describe_tally(tally, seconds)}
@@ -235,6 +237,10 @@ def read_params(payload: Mapping[str, Any]) -> OptimizerParams:
     if "dimuon_params" in payload:
         return DimuonParams(**payload["dimuon_params"])
     return AdamParams(**payload["adam_params"])
+
+
+def read_options(payload: Mapping[str, Any]) -> StepOptions:
+    return StepOptions(**{key: payload[key] for key in STEP_OPTIONS if key in payload})
 
 
 def check_whole(held: Held) -> None:

@@ -95,8 +95,9 @@ class Program:
         queue.refuse_operation(self.run, seq=self.seq, kind=kind, error="no", **columns)
         self.seq += 1
 
-    def step(self, learning_rate: float = 1e-2) -> Operation:
-        return self.send(Kind.OPTIM_STEP, adam_params={"learning_rate": learning_rate})
+    def step(self, learning_rate: float = 1e-2, **options: str) -> Operation:
+        adam = {"learning_rate": learning_rate}
+        return self.send(Kind.OPTIM_STEP, adam_params=adam, **options)
 
     def step_dimuon(self) -> Operation:
         return self.send(Kind.OPTIM_STEP, dimuon_params={"learning_rate": 0.02})

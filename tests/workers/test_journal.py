@@ -36,7 +36,7 @@ def submit_all(program: Program) -> list[Operation]:
     """Two gradients a step here and there, a look without gradient, and a save in the middle."""
     program.create()
     operations = [program.learn(0), program.learn(1)]
-    program.step()
+    program.step(grad_accumulation_normalization="num_loss_tokens")
     operations.append(program.learn(2, forward_only=True))
     operations.append(program.learn(3))
     program.send(Kind.SAVE_WEIGHTS, name="half")

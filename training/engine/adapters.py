@@ -15,6 +15,7 @@ from training.engine.experts import NAMES, LoraExperts, name_joined, name_stacks
 from training.engine.logits import read_rule
 from training.engine.lora import Adapted, Block, LoraLinear, Pair, Route, Slice, cut_stack
 from training.engine.routes import Routing
+from training.engine.steps import Counts
 from training.errors import InvalidInput
 from training.types import MAX_RANK, LoraSpec
 
@@ -31,6 +32,7 @@ class Adapter:
         self.values = torch.zeros(total, device=device)
         self.gradients = torch.zeros(total, device=device)
         self.has_gradients = False
+        self.counts = Counts()
         self.tensors = self.view(self.values)
         self.pairs = self._make_pairs()
         self._initialise(layers)
@@ -100,6 +102,7 @@ class Adapter:
     def drop_gradients(self) -> None:
         self.gradients.zero_()
         self.has_gradients = False
+        self.counts = Counts()
 
 
 class Adapters:

@@ -9,23 +9,15 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from transformers import PreTrainedModel
 
-from training.architectures import find_context
 from training.encryption import encrypt_files, read_recipients
 from training.engine import checkpoint, whole
-from training.engine.adapters import Adapter, Adapters
 from training.engine.cycle import Cycle, Outcome, Pack
-from training.engine.experts import count_idle
 from training.engine.families import check_agreement
-from training.engine.full import FullRun, check_free
-from training.engine.gated import thin_out
+from training.engine.full import FullRun
 from training.engine.models import open_model
 from training.engine.optim import (
     STATES,
-    OptimizerState,
-    Weights,
-    check_kind,
     check_params,
     measure_norm,
     name_moments,
@@ -36,46 +28,29 @@ from training.engine.passes import Tally, run_pass
 from training.engine.probes import choose_probe_tokens, make_probe
 from training.engine.recompute import recompute_layers
 from training.engine.routes import check_routes
+from training.engine.steps import Asked
+from training.engine.tenancy import Tenancy
 from training.errors import InvalidInput
 from training.fairness import Shares
 from training.manifest import read_manifest
-from training.memory import Room
 from training.requests import check_request
 from training.types import (
     ForwardBackward,
-    LoraSpec,
     Optimizer,
     OptimizerParams,
     OptimStepOutput,
     Probe,
     SavedWeights,
+    StepOptions,
 )
 
 T = TypeVar("T")
+PLAIN = StepOptions()
 TOKEN_BUDGET = 4096  # tokens of one pass: what bounds the memory of its activations
 
 
-class Engine:
+class Engine(Tenancy):
     """Not for several threads: one worker owns it and calls one verb at a time."""
-
-    def __init__(
-        self, model: PreTrainedModel, *, path: Path, base_digest: str, token_budget: int
-    ) -> None:
-        self.model = model
-        self.path = path
-        self.base_digest = base_digest
-        self.token_budget = token_budget
-        self.room: Room | None = None  # where it is known, what does not fit is refused
-        self.vocab_size: int = model.config.vocab_size
-        self.context: int = find_context(model.config.to_dict())
-        self.flops = 0.0  # of all passes so far
-        self.adapters = Adapters(model)
-        self.num_parameters = model.num_parameters()
-        self.num_active = self.num_parameters - count_idle(model, self.adapters.routing)
-        self.full: FullRun | None = None  # it has the model for itself
-        self.is_spent = False  # a full-parameter run has left: the model is no base any more
-        thin_out(model)
-        self.optimizers: dict[str, OptimizerState] = {}
 
     @classmethod
     def load(
@@ -100,72 +75,6 @@ class Engine:
         if recompute:
             recompute_layers(model, engine.adapters)
         return engine
-
-    @property
-    def runs(self) -> tuple[str, ...]:
-        return (self.full.name,) if self.full else tuple(self.adapters.by_run)
-
-    def create_adapter(self, run: str, spec: LoraSpec, kind: Optimizer = "adamw") -> None:
-        """Fresh weights, no gradients, no moments; what the run had before is gone.
-
-        A spec of rank 0 takes the whole model, until its run is dropped: the engine ends with it.
-        """
-        check_kind(spec, kind)
-        if self.room is not None:
-            self.room.check_run(spec)
-        if spec.is_full:
-            full = self._take_model(run, spec)
-            full.files.read(full.list_targets(full.weights.values))
-            full.training.refresh()
-            self.optimizers[run] = STATES[kind].fresh(full.weights.values)
-        else:
-            check_free(self.runs if self.full else (), is_spent=self.is_spent)
-            adapter = self.adapters.add(run, spec)
-            self.optimizers[run] = STATES[kind].fresh(adapter.values)
-
-    def _take_model(self, run: str, spec: LoraSpec) -> FullRun:
-        """The run's buffers, whatever is in them, without gradients."""
-        others = [each for each in self.runs if each != run]
-        check_free(others, is_spent=self.is_spent)
-        self.adapters.drop(run)
-        if self.full is None:
-            self.full = self._make_full(run, spec)
-        self.full.weights.spec = spec
-        self.full.weights.drop_gradients()
-        return self.full
-
-    def _make_full(self, run: str, spec: LoraSpec) -> FullRun:
-        return FullRun(run, spec, self.model, self.adapters.head, self.path)
-
-    def drop(self, run: str) -> None:
-        self.adapters.drop(run)
-        self.optimizers.pop(run, None)
-        if self.full is not None and self.full.name == run:
-            self.full, self.is_spent = None, True
-
-    def has_gradients(self, run: str) -> bool:
-        return self.find_weights(run).has_gradients
-
-    def drop_gradients(self, run: str) -> None:
-        """The next step counts only what comes from now on."""
-        self.find_weights(run).drop_gradients()
-
-    def keep_gradients(self, run: str) -> torch.Tensor:
-        """As they are now, for `restore_gradients`."""
-        return self.find_weights(run).gradients.clone()
-
-    def restore_gradients(self, run: str, kept: torch.Tensor) -> None:
-        self.find_weights(run).gradients.copy_(kept)
-
-    def find_weights(self, run: str) -> Weights:
-        if self.full is not None and self.full.name == run:
-            return self.full.weights
-        return self._adapter(run)
-
-    def _adapter(self, run: str) -> Adapter:
-        if run not in self.adapters.by_run:
-            raise InvalidInput(f"run {run!r} has no weights here: create or load them first")
-        return self.adapters.by_run[run]
 
     def forward_backward(self, requests: Mapping[str, ForwardBackward]) -> dict[str, Outcome]:
         """One request a run, all in the same passes. Gradients are summed until `optim_step`.
@@ -208,16 +117,31 @@ class Engine:
         """Where weights are, as whole as a pass needs them."""
         return act()
 
-    def optim_step(self, run: str, params: OptimizerParams) -> OptimStepOutput:
+    def optim_step(
+        self, run: str, params: OptimizerParams, options: StepOptions = PLAIN
+    ) -> OptimStepOutput:
         """Uses up the gradients, also those that are refused because they are not finite.
 
         Without any it is a step on zeros: the moments fade, and still move the weights.
         """
+        counts = self.find_weights(run).counts
+        output = self.take_step(run, params, options, counts.find_divisor(options))
+        return OptimStepOutput(metrics={**output.metrics, **counts.describe(options)})
+
+    def take_step(
+        self, run: str, params: OptimizerParams, options: StepOptions, divisor: int
+    ) -> OptimStepOutput:
         weights = self.find_weights(run)
         check_params(params)
+        asked = Asked(
+            options=options,
+            divisor=divisor,
+            num_trained=self.num_parameters if self.full else weights.num_parameters,
+            measure=self.measure_norm,
+        )
         try:
             with torch.no_grad():
-                metrics = update(weights, self.optimizers[run], params, self.measure_norm)
+                metrics = update(weights, self.optimizers[run], params, asked)
         finally:
             weights.drop_gradients()
         if self.full is not None:
@@ -331,20 +255,6 @@ class Engine:
         )
         checkpoint.write_adapter(draft, adapter.join_experts(), config)
         return checkpoint.digest_tensors(adapter.tensors)
-
-    def joins_experts(self, run: str) -> bool:
-        """Whether an export of the run has experts as Tinker has them, and not as PEFT has."""
-        if self.full is not None and self.full.name == run:
-            return False
-        adapter = self._adapter(run)
-        return adapter.join_experts().keys() != adapter.tensors.keys()
-
-    def shares_trained_head(self, run: str) -> bool:
-        """Whether head and input embedding are the same weights, and the run trains one of them."""
-        embedding = self.model.get_input_embeddings().weight
-        shares = embedding is self.adapters.head.weight
-        spec = self.find_weights(run).spec
-        return shares and not spec.is_full and (spec.train_unembed or spec.train_embed)
 
     def load_weights(
         self, run: str, folder: Path, *, optimizer: bool, kind: Optimizer = "adamw"

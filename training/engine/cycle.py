@@ -190,10 +190,13 @@ class Cycle:
         return ended
 
     def _end(self, run: str) -> Outcome:
-        entry, adapter = self.entries.pop(run), self.executor.find_weights(run)
+        entry, weights = self.entries.pop(run), self.executor.find_weights(run)
         if entry.tally.error is not None:
             if entry.before is not None:  # passes so far have added theirs
                 self.executor.restore_gradients(run, entry.before)
             return entry.tally.error
-        adapter.has_gradients |= not entry.tally.request.forward_only
+        if not entry.tally.request.forward_only:
+            weights.has_gradients = True
+            weights.counts.num_loss_tokens += entry.tally.num_loss_tokens
+            weights.counts.num_sequences += entry.tally.num_sequences
         return entry.tally.finish()

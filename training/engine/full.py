@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from training.engine.lora import LoraLinear, Sums
+from training.engine.steps import Counts
 from training.engine.stored import DTYPES, ModelFiles, Target
 from training.errors import InvalidInput
 from training.types import LoraSpec
@@ -31,6 +32,7 @@ class FullWeights:
         self.values = torch.zeros(total, device=device)
         self.gradients = torch.zeros(total, device=device)
         self.has_gradients = False
+        self.counts = Counts()
         self.tensors = self.view(self.values)
 
     @property
@@ -48,6 +50,7 @@ class FullWeights:
     def drop_gradients(self) -> None:
         self.gradients.zero_()
         self.has_gradients = False
+        self.counts = Counts()
 
 
 def measure_parameters(model: PreTrainedModel) -> dict[str, torch.Size]:

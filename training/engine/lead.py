@@ -18,7 +18,14 @@ from training.engine.ranked import Head, RankedEngine, cut_shares
 from training.engine.ranks import Plan
 from training.engine.shards import count_file_bytes
 from training.memory import Room
-from training.types import LoraSpec, Optimizer, OptimizerParams, OptimStepOutput, Probe
+from training.types import (
+    LoraSpec,
+    Optimizer,
+    OptimizerParams,
+    OptimStepOutput,
+    Probe,
+    StepOptions,
+)
 
 SHARE_OF_HOST = 0.5  # for models that are being read
 
@@ -178,8 +185,10 @@ class LeadEngine(RankedEngine):
         places = {f"{name}.{kind}": (kind, name) for kind in kinds for name in full.weights.shapes}
         return Gathered(places, partial(self.gather_whole, full.name))
 
-    def optim_step(self, run: str, params: OptimizerParams) -> OptimStepOutput:
-        output: OptimStepOutput = self._order("optim_step", run, params)
+    def take_step(
+        self, run: str, params: OptimizerParams, options: StepOptions, divisor: int
+    ) -> OptimStepOutput:
+        output: OptimStepOutput = self._order("take_step", run, params, options, divisor)
         return output
 
     def count_bytes(self) -> list[int]:

@@ -11,6 +11,7 @@ from torch.optim.adamw import adamw
 from training.engine.adapters import Adapter
 from training.engine.dimuon import DimuonState, step_dimuon
 from training.engine.full import FullWeights
+from training.engine.steps import Asked, Measure
 from training.errors import InvalidInput
 from training.types import AdamParams, DimuonParams, LoraSpec, Optimizer, OptimizerParams
 
@@ -18,7 +19,6 @@ ROW = 1 << 10  # elements whose squares are summed in float32
 
 T = TypeVar("T")
 Weights = Adapter | FullWeights
-Measure = Callable[[torch.Tensor], torch.Tensor]
 
 
 def measure_norm(gradients: torch.Tensor) -> torch.Tensor:
@@ -93,9 +93,20 @@ def update(
     weights: Weights,
     state: OptimizerState,
     params: OptimizerParams,
-    measure: Measure = measure_norm,
+    asked: Asked,
 ) -> dict[str, float]:
-    """One step in place, by the optimizer that the run was created with."""
+    """One step in place, on the gradients divided by what is asked."""
+    if asked.divisor > 1:
+        weights.gradients.div_(asked.divisor)
+    norms = asked.measure_buckets(weights.view(weights.gradients))
+    metrics = move(weights, state, params, asked.measure)
+    return metrics | norms | asked.describe_norm(metrics["grad_norm"])
+
+
+def move(
+    weights: Weights, state: OptimizerState, params: OptimizerParams, measure: Measure
+) -> dict[str, float]:
+    """By the optimizer that the run was created with."""
     if isinstance(state, AdamState) and isinstance(params, AdamParams):
         return update_weights(weights.values, weights.gradients, state, params, measure)
     if isinstance(state, DimuonState) and isinstance(params, DimuonParams):

@@ -12,7 +12,7 @@ from training.errors import InvalidInput
 # Of a rank by itself, which has let no other one wait: what cannot be read, or is not understood.
 FAILURES = (OSError, ValueError, LookupError, SafetensorError)
 TOGETHER = frozenset(
-    {"run_shares", "optim_step", "gather"}
+    {"run_shares", "take_step", "gather"}
 )  # ranks wait for each other in the middle
 
 T = TypeVar("T")

@@ -7,6 +7,7 @@ import torch
 
 from training.engine.core import Engine
 from training.engine.optim import OptimizerState, Weights, name_optimizer
+from training.engine.steps import Counts
 from training.types import LoraSpec, Optimizer
 
 HOST = torch.device("cpu")
@@ -22,6 +23,7 @@ class Page:
     gradients: torch.Tensor | None
     moments: Mapping[str, torch.Tensor]
     num_steps: int
+    counts: Counts
 
     @property
     def num_bytes(self) -> int:
@@ -67,6 +69,7 @@ def page_out(engine: Engine, run: str, host: torch.device = HOST) -> Page:
         gradients=weights.gradients.to(host, copy=True) if weights.has_gradients else None,
         moments={name: flat.to(host, copy=True) for name, flat in state.moments.items()},
         num_steps=state.num_steps,
+        counts=weights.counts,
     )
     engine.drop(run)
     return page
@@ -84,5 +87,5 @@ def fill(weights: Weights, state: OptimizerState, page: Page) -> None:
             flat.copy_(page.moments[name])
         if page.gradients is not None:
             weights.gradients.copy_(page.gradients)
-    weights.has_gradients = page.gradients is not None
+    weights.has_gradients, weights.counts = page.gradients is not None, page.counts
     state.num_steps = page.num_steps

@@ -8,6 +8,7 @@ position, H hidden size.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ class Tally:
     routes: dict[int, IntArray] = field(default_factory=dict)  # by index, where they are asked for
     loss: float = 0.0
     num_scored: int = 0
+    num_loss_tokens: int = 0  # with a gradient that is not zero
+    num_sequences: int = 0  # with any such token
     custom: dict[str, float] = field(default_factory=dict)  # metrics of a custom loss, summed
     policy: dict[str, float] = field(default_factory=dict)  # of a policy loss, summed over tokens
     meter: Meter = field(default_factory=Meter)
@@ -149,7 +152,25 @@ def run_pass(
     told_UK[asked.scored] = logprobs_PK.detach().cpu().numpy()
     told_UK[asked.wanted] = others_PK.cpu().numpy()
     store_logprobs(layout, told_UK, tallies)
+    if logprobs_PK.requires_grad:
+        count = partial(count_slopes, layout, asked.scored, tallies)
+        logprobs_PK.register_hook(count)  # type: ignore[no-untyped-call]
     return sum_losses(layout, logprobs_PK, asked.scored, tallies), len(layout.tokens)
+
+
+def count_slopes(
+    layout: Layout, scored_P: IntArray, tallies: Mapping[str, Tally], grad_PK: torch.Tensor
+) -> None:
+    """Of each datum: how many of its positions the loss pulls at."""
+    is_pulled_U = np.zeros(len(layout.places), np.bool_)
+    is_pulled_U[scored_P] = (grad_PK != 0).any(dim=1).cpu().numpy()
+    for part in layout.parts:
+        start, tally = part.told.start, tallies[part.told.run]
+        for item in part.items:
+            num_pulled = int(is_pulled_U[start : start + item.length].sum())
+            tally.num_loss_tokens += num_pulled
+            tally.num_sequences += num_pulled > 0
+            start += item.length
 
 
 def read_routed(

@@ -43,6 +43,7 @@ from training.types import (
     LoraSpec,
     OptimizerParams,
     OptimStepOutput,
+    StepOptions,
 )
 
 T = TypeVar("T")
@@ -81,6 +82,8 @@ class Found:
 
     loss: float
     num_scored: int
+    num_loss_tokens: int
+    num_sequences: int
     custom: Mapping[str, float]
     policy: Mapping[str, float]
     work: int
@@ -93,6 +96,8 @@ class Found:
         return cls(
             loss=tally.loss,
             num_scored=tally.num_scored,
+            num_loss_tokens=tally.num_loss_tokens,
+            num_sequences=tally.num_sequences,
             custom=tally.custom,
             policy=tally.policy,
             work=tally.meter.work - head.work,
@@ -104,6 +109,8 @@ class Found:
     def add_to(self, tally: Tally) -> None:
         tally.loss += self.loss
         tally.num_scored += self.num_scored
+        tally.num_loss_tokens += self.num_loss_tokens
+        tally.num_sequences += self.num_sequences
         tally.meter.work += self.work
         tally.error = tally.error or self.error
         for totals, own in ((tally.custom, self.custom), (tally.policy, self.policy)):
@@ -265,12 +272,14 @@ class RankedEngine(Engine):
             if not self.ranks.is_lead:
                 gradients.zero_()
 
-    def optim_step(self, run: str, params: OptimizerParams) -> OptimStepOutput:
+    def take_step(
+        self, run: str, params: OptimizerParams, options: StepOptions, divisor: int
+    ) -> OptimStepOutput:
         weights, is_cut = self.find_weights(run), self.sharded is not None
         check_params(params)
         if not is_cut:
             dist.broadcast(weights.gradients, 0)
-        output = super().optim_step(run, params)
+        output = super().take_step(run, params, options, divisor)
         seen = (output.metrics, None if is_cut else sum_bits(weights.values))
         self.ranks.agree(seen, f"the weights of run {run} after its step")
         return output

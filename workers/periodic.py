@@ -15,6 +15,7 @@ from webapp.deployments.abandoned import drop_lost
 from webapp.deployments.calls import requeue_expired
 from webapp.deployments.retention import forget_calls, forget_sessions
 from webapp.evals.services import announce_waiting, settle_abandoned
+from webapp.firetitan.services import pause_idle_jobs
 from webapp.fleet.isolation import settle_isolation_tests
 from webapp.runs import driving, queue
 from webapp.runs.models import Run
@@ -58,6 +59,7 @@ def sweep() -> None:
 @app.task(name="beat.clean")
 def clean() -> None:
     """What has outlived its use."""
+    pause_idle_jobs()
     reap_sessions()
     expire_checkpoints()
     retire_samplers()

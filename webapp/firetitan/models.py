@@ -55,7 +55,8 @@ class TrainerJob(models.Model):
     hot_load_deployment = models.CharField(max_length=LONGEST_ID, blank=True)  # its id
     training_shape = models.CharField(max_length=300, blank=True)
     state = models.CharField(max_length=10, choices=State.choices, default=State.PENDING)
-    message = models.TextField(blank=True)  # why it failed, or what of its request was ignored
+    error = models.TextField(blank=True)  # why it failed
+    warning = models.TextField(blank=True)  # what of its request is not followed here
     inactivity_seconds = models.PositiveIntegerField()
     session = models.ForeignKey(
         Session, on_delete=models.SET_NULL, null=True, related_name="trainer_jobs"

@@ -2,14 +2,24 @@
 
 from django.urls import path, re_path
 
-from webapp.firetitan import endpoints, views
+from webapp.firetitan import endpoints, job_views, views
 
 ACCOUNT = "v1/accounts/<account>"
+JOBS = f"{ACCOUNT}/rlorTrainerJobs"
+JOB = f"{JOBS}/<job_id>"
+SHAPE = f"{ACCOUNT}/trainingShapes/<shape>/versions"
 TRAINER = "training/v1/rlorTrainerJobs/<account>/<job_id>/api/v1/"
 
 urlpatterns = [
     path("v1/accounts", views.accounts),
     path(ACCOUNT, views.account),
+    path(JOBS, job_views.jobs),
+    path(f"{JOB}:resume", job_views.resume),
+    path(f"{JOB}:cancel", job_views.cancel),
+    path(f"{JOB}:executeTrainStep", job_views.execute_train_step),
+    path(JOB, job_views.job),
+    path(SHAPE, job_views.shape_versions),
+    path(f"{SHAPE}/<version>", job_views.shape_version),
     re_path("^v1/accounts/", endpoints.answer_unknown),
     re_path("^training/v1/", endpoints.answer_unknown),
     re_path("^hot_load/", endpoints.answer_unknown),

@@ -21,7 +21,8 @@ from webapp.fleet.services import beat_worker, register_worker, remove_worker
 from workers.hotload import HotLoads, in_database
 from workers.processes import find_free_port
 from workers.sampler import Sampler, lose_everything
-from workers.vllm import SamplingServer, build_command, supervise
+from workers.vllm import SamplingServer
+from workers.vllm_process import build_command, supervise
 
 POLL_SECONDS = 1.0  # where a kick was lost
 BEAT_SECONDS = 5.0

@@ -1,33 +1,33 @@
-"""Speaks to sampling servers over HTTP, vLLM or our own, and keeps one of our own running."""
+"""Speaks to sampling servers over HTTP, vLLM or our own."""
 
 import asyncio
-import logging
-import os
-import signal
-import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-from uuid import uuid4
+from typing import Any, Literal, Self
 
 import httpx
 
 from training.errors import InvalidInput
 from training.types import SampleOutput, SampleRequest
-from workers.vllm_wire import StreamedToken, build_body, read_event, read_output
-
-logger = logging.getLogger(__name__)
+from workers.vllm_stats import ServerStats, read_stats
+from workers.vllm_wire import (
+    BrokenAnswer,
+    StreamedToken,
+    build_body,
+    read_event,
+    read_output,
+    read_refusal,
+)
 
 HEALTH_SECONDS = 5.0
-END_SECONDS = 15.0
-WELL_SECONDS = 30.0  # a server that ran this long had started well: the next wait is short again
-FIRST_WAIT_SECONDS = 0.5
-LONGEST_WAIT_SECONDS = 30.0
+PREPARE_SECONDS = 0.05
 ALREADY_LOADED = "already been loaded"  # vLLM's words; a name stands for one adapter for ever
+TESTED_VERSION = "0.32.0"
+
+PauseMode = Literal["keep", "wait"]
 
 
 class ModelMissing(Exception):  # noqa: N818 - an answer to act on: load the adapter, ask again
@@ -36,6 +36,27 @@ class ModelMissing(Exception):  # noqa: N818 - an answer to act on: load the ada
 
 class ServerLost(Exception):  # noqa: N818 - the request may be repeated when it is back
     """The server could not be reached, or broke while it answered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFacts:
+    """What answers. `digest`: of whole weights that were put in place; "": those of its start."""
+
+    engine: Literal["built_in", "vllm"]
+    version: str = ""
+    weight_version: str = ""  # the label of the weights in place
+    digest: str = ""
+    has_extension: bool = False  # whole weights can be put in place
+
+    @property
+    def warning(self) -> str:
+        """A sentence, where there is something to know about it."""
+        if self.engine == "vllm" and self.version != TESTED_VERSION:
+            return (
+                f"This is vLLM {self.version}; Hone was tested with {TESTED_VERSION}: each"
+                " checkpoint is still proven before it is served."
+            )
+        return ""
 
 
 class SamplingServer:
@@ -70,10 +91,30 @@ class SamplingServer:
             return False
         return answer.status_code == 200
 
+    async def is_working(self, seconds: float) -> bool:
+        """Whether what computes answers in time: /health speaks for the process before it alone."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._ask_engine()
+        except (TimeoutError, ServerLost):
+            return False
+        except (InvalidInput, ModelMissing):  # it answers, if with a refusal
+            return True
+        return True
+
+    async def _ask_engine(self) -> None:
+        try:
+            await self._call_workers("read_weights")
+        except ModelMissing:
+            await self._get("/v1/models")  # ours: the thread that samples answers it
+
     async def generate(self, model: str, request: SampleRequest) -> SampleOutput:
         """`model` is a base model's name or an adapter's. Cancelling it cancels the request."""
         answer = await self._post("/inference/v1/generate", build_body(model, request))
-        return read_output(answer, request)
+        try:
+            return read_output(answer, request)
+        except BrokenAnswer as error:
+            raise ServerLost(str(error)) from error
 
     async def stream(
         self, model: str, request: SampleRequest
@@ -88,7 +129,7 @@ class SamplingServer:
                 async for line in answer.aiter_lines():
                     for token in read_event(line):
                         yield token
-        except httpx.TransportError as error:
+        except (httpx.TransportError, BrokenAnswer) as error:
             raise ServerLost(f"the sampling server is lost: {error!r}") from error
 
     async def load_adapter(self, name: str, path: str | Path, *, base: str | None = None) -> None:
@@ -104,6 +145,10 @@ class SamplingServer:
         """Raises ModelMissing where the server does not have it."""
         await self._post("/v1/unload_lora_adapter", {"lora_name": name})
 
+    async def list_adapters(self) -> list[str]:
+        models = (await self._get("/v1/models")).json()["data"]
+        return [model["id"] for model in models if model.get("parent")]
+
     async def load_model(self, name: str, path: str | Path) -> None:
         """A whole model, on the built-in server. Loading what is loaded changes nothing."""
         try:
@@ -118,9 +163,105 @@ class SamplingServer:
         """Raises ModelMissing where the server does not have it."""
         await self._post("/v1/unload_model", {"model_name": name})
 
-    async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
+    async def replace_weights(
+        self, folder: Path, *, digest: str, version: str, mode: PauseMode
+    ) -> float:
+        """All weights of vLLM's model by those of `folder`; how many milliseconds it stood still.
+
+        keep: what runs goes on with the new weights. wait: it is finished with the old ones first.
+        InvalidInput: the old weights serve on. Once begun it is ended, whoever stops waiting.
+        """
+        return await asyncio.shield(
+            asyncio.create_task(self._replace_weights(folder, digest, version, mode))
+        )
+
+    async def _replace_weights(
+        self, folder: Path, digest: str, version: str, mode: PauseMode
+    ) -> float:
+        await self._prepare_weights(folder, digest)
+        began = time.perf_counter()
+        await self._post(f"/pause?mode={mode}")
         try:
-            answer = await self.client.post(path, json=body)
+            await self._exchange_weights(folder, digest, version)
+        except InvalidInput:
+            await self._post("/resume")
+            raise
+        await self._post("/resume")
+        return 1000 * (time.perf_counter() - began)
+
+    async def _prepare_weights(self, folder: Path, digest: str) -> None:
+        """Looked through while requests run; most of what can be wrong is found here."""
+        try:
+            await self._call_workers("prepare_weights", path=str(folder), digest=digest)
+        except ModelMissing:
+            raise InvalidInput(
+                "This sampling server cannot replace its model: it is not a vLLM that was started"
+                " with Hone's extension."
+            ) from None
+        while any(state["is_preparing"] for state in await self._call_workers("read_weights")):
+            await asyncio.sleep(PREPARE_SECONDS)
+        await self._check_prepared()
+
+    async def _check_prepared(self) -> None:
+        for state in await self._call_workers("read_weights"):
+            if state["error"]:
+                raise InvalidInput(state["error"])
+
+    async def _exchange_weights(self, folder: Path, digest: str, version: str) -> None:
+        await self._post("/start_weight_update")
+        try:
+            await self._post(
+                "/update_weights", {"update_info": {"path": str(folder), "digest": digest}}
+            )
+        except ServerLost:
+            await self._check_prepared()  # it answers, and says why: the weights are the old ones
+            raise
+        await self._post("/finish_weight_update", {"weight_version": version})
+        # What is kept of old prompts was computed with the old weights.
+        await self._post("/reset_prefix_cache")
+
+    async def describe(self) -> ServerFacts:
+        try:
+            version = (await self._get("/version")).json()["version"]
+        except ModelMissing:
+            return ServerFacts(engine="built_in")
+        try:
+            label = (await self._get("/weight_info")).json()["weight_version"]
+            states = await self._call_workers("read_weights")
+        except (ModelMissing, InvalidInput, ServerLost):
+            return ServerFacts(engine="vllm", version=version)
+        return ServerFacts(
+            engine="vllm",
+            version=version,
+            weight_version=label or "",
+            digest=states[0]["digest"],
+            has_extension=True,
+        )
+
+    async def read_stats(self) -> ServerStats:
+        """All zero on a server that keeps no such numbers."""
+        try:
+            return read_stats((await self._get("/metrics")).text)
+        except ModelMissing:
+            return ServerStats()
+
+    async def _call_workers(self, method: str, **arguments: str) -> list[Any]:
+        """Have each of vLLM's workers do it, through the engine and not beside it."""
+        answer = await self._post("/collective_rpc", {"method": method, "kwargs": arguments})
+        results: list[Any] = answer["results"] if answer else []
+        return results
+
+    async def _get(self, path: str) -> httpx.Response:
+        try:
+            answer = await self.client.get(path)
+        except httpx.TransportError as error:
+            raise ServerLost(f"the sampling server is lost: {error!r}") from error
+        check_answer(answer)
+        return answer
+
+    async def _post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        try:
+            answer = await self.client.post(path, json=body or {})
         except httpx.TransportError as error:
             raise ServerLost(f"the sampling server is lost: {error!r}") from error
         check_answer(answer)
@@ -131,126 +272,9 @@ class SamplingServer:
 def check_answer(answer: httpx.Response) -> None:
     if answer.status_code == 200:
         return
-    message = read_message(answer)
+    message = read_refusal(answer.text)
     if answer.status_code == 404:
         raise ModelMissing(message)
     if answer.status_code in (400, 422):
         raise InvalidInput(message)
     raise ServerLost(f"the sampling server answered {answer.status_code}: {message}")
-
-
-def read_message(answer: httpx.Response) -> str:
-    try:
-        said = answer.json()
-    except ValueError:
-        return answer.text
-    error = said.get("error", said) if isinstance(said, dict) else said
-    return str(error.get("message", error) if isinstance(error, dict) else error)
-
-
-@dataclass(slots=True, kw_only=True)
-class Supervised:
-    """A server that is kept running. A new `incarnation` has forgotten all adapters."""
-
-    server: SamplingServer
-    command: Sequence[str]
-    environment: Mapping[str, str]
-    incarnation: str | None = None  # None: not up now
-    pid: int | None = None
-    is_up: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def wait_until_up(self, timeout: float | None = None) -> str:
-        """The incarnation that answers."""
-        async with asyncio.timeout(timeout):
-            while self.incarnation is None:
-                await self.is_up.wait()
-        return self.incarnation
-
-    async def keep_running(self) -> None:
-        """Until cancelled. Any exit is a crash: vLLM ends with code 0 when it dies."""
-        wait = FIRST_WAIT_SECONDS
-        while True:
-            began = time.monotonic()
-            code = await self._run_once()
-            ran_well = time.monotonic() - began > WELL_SECONDS
-            wait = FIRST_WAIT_SECONDS if ran_well else min(2 * wait, LONGEST_WAIT_SECONDS)
-            logger.warning("The sampling server ended with %s; again in %.1f s", code, wait)
-            await asyncio.sleep(wait)
-
-    async def _run_once(self) -> int:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "workers.watched",
-            *self.command,
-            stdin=asyncio.subprocess.PIPE,  # held open: workers.watched ends when we do
-            env=dict(self.environment),
-            start_new_session=True,
-        )
-        self.pid = process.pid
-        announce = asyncio.create_task(self._announce())
-        try:
-            return await process.wait()
-        finally:
-            announce.cancel()
-            self.incarnation = None
-            self.is_up.clear()
-            await end_group(process)
-
-    async def _announce(self) -> None:
-        while not await self.server.health():
-            await asyncio.sleep(0.1)
-        self.incarnation = uuid4().hex
-        self.is_up.set()
-
-
-async def end_group(process: asyncio.subprocess.Process) -> None:
-    """Terminate the leader, wait, then kill whatever of its group is left."""
-    if process.returncode is None:
-        process.terminate()
-        try:
-            async with asyncio.timeout(END_SECONDS):
-                await process.wait()
-        except TimeoutError:
-            pass
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-
-
-@asynccontextmanager
-async def supervise(
-    command: Sequence[str], *, url: str, environment: Mapping[str, str] | None = None
-) -> AsyncIterator[Supervised]:
-    """Keep `command`, which serves `url`, running inside the block; end it after."""
-    async with SamplingServer(url) as server:
-        supervised = Supervised(
-            server=server, command=command, environment=build_environment(environment)
-        )
-        task = asyncio.create_task(supervised.keep_running())
-        try:
-            yield supervised
-        finally:
-            task.cancel()
-            await asyncio.wait([task])
-
-
-def build_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """OpenMP threads sleep while they wait: spinning ones take the cores from everybody else."""
-    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **(extra or {})}
-
-
-def build_command(
-    models: Mapping[str, Path],
-    *,
-    port: int,
-    device: str = "cpu",
-    threads: int | None = None,
-    max_models: int = 2,
-) -> list[str]:
-    """The built-in server's command line."""
-    named = [part for name, path in models.items() for part in ("--model", f"{name}={path}")]
-    command = [sys.executable, "-m", "workers.generation", *named]
-    command += ["--port", str(port), "--device", device, "--max-models", str(max_models)]
-    return command + (["--threads", str(threads)] if threads else [])

@@ -25,6 +25,10 @@ from training.types import (
 Row = Mapping[str, Mapping[str, Any]] | None  # a prompt token's place: {token id: what is said}
 
 
+class BrokenAnswer(Exception):  # noqa: N818 - the request may be repeated
+    """The server gave up in the middle of it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamedToken:
     """One token of sample `index`; `stop_reason` comes with the last one."""
@@ -157,8 +161,19 @@ def read_event(line: str) -> list[StreamedToken]:
         return []
     event = json.loads(data)
     if "error" in event:
-        raise InvalidInput(event["error"]["message"])
+        message, code = read_refusal(data), event["error"].get("code")
+        raise BrokenAnswer(message) if code and code >= 500 else InvalidInput(message)
     return [token for choice in event["choices"] for token in read_piece(choice)]
+
+
+def read_refusal(text: str) -> str:
+    """What an answer says that is none."""
+    try:
+        said = json.loads(text)
+    except ValueError:
+        return text
+    error = said.get("error", said) if isinstance(said, dict) else said
+    return str(error.get("message", error) if isinstance(error, dict) else error)
 
 
 def read_piece(choice: Mapping[str, Any]) -> list[StreamedToken]:

@@ -16,7 +16,8 @@ from training.errors import InvalidInput
 from training.types import SampleOutput, SampleRequest, SamplingParams, TargetTokens
 from workers.generation import App, read_arguments, read_setup
 from workers.residents import Residents, Setup, TurnThread
-from workers.vllm import ModelMissing, SamplingServer, build_command
+from workers.vllm import ModelMissing, SamplingServer
+from workers.vllm_process import build_command
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny-chatml-1m"
 PARAMS = SamplingParams(max_tokens=8, seed=4, stop=())

@@ -17,15 +17,8 @@ import pytest
 
 from training.errors import InvalidInput
 from training.types import NO_TOKEN, SampleRequest, SamplingParams, TargetTokens
-from workers.vllm import (
-    ModelMissing,
-    SamplingServer,
-    ServerLost,
-    Supervised,
-    build_command,
-    build_environment,
-    supervise,
-)
+from workers.vllm import ModelMissing, SamplingServer, ServerLost
+from workers.vllm_process import Supervised, build_command, build_environment, supervise
 from workers.vllm_wire import build_body
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny-chatml-1m"
@@ -286,7 +279,7 @@ async def test_no_server_outlives_a_supervisor_that_is_killed() -> None:
     server = f"import subprocess; subprocess.Popen(['sh', '-c', {stubborn!r}]).wait()"
     supervisor = f"""
 import asyncio, sys
-from workers.vllm import supervise
+from workers.vllm_process import supervise
 async def main():
     async with supervise([sys.executable, "-c", {server!r}], url="http://127.0.0.1:1") as it:
         while it.pid is None:
@@ -312,7 +305,7 @@ asyncio.run(main())
 async def test_a_server_that_ends_at_once_is_tried_again_later_and_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("workers.vllm.FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("workers.vllm_process.FIRST_WAIT_SECONDS", 0.01)
     waits: list[float] = []
     real_sleep = asyncio.sleep
 
@@ -320,7 +313,7 @@ async def test_a_server_that_ends_at_once_is_tried_again_later_and_later(
         waits.append(seconds)
         await real_sleep(min(seconds, 0.05))
 
-    monkeypatch.setattr("workers.vllm.asyncio.sleep", sleep)
+    monkeypatch.setattr("workers.vllm_process.asyncio.sleep", sleep)
     server = SamplingServer(f"http://127.0.0.1:{find_free_port()}")
     supervised = Supervised(
         server=server, command=["false"], environment=build_environment({"KEY": "value"})

@@ -1,0 +1,296 @@
+"""Runs inside vLLM's workers: whole checkpoints in place, and cures for faults of its CPU build.
+
+vLLM imports it by name, in its own environment: it knows nothing of Hone, and Hone does not import
+it. Hone speaks to it over vLLM's HTTP: `prepare_weights` and `read_weights` through
+/collective_rpc, the exchange itself through /update_weights.
+"""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.logger import init_logger
+from vllm.lora.ops import torch_ops
+from vllm.lora.ops.torch_ops import lora_ops
+from vllm.lora.punica_wrapper import punica_cpu
+from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.model_loader.reload import (
+    finalize_layerwise_reload,
+    initialize_layerwise_reload,
+)
+from vllm.platforms import current_platform
+from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
+
+logger = init_logger("vllm.hone")  # below "vllm", where its handlers are
+
+BACKEND = "checkpoint"
+INDEX_FILE = "model.safetensors.index.json"
+WEIGHTS_FILE = "model.safetensors"
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class RefusedError(ValueError):
+    """The model has not been touched; the text says what is wrong with the folder."""
+
+
+@dataclass
+class NoInit(WeightTransferInitInfo):
+    """There is nothing to arrange before: weights come from a folder."""
+
+
+@dataclass
+class Update(WeightTransferUpdateInfo):
+    """A folder of a whole model, and the digest that its weights have to have."""
+
+    path: str
+    digest: str
+
+
+@dataclass
+class State:
+    """What the model holds, and how far the next weights are."""
+
+    path: str
+    digest: str = ""  # "": those that the server was started with
+    prepared: str = ""  # the digest of what was looked through and may be loaded
+    is_preparing: bool = False
+    error: str = ""  # why the last ones were not taken
+
+
+class CheckpointEngine(WeightTransferEngine):  # type: ignore[type-arg, unused-ignore]
+    """Reads safetensors from a folder, and touches nothing before it has looked through them."""
+
+    init_info_cls = NoInit
+    update_info_cls = Update
+
+    def __init__(self, config: Any, vllm_config: Any, device: torch.device, model: Any) -> None:
+        super().__init__(config, vllm_config, device, model)
+        self.state = State(path=str(vllm_config.model_config.model))
+        self.shapes = read_shapes(Path(self.state.path))
+        self.thread: threading.Thread | None = None
+
+    def init_transfer_engine(self, init_info: NoInit) -> None:
+        pass
+
+    def start_weight_update(self) -> None:
+        pass
+
+    def finish_weight_update(self) -> None:
+        pass
+
+    def shutdown(self) -> None:
+        pass
+
+    def prepare(self, path: str, digest: str) -> None:
+        """Look through the folder beside the requests that run."""
+        self.state.prepared, self.state.error, self.state.is_preparing = "", "", True
+        self.thread = threading.Thread(target=self._look_through, args=(path, digest), daemon=True)
+        self.thread.start()
+
+    def _look_through(self, path: str, digest: str) -> None:
+        try:
+            check_folder(Path(path), digest, self.shapes)
+            self.state.prepared = digest
+        except RefusedError as error:
+            self.state.error = str(error)
+        finally:
+            self.state.is_preparing = False
+
+    def receive_weights(self, update_info: Update) -> None:
+        """After a failure the weights of before are there again, or this process is not."""
+        folder, digest = Path(update_info.path), update_info.digest
+        if self.thread is not None:
+            self.thread.join()
+        if self.state.prepared != digest:
+            check_folder(folder, digest, self.shapes)
+        self.state.prepared = ""
+        with ExitStack() as after_failure:
+            after_failure.callback(self._go_back, folder)
+            self._load(folder)
+            after_failure.pop_all()
+        self.state.path, self.state.digest = str(folder), digest
+
+    def _go_back(self, folder: Path) -> None:
+        self.state.error = f"{folder.name} could not be loaded: the log of vLLM says why"
+        logger.error("%s; the weights of before are loaded again", self.state.error)
+        with ExitStack() as after_failure:
+            after_failure.callback(os._exit, 1)
+            self._load(Path(self.state.path))
+            after_failure.pop_all()
+
+    def _load(self, folder: Path) -> None:
+        initialize_layerwise_reload(self.model)
+        try:
+            loaded = self.model.load_weights(iterate_tensors(folder))
+        finally:
+            finalize_layerwise_reload(self.model, self.model_config)
+        check_loaded(self.model, loaded)
+        if current_platform.is_cpu():
+            repack_heads(self.model)
+
+
+class HoneWorker:
+    """Mixed into vLLM's worker: calls of /collective_rpc."""
+
+    weight_transfer_engine: CheckpointEngine
+
+    def prepare_weights(self, path: str, digest: str) -> None:
+        """Returns at once; `read_weights` says when it is done."""
+        self.weight_transfer_engine.prepare(path, digest)
+
+    def read_weights(self) -> dict[str, Any]:
+        """What was last loaded."""
+        return asdict(self.weight_transfer_engine.state)
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Those that loaders take: the ones of the index, or the one file."""
+    try:
+        if (folder / INDEX_FILE).is_file():
+            index = json.loads((folder / INDEX_FILE).read_text())
+            return [folder / name for name in sorted(set(index["weight_map"].values()))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RefusedError(f"{folder.name} is damaged: {INDEX_FILE} cannot be read") from error
+    return [folder / WEIGHTS_FILE]
+
+
+def check_folder(folder: Path, digest: str, shapes: Shapes) -> None:
+    """The very weights that were asked for, and of the model that is served here."""
+    found = digest_files(list_files(folder))
+    if found != digest:
+        raise RefusedError(
+            f"{folder.name} has weights with the digest {found[:12]}, and {digest[:12]} was asked"
+            " for: its files were changed, or are not all there"
+        )
+    theirs = read_shapes(folder)
+    if missing := sorted(shapes.keys() - theirs.keys()):
+        raise RefusedError(f"{folder.name} is not of this model: it has no {missing[0]}")
+    if unknown := sorted(theirs.keys() - shapes.keys()):
+        raise RefusedError(f"{folder.name} is not of this model: it has {unknown[0]} too")
+    for name, shape in theirs.items():
+        if shape != shapes[name]:
+            raise RefusedError(
+                f"{folder.name} is not of this model: {name} has the shape {list(shape)}, and the"
+                f" model's has {list(shapes[name])}"
+            )
+
+
+def digest_files(files: list[Path]) -> str:
+    """As Hone writes it down: of each file's name and sha256."""
+    lines = []
+    for file in files:
+        try:
+            with file.open("rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise RefusedError(
+                f"{file.parent.name} is damaged: {file.name} cannot be read: {error.strerror}"
+            ) from error
+        lines.append(f"{file.name} {found}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Opening a file also compares its length with what its header says."""
+    shapes = {}
+    for file in list_files(folder):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                    shapes[name] = tuple(tensors.get_slice(name).get_shape())
+        except (OSError, SafetensorError) as error:
+            raise RefusedError(f"{folder.name} is damaged: {file.name}: {error}") from error
+    return shapes
+
+
+def iterate_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    for file in list_files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                yield name, tensors.get_tensor(name)
+
+
+def check_loaded(model: torch.nn.Module, loaded: set[str] | None) -> None:
+    """Every weight of the model was among those that were read. LoRA's wrappers rename them."""
+    if loaded is None:
+        return
+    known = {name.replace(".base_layer.", ".") for name in loaded}
+    wanted = {name.replace(".base_layer.", ".") for name, _ in model.named_parameters()}
+    if missing := sorted(wanted - known):
+        raise RuntimeError(f"nothing was loaded for {missing[0]} and {len(missing) - 1} others")
+
+
+def repack_heads(model: torch.nn.Module) -> None:
+    """An output head that shares the embedding's weight keeps a packed copy of the old one."""
+    for module in model.modules():
+        is_packed = isinstance(module, VocabParallelEmbedding) and hasattr(module, "cpu_linear")
+        if is_packed and module.weight.numel():  # type: ignore[operator]
+            dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+
+
+def spare_base_rows(kernel: Callable[..., None]) -> Callable[..., None]:
+    """Rows of no adapter have the index -1, which the CPU kernels take for the last slot's."""
+
+    def run(
+        inputs: torch.Tensor,
+        weights: torch.Tensor,
+        output: torch.Tensor,
+        indices: torch.Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        is_base = indices < 0
+        if bool(is_base.any()):
+            inputs = inputs.masked_fill(is_base.unsqueeze(1), 0)
+            indices = indices.clamp(min=0)
+        kernel(inputs, weights, output, indices, *args, **kwargs)
+
+    return run
+
+
+def report_before_cut(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Sampled log-probabilities of the tempered distribution, from before top-k and top-p.
+
+    What is drawn stays the same. vLLM's `processed_logprobs` would be of what the two have left.
+    """
+
+    def run(
+        self: TopKTopPSampler, logits: torch.Tensor, generators: Any, k: Any, p: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        is_cut = k is not None or p is not None
+        if not is_cut or self.logprobs_mode != "processed_logprobs":
+            return forward(self, logits, generators, k, p)  # type: ignore[no-any-return]
+        whole = logits.log_softmax(dim=-1, dtype=torch.float32)
+        return forward(self, logits, generators, k, p)[0], whole
+
+    return run
+
+
+def patch_lora_kernels() -> None:
+    for name in ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice"):
+        kernel = spare_base_rows(getattr(lora_ops, name))
+        for module in (lora_ops, torch_ops, punica_cpu):
+            setattr(module, name, kernel)
+
+
+WeightTransferEngineFactory.register_engine(BACKEND, CheckpointEngine)
+for method in ("forward_native", "forward_cpu"):
+    setattr(TopKTopPSampler, method, report_before_cut(getattr(TopKTopPSampler, method)))
+if current_platform.is_cpu():
+    patch_lora_kernels()

@@ -1,0 +1,239 @@
+"""Starts sampling servers, vLLM's and our own, keeps them running, and ends those that hang."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
+
+from workers.vllm import SamplingServer
+
+logger = logging.getLogger(__name__)
+
+END_SECONDS = 15.0
+WELL_SECONDS = 30.0  # a server that ran this long had started well: the next wait is short again
+FIRST_WAIT_SECONDS = 0.5
+LONGEST_WAIT_SECONDS = 30.0
+CHECK_SECONDS = 5.0
+HANG_SECONDS = 60.0  # a step of a long prompt takes seconds; one that takes this long never ends
+
+INSIDE_VLLM = Path(__file__).parent / "inside_vllm"
+VLLM_MODULE = "vllm.entrypoints.launchers.api_server.entry"  # `vllm serve` fails on the CPU build
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank may be
+MAX_SAMPLES = 512  # of one request: vLLM refuses more than it may run at once
+MAX_LOGPROBS = 1001  # the likeliest of each place, and the sampled one where it is none of them
+# The output head is left out: vLLM's CPU build breaks where several prompts with adapters are
+# scored in one step.
+LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What vLLM sets memory aside for."""
+
+    max_rank: int = 64  # of an adapter; each slot has the size of the largest
+    num_slots: int = 8  # adapters in one batch; requests of others wait their turn
+    max_kept: int = 64  # adapters in memory; others are read again from their folders
+    kv_cache_bytes: int | None = None  # None: what is left of the device's memory
+
+    def describe(self) -> list[str]:
+        words = ["--enable-lora", "--max-loras", str(self.num_slots)]
+        words += ["--max-cpu-loras", str(max(self.max_kept, self.num_slots))]
+        words += ["--max-lora-rank", str(find_max_rank(self.max_rank))]
+        words += ["--lora-target-modules", *LINEAR_MODULES]
+        if self.kv_cache_bytes is not None:
+            words += ["--kv-cache-memory-bytes", str(self.kv_cache_bytes)]
+        return words
+
+
+@dataclass(slots=True, kw_only=True)
+class Supervised:
+    """A server that is kept running. A new `incarnation` has forgotten all adapters."""
+
+    server: SamplingServer
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    log: Path | None = None
+    hang_seconds: float = HANG_SECONDS
+    incarnation: str | None = None  # None: not up now
+    pid: int | None = None
+    is_up: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def wait_until_up(self, timeout: float | None = None) -> str:
+        """The incarnation that answers."""
+        async with asyncio.timeout(timeout):
+            while self.incarnation is None:
+                await self.is_up.wait()
+        return self.incarnation
+
+    async def keep_running(self) -> None:
+        """Until cancelled. Any exit is a crash: vLLM ends with code 0 when it dies."""
+        wait = FIRST_WAIT_SECONDS
+        while True:
+            began = time.monotonic()
+            code = await self._run_once()
+            ran_well = time.monotonic() - began > WELL_SECONDS
+            wait = FIRST_WAIT_SECONDS if ran_well else min(2 * wait, LONGEST_WAIT_SECONDS)
+            logger.warning("The sampling server ended with %s; again in %.1f s", code, wait)
+            await asyncio.sleep(wait)
+
+    async def _run_once(self) -> int:
+        process = await self._start()
+        self.pid = process.pid
+        watch = asyncio.create_task(self._watch(process))
+        try:
+            return await process.wait()
+        finally:
+            watch.cancel()
+            self.incarnation = None
+            self.is_up.clear()
+            await end_group(process)
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        output = self.log.open("ab") if self.log else None
+        try:
+            return await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "workers.watched",
+                *self.command,
+                stdin=asyncio.subprocess.PIPE,  # held open: workers.watched ends when we do
+                stdout=output,
+                stderr=output,
+                env=dict(self.environment),
+                start_new_session=True,
+            )
+        finally:
+            if output:
+                output.close()
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """Say when it answers; when it does not any more, end it, and whoever waits hears of it."""
+        while not await self.server.health():
+            await asyncio.sleep(0.1)
+        self.incarnation = uuid4().hex
+        self.is_up.set()
+        while await self.server.is_working(self.hang_seconds):
+            await asyncio.sleep(CHECK_SECONDS)
+        logger.warning("The sampling server hangs: no answer in %.0f s", self.hang_seconds)
+        kill_group(process)
+
+
+def kill_group(process: asyncio.subprocess.Process) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+async def end_group(process: asyncio.subprocess.Process) -> None:
+    """Terminate the leader, wait, then kill whatever of its group is left."""
+    if process.returncode is None:
+        process.terminate()
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                await process.wait()
+        except TimeoutError:
+            pass
+    kill_group(process)
+
+
+@asynccontextmanager
+async def supervise(
+    command: Sequence[str],
+    *,
+    url: str,
+    environment: Mapping[str, str] | None = None,
+    log: Path | None = None,
+) -> AsyncIterator[Supervised]:
+    """Keep `command`, which serves `url`, running inside the block; end it after."""
+    async with SamplingServer(url) as server:
+        supervised = Supervised(
+            server=server, command=command, environment=build_environment(environment), log=log
+        )
+        task = asyncio.create_task(supervised.keep_running())
+        try:
+            yield supervised
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+
+def build_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """OpenMP threads sleep while they wait: spinning ones take the cores from everybody else."""
+    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **(extra or {})}
+
+
+def build_command(
+    models: Mapping[str, Path],
+    *,
+    port: int,
+    device: str = "cpu",
+    threads: int | None = None,
+    max_models: int = 2,
+) -> list[str]:
+    """The built-in server's command line."""
+    named = [part for name, path in models.items() for part in ("--model", f"{name}={path}")]
+    command = [sys.executable, "-m", "workers.generation", *named]
+    command += ["--port", str(port), "--device", device, "--max-models", str(max_models)]
+    return command + (["--threads", str(threads)] if threads else [])
+
+
+def build_vllm_command(
+    model: str,
+    path: Path,
+    *,
+    port: int,
+    python: Path = Path(".venv-vllm/bin/python"),
+    device: str = "cpu",
+    room: Room = Room(),
+) -> list[str]:
+    """vLLM's command line: one base model, known as `model`, and adapters of it."""
+    command = [
+        str(python),
+        "-P",
+        "-m",
+        VLLM_MODULE,
+    ]  # -P: the working folder is no place of modules
+    command += ["--model", str(path), "--served-model-name", model]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += ["--enable-scale-out", "--enable-prompt-tokens-details"]
+    command += ["--logprobs-mode", "processed_logprobs", "--max-logprobs", str(MAX_LOGPROBS)]
+    command += ["--return-tokens-as-token-ids", "--max-num-seqs", str(MAX_SAMPLES)]
+    command += ["--worker-extension-cls", "hone_vllm_extension.HoneWorker"]
+    command += ["--weight-transfer-config", json.dumps({"backend": "checkpoint"})]
+    command += room.describe()
+    if device == "cpu":
+        return [*command, "--dtype", "float32", "--enforce-eager"]
+    return [*command, "--dtype", "bfloat16"]
+
+
+def find_max_rank(rank: int) -> int:
+    """The least of vLLM's settings that holds it."""
+    return next((each for each in VLLM_RANKS if each >= rank), VLLM_RANKS[-1])
+
+
+def build_vllm_environment(*, device: str = "cpu", threads: int | None = None) -> dict[str, str]:
+    """What vLLM is started with beside its command line; nothing of it reaches for a network."""
+    environment = {
+        "PYTHONPATH": str(INSIDE_VLLM),
+        "VLLM_SERVER_DEV_MODE": "1",  # /pause, /update_weights, /collective_rpc
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+        "VLLM_USE_V2_MODEL_RUNNER": "0",  # the extension changes what the first one samples with
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    if device == "cpu":
+        # Eager alone still compiles the ranks of log-probabilities, for half a minute.
+        environment |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    return environment

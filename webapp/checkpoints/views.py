@@ -21,6 +21,7 @@ from webapp.checkpoints.lineage import (
 )
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import delete_checkpoint, keep_checkpoint
+from webapp.core.curl import KEY
 from webapp.core.errors import NotFound
 from webapp.core.templatetags.hone import count, exact, percent, size
 from webapp.runs.models import Run
@@ -114,8 +115,7 @@ def describe_end(checkpoint: Checkpoint) -> str:
 
 def write_rest(request: ActorRequest, checkpoint: Checkpoint) -> str:
     url = request.build_absolute_uri(f"/rest/checkpoints/{checkpoint.pk}")
-    header = '-H "Authorization: Bearer $HONE_KEY"'
-    return f"curl {header} {url}\ncurl {header} {url}/download | tar -x"
+    return f"curl {KEY} {url}\ncurl {KEY} {url}/download | tar -x"
 
 
 @login_required

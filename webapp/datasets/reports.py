@@ -5,6 +5,7 @@ from typing import Any
 
 from django.http import HttpRequest
 
+from webapp.core.curl import KEY
 from webapp.core.templatetags.hone import count, size
 from webapp.datasets.models import DatasetVersion
 
@@ -48,8 +49,7 @@ def describe_preview(stats: Mapping[str, Any]) -> Sequence[Stat]:
 
 def write_rest(request: HttpRequest, version: DatasetVersion) -> str:
     url = request.build_absolute_uri("/rest/dataset-versions")
-    header = '-H "Authorization: Bearer $HONE_KEY"'
     return (
-        f"curl {header} -F 'name={version.dataset.name}' -F 'file=@{version.filename}' {url}\n"
-        f"curl {header} {url}/{version.pk}"
+        f"curl {KEY} -F 'name={version.dataset.name}' -F 'file=@{version.filename}' {url}\n"
+        f"curl {KEY} {url}/{version.pk}"
     )

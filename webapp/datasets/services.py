@@ -1,10 +1,14 @@
 """Every write to datasets, their versions and the previews of them."""
 
+import os
 import shutil
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+import orjson
 from django.conf import settings
 from django.core.files.base import File
 from django.core.files.uploadedfile import TemporaryUploadedFile
@@ -25,14 +29,20 @@ FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv
     ".parquet": "parquet"
 }
 MAX_NAME = 120
+APPENDED = "rows.jsonl"
 ANNOUNCED = timedelta(seconds=10)  # then a message should have been heard
 PREVIEW_TIMEOUT = timedelta(minutes=2)  # a preview that took longer has lost its task
 
 Status = DatasetVersion.Status
 
 
-def create_version(*, actor: Actor, name: str, upload: "File[bytes]") -> DatasetVersion:
-    """Keep the file as the next version of the dataset of this name; a worker validates it."""
+def create_version(
+    *, actor: Actor, name: str, upload: "File[bytes]", after: int | None = None
+) -> DatasetVersion:
+    """Keep the file as the next version of the dataset of this name; a worker validates it.
+
+    `after`: the version that it was made of, which must still be the newest one; 0: none.
+    """
     check_can_write(actor)
     name = _check_name(name)
     filename = PurePosixPath((upload.name or "").replace("\\", "/")).name
@@ -49,12 +59,57 @@ def create_version(*, actor: Actor, name: str, upload: "File[bytes]") -> Dataset
     is_stored = False
     try:
         _store(upload, target)
-        _insert(version, name)
+        _insert(version, name, after)
         is_stored = True
     finally:
         if not is_stored:
             shutil.rmtree(target.parent, ignore_errors=True)
     return version
+
+
+def append_row(*, actor: Actor, name: str, row: Mapping[str, Any]) -> DatasetVersion:
+    """The next version of this dataset: the rows of its newest one, and one more.
+
+    A name that is new makes a dataset of one row.
+    """
+    check_can_write(actor)
+    newest = _find_newest(actor, _check_name(name))
+    with TemporaryUploadedFile(APPENDED, "application/jsonl", 0, "utf-8") as file:
+        if newest is not None:
+            _copy_rows(newest, file)
+        file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+        file.flush()
+        file.size = file.tell()
+        return create_version(
+            actor=actor, name=name, upload=file, after=newest.number if newest else 0
+        )
+
+
+def _find_newest(actor: Actor, name: str) -> DatasetVersion | None:
+    """Of which the rows are known, or known to be lines of JSON."""
+    versions = DatasetVersion.objects.filter(dataset__project=actor.project, dataset__name=name)
+    newest = versions.exclude(status__in=(Status.FAILED, Status.DISCARDED)).first()
+    is_lines = newest is not None and newest.format == "jsonl"
+    if newest is None or newest.status == Status.READY:
+        return newest
+    if newest.status == Status.NEEDS_DECISION or not is_lines:
+        raise UserError(
+            f"{newest} is not ready: it can get another row once its lines are checked.",
+            field="name",
+        )
+    return newest
+
+
+def _copy_rows(version: DatasetVersion, file: TemporaryUploadedFile) -> None:
+    path = version.rows_path or version.upload_path
+    try:
+        with (settings.HONE_HOME / path).open("rb") as rows:
+            shutil.copyfileobj(rows, file)
+            rows.seek(-1, os.SEEK_END)
+            if rows.read(1) != b"\n":
+                file.write(b"\n")
+    except FileNotFoundError:
+        raise UserError(f"{version} was deleted at this moment.", field="name") from None
 
 
 def decide(*, actor: Actor, version: DatasetVersion, keep_valid: bool) -> None:
@@ -161,10 +216,15 @@ def _store(upload: "File[bytes]", target: Path) -> None:
     part.rename(target)
 
 
-def _insert(version: DatasetVersion, name: str) -> None:
+def _insert(version: DatasetVersion, name: str, after: int | None) -> None:
     while True:
         dataset, _ = Dataset.objects.get_or_create(project=version.project, name=name)
+        kept = dataset.versions.exclude(status__in=(Status.FAILED, Status.DISCARDED))
         last = dataset.versions.aggregate(last=Max("number"))["last"]
+        if after is not None and (kept.aggregate(last=Max("number"))["last"] or 0) != after:
+            raise UserError(
+                f"Somebody else changed {name} at this moment: try once more.", field="name"
+            )
         version.dataset, version.number = dataset, (last or 0) + 1
         try:
             with transaction.atomic():

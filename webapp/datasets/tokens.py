@@ -20,6 +20,7 @@ class ShownToken:
     id: int
     weight: int = 0
     logprob: float | None = None
+    raw: str = ""  # the text as it is, where the token stands in running text
 
     @property
     def title(self) -> str:
@@ -53,7 +54,7 @@ def show_sampled(
 ) -> list[ShownToken]:
     """A completion's tokens with what the model thought of them."""
     return [
-        ShownToken(text=mark(piece), kind=find_kind(piece), id=token, logprob=logprob)
+        ShownToken(text=mark(piece), kind=find_kind(piece), id=token, logprob=logprob, raw=piece)
         for piece, token, logprob in zip(pieces, ids, logprobs, strict=False)
     ]
 

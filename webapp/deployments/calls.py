@@ -17,7 +17,7 @@ from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import check_loadable
 from webapp.core.errors import NotFound, UserError
 from webapp.core.events import connection, project_group, publish, wake
-from webapp.deployments.models import HotLoad, SamplingCall, SamplingSession
+from webapp.deployments.models import Deployment, HotLoad, SamplingCall, SamplingSession
 from webapp.deployments.turns import WATCHED, choose_calls, name_owner
 from webapp.fleet.models import BaseModel
 from webapp.runs.models import Run, Session
@@ -39,6 +39,8 @@ def submit_call(  # noqa: PLR0913 - the row's columns, by name
     base_model: BaseModel,
     payload: Mapping[str, Any],
     checkpoint: Checkpoint | None = None,
+    deployment: Deployment | None = None,
+    is_streamed: bool = False,
     sampling_session: SamplingSession | None = None,
     seq_id: int | None = None,
     about: Mapping[str, Any] | None = None,
@@ -50,6 +52,8 @@ def submit_call(  # noqa: PLR0913 - the row's columns, by name
         purpose=purpose,
         base_model=base_model,
         checkpoint=checkpoint,
+        deployment=deployment,
+        is_streamed=is_streamed,
         sampling_session=sampling_session,
         seq_id=seq_id,
         payload=dict(payload),

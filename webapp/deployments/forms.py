@@ -1,13 +1,14 @@
 """Forms of serving: what a deployment serves, and what the playground asks."""
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from django import forms
 
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.deployments.models import Deployment
+from webapp.deployments.services import DEFAULT_SEED
 from webapp.fleet.models import BaseModel
 
 CHECKPOINTS_OFFERED = 200
@@ -73,6 +74,41 @@ class ChangeForm(forms.Form):
         self.fields["checkpoint"].initial = deployment.checkpoint_id or deployment.base_model_id
 
 
+class StopField(forms.CharField):
+    """Texts that end an answer, one a line."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(strip=False, **kwargs)
+
+    def clean(self, value: Any) -> list[str] | None:
+        lines = super().clean(value).splitlines()
+        return [unescape(line) for line in lines if line] or None
+
+    def prepare_value(self, value: Any) -> Any:
+        """A call's own stops, written as they were given."""
+        return "\n".join(map(escape, value)) if isinstance(value, list) else value
+
+
+def unescape(line: str) -> str:
+    return line.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def escape(stop: str) -> str:
+    return stop.replace("\n", "\\n").replace("\t", "\\t")
+
+
+class KeepForm(forms.Form):
+    """The dataset that an answer is kept in: one that is there, or a new name."""
+
+    name = forms.CharField(
+        max_length=120,
+        label="Dataset",
+        help_text="A known name gets a new version with one more row; a new one makes a dataset.",
+        widget=forms.TextInput(attrs={"list": "datasets", "autocomplete": "off"}),
+        error_messages={"required": "A dataset needs a name."},
+    )
+
+
 class PlaygroundForm(forms.Form):
     """One prompt for one or two models. What is out of range is said by the service."""
 
@@ -90,10 +126,22 @@ class PlaygroundForm(forms.Form):
         error_messages={"required": "Write a message first."},
     )
     temperature = forms.FloatField(initial=0.0, help_text="0: always the likeliest token.")
+    top_p = forms.FloatField(
+        required=False, label="Top p", help_text="Of the likeliest tokens that make this share."
+    )
+    top_k = forms.IntegerField(
+        required=False, label="Top k", help_text="Of this many likeliest tokens."
+    )
     max_tokens = forms.IntegerField(initial=256, label="Longest answer")
-    seed = forms.IntegerField(initial=7)
+    seed = forms.IntegerField(initial=DEFAULT_SEED, help_text="Both draw the same numbers.")
+    stop = StopField(
+        required=False,
+        label="Stop at",
+        widget=forms.Textarea(attrs={"rows": 2}),
+        help_text="One text a line; \\n is a line break.",
+    )
 
-    PARAMS: ClassVar = ("temperature", "max_tokens", "seed")
+    PARAMS: ClassVar = ("temperature", "top_p", "top_k", "max_tokens", "seed", "stop")
 
     def __init__(self, *args: object, actor: Actor, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]

@@ -1,21 +1,14 @@
-"""The playground: one prompt to two models side by side, turn after turn.
+"""The playground: one prompt to two models side by side, turn after turn."""
 
-The calls themselves are the conversation: the URL names them, so a reload, a bookmark and a
-colleague of the same project see the same answers.
-"""
-
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib.auth.decorators import login_required
 from django.db import transaction
-from django.db.models import QuerySet
 from django.forms import BoundField
-from django.http import HttpResponse
+from django.http import HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
@@ -23,46 +16,31 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from webapp.accounts.middleware import ActorRequest
 from webapp.accounts.models import Actor
 from webapp.accounts.permissions import check_can_write
-from webapp.core.errors import NotFound
 from webapp.core.forms import show_errors
-from webapp.datasets.tokens import ShownToken, show_sampled
+from webapp.datasets.models import Dataset
 from webapp.deployments.calls import cancel_call
-from webapp.deployments.forms import PlaygroundForm
+from webapp.deployments.conversation import (
+    SIDES,
+    Answer,
+    Turns,
+    find_call,
+    find_system,
+    name_target,
+    read_answer,
+    read_answers,
+    read_turns,
+    write_messages,
+    write_query,
+)
+from webapp.deployments.forms import KeepForm, PlaygroundForm
+from webapp.deployments.keeping import keep_answer
 from webapp.deployments.models import Deployment, SamplingCall
 from webapp.deployments.services import ask
 from webapp.deployments.views import find_target
 
-SIDES = ("left", "right")
-MAX_TURNS = 50
-
-Status = SamplingCall.Status
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """One call as a pane shows it."""
-
-    call: SamplingCall
-    prompt: str
-    text: str = ""
-    tokens: Sequence[ShownToken] = ()
-    stop_reason: str = ""
-    adapter: str = ""
-    digest: str = ""
-
-    @property
-    def is_pending(self) -> bool:
-        return self.call.status in (Status.QUEUED, Status.RUNNING)
-
-    @property
-    def waiting_word(self) -> str:
-        return "waits for a sampler" if self.call.status == Status.QUEUED else "answering"
-
-    @property
-    def seconds(self) -> timedelta | None:
-        if self.call.finished_at is None:
-            return None
-        return self.call.finished_at - self.call.created_at
+NUM_ALTERNATIVES = 5
+DATASETS_OFFERED = 100
+SETTINGS = (*PlaygroundForm.PARAMS, "system")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +56,7 @@ class Pane:
 @login_required
 @require_http_methods(["GET", "POST"])
 def show_playground(request: ActorRequest) -> HttpResponse:
-    turns = {side: read_turns(request, side) for side in SIDES}
+    turns = read_turns(request.actor, request.GET)
     if request.method == "POST":
         check_can_write(request.actor)
         form = PlaygroundForm(request.POST, actor=request.actor)
@@ -89,19 +67,21 @@ def show_playground(request: ActorRequest) -> HttpResponse:
         form = PlaygroundForm(actor=request.actor, initial=_choose_initial(request, turns))
     context = {
         "form": form,
-        "panes": make_panes(form, turns),
-        "query": _write_query(turns),
+        "panes": make_panes(form, read_answers(turns)),
+        "query": write_query(turns),
         "restart": _write_restart(turns),
         "is_empty": not any(turns.values()),
         "has_models": bool(form.fields["left"].choices),  # type: ignore[attr-defined]
         "settings_word": describe_settings(form),
-        "has_settings": any(form[name].errors for name in (*PlaygroundForm.PARAMS, "system")),
+        "has_settings": any(form[name].errors for name in SETTINGS),
+        "keep_form": KeepForm(),
+        "datasets": Dataset.objects.in_project(request.actor)[:DATASETS_OFFERED],
     }
     status = 400 if form.errors else 200
     return render(request, "playground/playground.html", context, status=status)
 
 
-def make_panes(form: PlaygroundForm, turns: dict[str, list[SamplingCall]]) -> list[Pane]:
+def make_panes(form: PlaygroundForm, answers: Mapping[str, Sequence[Answer]]) -> list[Pane]:
     hints = {
         "left": "Answers of the model chosen above appear here.",
         "right": "Its answers to the same prompts, drawn with the same seed, appear here."
@@ -110,12 +90,7 @@ def make_panes(form: PlaygroundForm, turns: dict[str, list[SamplingCall]]) -> li
         " seed.",
     }
     return [
-        Pane(
-            label=f"{side} model",
-            field=form[side],
-            answers=[read_answer(call) for call in turns[side]],
-            hint=hints[side],
-        )
+        Pane(label=f"{side} model", field=form[side], answers=answers[side], hint=hints[side])
         for side in SIDES
     ]
 
@@ -123,74 +98,50 @@ def make_panes(form: PlaygroundForm, turns: dict[str, list[SamplingCall]]) -> li
 def describe_settings(form: PlaygroundForm) -> str:
     values = {name: form[name].value() for name in PlaygroundForm.PARAMS}
     temperature = str(values["temperature"]).removesuffix(".0")
-    words = f"temperature {temperature}, at most {values['max_tokens']} tokens"
-    system = ", with a system prompt" if form["system"].value() else ""
-    return f"{words}, seed {values['seed']}{system}"
+    words = [f"temperature {temperature}", f"at most {values['max_tokens']} tokens"]
+    words += [f"top p {values['top_p']}"] if values["top_p"] not in (None, "") else []
+    words += [f"top k {values['top_k']}"] if values["top_k"] not in (None, "") else []
+    words.append(f"seed {values['seed']}")
+    words += ["own stop texts"] if values["stop"] else []
+    words += ["a system prompt"] if form["system"].value() else []
+    return ", ".join(words)
 
 
-def _write_restart(turns: dict[str, list[SamplingCall]]) -> str:
-    """The same two models, and nothing said yet."""
-    chosen = {side: name_target(calls[-1]) for side, calls in turns.items() if calls}
+def _write_restart(turns: Turns) -> str:
+    """The same two models with the same settings, and nothing said yet."""
+    chosen: dict[str, Any] = {}
+    for side, calls in turns.items():
+        if calls:
+            chosen |= _read_settings(calls[-1]) | {side: name_target(calls[-1])}
+    if "stop" in chosen:
+        chosen["stop"] = PlaygroundForm.base_fields["stop"].prepare_value(chosen["stop"])
     return f"{reverse('playground')}?{urlencode(chosen)}"
 
 
-def read_turns(request: ActorRequest, side: str) -> list[SamplingCall]:
-    """The calls that `?left=12.15` names. A part that is not visible is left out."""
-    numbers = request.GET.get(f"{side}-turns", "").split(".")[-MAX_TURNS:]
-    ids = [int(number) for number in numbers if number.isdecimal() and len(number) < 18]
-    found = find_calls(request.actor).in_bulk(ids)
-    return [found[number] for number in ids if number in found]
-
-
-def find_calls(actor: Actor) -> QuerySet[SamplingCall]:
-    calls = SamplingCall.objects.visible_to(actor).filter(purpose=SamplingCall.Purpose.PLAYGROUND)
-    return calls.select_related("base_model", "checkpoint__run", "hot_load").prefetch_related(
-        "base_model__names"
-    )
-
-
-def read_answer(call: SamplingCall) -> Answer:
-    prompt = call.payload["messages"][-1]["content"]
-    if call.status != Status.DONE or call.result is None:
-        return Answer(call=call, prompt=prompt)
-    result = json.loads(bytes(call.result))
-    sequence = result["sequences"][0]
-    return Answer(
-        call=call,
-        prompt=prompt,
-        text=sequence["text"],
-        tokens=show_sampled(
-            sequence.get("pieces", []), sequence["tokens"], sequence.get("logprobs") or []
-        ),
-        stop_reason=sequence["stop_reason"],
-        adapter=result.get("adapter") or "",
-        digest=result.get("digest") or "",
-    )
+def _read_settings(call: SamplingCall) -> dict[str, Any]:
+    system = find_system(call)
+    params: dict[str, Any] = call.payload["params"]
+    return params | ({"system": system} if system else {})
 
 
 @transaction.atomic
-def _send(actor: Actor, chosen: dict[str, Any], turns: dict[str, list[SamplingCall]]) -> str:
+def _send(actor: Actor, chosen: dict[str, Any], turns: Turns) -> str:
     """Ask all chosen models or none; the address of the conversation with the new turn."""
     following = {}
+    params = {name: chosen[name] for name in PlaygroundForm.PARAMS}
     for side in SIDES:
         following[side] = list(turns[side])
         if chosen[side]:
-            messages = write_messages(turns[side], chosen["system"], chosen["prompt"])
-            params = {name: chosen[name] for name in PlaygroundForm.PARAMS}
-            target = choose_target(actor, chosen[side])
-            call = ask(actor=actor, messages=messages, params=params, **target)
+            call = ask(
+                actor=actor,
+                messages=write_messages(turns[side], chosen["system"], chosen["prompt"]),
+                params=params,
+                is_streamed=True,
+                num_alternatives=NUM_ALTERNATIVES,
+                **choose_target(actor, chosen[side]),
+            )
             following[side].append(call)
-    return f"{reverse('playground')}?{_write_query(following)}"
-
-
-def write_messages(turns: Sequence[SamplingCall], system: str, prompt: str) -> list[dict[str, str]]:
-    """What was said on this side so far. A turn that was not answered never happened."""
-    messages = [{"role": "system", "content": system}] if system.strip() else []
-    for answer in map(read_answer, turns):
-        if answer.call.status == Status.DONE and answer.text.strip():
-            messages.append({"role": "user", "content": answer.prompt})
-            messages.append({"role": "assistant", "content": answer.text})
-    return [*messages, {"role": "user", "content": prompt}]
+    return f"{reverse('playground')}?{write_query(following)}"
 
 
 def choose_target(actor: Actor, target: str) -> dict[str, Any]:
@@ -203,35 +154,23 @@ def choose_target(actor: Actor, target: str) -> dict[str, Any]:
     return {"checkpoint": checkpoint, "base_model": base_model}
 
 
-def _write_query(turns: dict[str, list[SamplingCall]]) -> str:
-    return urlencode(
-        {
-            f"{side}-turns": ".".join(str(call.pk) for call in calls)
-            for side, calls in turns.items()
-            if calls
-        },
-        safe=".",
+def _choose_initial(request: ActorRequest, turns: Turns) -> dict[str, Any]:
+    """As the last turn was asked; else as the link says, a checkpoint beside its base model."""
+    initial: dict[str, Any] = {
+        name: request.GET[name] for name in (*SETTINGS, "prompt", "left") if name in request.GET
+    }
+    initial["right"] = (
+        request.GET["right"]
+        if "right" in request.GET
+        else _find_base(request.actor, initial.get("left", ""))
     )
-
-
-def _choose_initial(request: ActorRequest, turns: dict[str, list[SamplingCall]]) -> dict[str, Any]:
-    """As the last turn was asked; else the checkpoint of the link beside its base model."""
-    initial: dict[str, Any] = {"left": request.GET.get("left", "")}
-    initial["right"] = request.GET.get("right", "") or _find_base(request.actor, initial["left"])
     for side in SIDES:
         if turns[side]:
             last = turns[side][-1]
-            initial[side] = name_target(last)
-            initial |= last.payload["params"]
-            first = last.payload["messages"][0]
-            initial["system"] = first["content"] if first["role"] == "system" else ""
+            initial |= {side: name_target(last)} | _read_settings(last)
     if turns["left"] and not turns["right"]:
         initial["right"] = ""
     return initial
-
-
-def name_target(call: SamplingCall) -> str:
-    return str(call.about.get("deployment") or call.checkpoint_id or call.base_model_id)
 
 
 def _find_base(actor: Actor, target: str) -> str:
@@ -243,21 +182,27 @@ def _find_base(actor: Actor, target: str) -> str:
     return str(served.base_model_id) if served else ""
 
 
-def find_call(actor: Actor, call_id: int) -> SamplingCall:
-    call = find_calls(actor).filter(pk=call_id).first()
-    if call is None:
-        raise NotFound(f"There is no call {call_id}.")
-    return call
-
-
 @login_required
 @require_GET
 def show_answer(request: ActorRequest, call_id: int) -> HttpResponse:
     """Asked while a call is under way; where nothing has changed the page stays as it is."""
-    answer = read_answer(find_call(request.actor, call_id))
-    if answer.is_pending and answer.call.status == request.GET.get("shown"):
+    call = find_call(request.actor, call_id)
+    if call.status == request.GET.get("shown"):
         return HttpResponse(status=204)
+    return _render_answer(request, call)
+
+
+def _render_answer(request: ActorRequest, call: SamplingCall) -> HttpResponse:
+    answer = read_answers({"": [call]})[""][0]
     return render(request, "playground/_answer.html", {"answer": answer})
+
+
+@login_required
+@require_GET
+def list_alternatives(request: ActorRequest, call_id: int) -> JsonResponse:
+    """At each place of an answer the likeliest tokens; fetched when somebody looks at one."""
+    answer = read_answer(find_call(request.actor, call_id))
+    return JsonResponse({"alternatives": answer.alternatives})
 
 
 @login_required
@@ -267,4 +212,19 @@ def cancel(request: ActorRequest, call_id: int) -> HttpResponse:
     check_can_write(request.actor, project_id=call.project_id)
     cancel_call(call)
     call.refresh_from_db()
-    return render(request, "playground/_answer.html", {"answer": read_answer(call)})
+    return _render_answer(request, call)
+
+
+@login_required
+@require_POST
+def keep(request: ActorRequest, call_id: int) -> HttpResponse:
+    """Said inside the dialog that asked, whether it was kept or not."""
+    call = find_call(request.actor, call_id)
+    check_can_write(request.actor)
+    form = KeepForm(request.POST)
+    context: dict[str, Any] = {"keep_form": form, "call": call}
+    if form.is_valid():
+        with show_errors(form):
+            name = form.cleaned_data["name"]
+            context["kept"] = keep_answer(actor=request.actor, call=call, name=name)
+    return render(request, "playground/_keep.html", context)

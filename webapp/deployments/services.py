@@ -113,7 +113,7 @@ def reload_deployments() -> int:
     return sum(_change(ready.filter(pk=each.pk), each, status=Status.LOADING) for each in ready)
 
 
-def ask(
+def ask(  # noqa: PLR0913 - who is asked, what and how, by name
     *,
     actor: Actor,
     messages: Sequence[Mapping[str, str]],
@@ -122,8 +122,13 @@ def ask(
     deployment: Deployment | None = None,
     params: Mapping[str, Any] | None = None,
     purpose: str = SamplingCall.Purpose.PLAYGROUND,
+    is_streamed: bool = False,
+    num_alternatives: int = 0,
 ) -> SamplingCall:
-    """Ask a checkpoint, a base model or a deployment; `params` may hold `num_samples` too."""
+    """Ask a checkpoint, a base model or a deployment; `params` may hold `num_samples` too.
+
+    `num_alternatives`: so many of the likeliest tokens at each place of the answer are told.
+    """
     if deployment is not None:
         _check_serves(deployment)
         base_model, checkpoint = deployment.base_model, deployment.checkpoint
@@ -134,13 +139,15 @@ def ask(
         purpose=purpose,
         base_model=_choose_base_model(base_model, checkpoint),
         checkpoint=checkpoint,
+        deployment=deployment,
+        is_streamed=is_streamed,
         payload={
             "messages": check_messages(messages),
             "num_samples": int(num_samples),
             "params": check_params(chosen),
             "prompt_logprobs": False,
+            **({"topk_sample_logprobs": num_alternatives} if num_alternatives else {}),
         },
-        about={"deployment": deployment.pk} if deployment else {},
     )
 
 

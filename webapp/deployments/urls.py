@@ -15,4 +15,10 @@ urlpatterns = [
     path("playground/", playground.show_playground, name="playground"),
     path("playground/answers/<int:call_id>/", playground.show_answer, name="answer"),
     path("playground/answers/<int:call_id>/cancel/", playground.cancel, name="answer-cancel"),
+    path("playground/answers/<int:call_id>/keep/", playground.keep, name="answer-keep"),
+    path(
+        "playground/answers/<int:call_id>/alternatives/",
+        playground.list_alternatives,
+        name="answer-alternatives",
+    ),
 ]

@@ -15,6 +15,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from webapp.accounts.middleware import ActorRequest
 from webapp.accounts.models import Actor
 from webapp.accounts.permissions import check_can_write
+from webapp.core.curl import JSON, KEY
 from webapp.core.errors import NotFound
 from webapp.core.forms import show_errors
 from webapp.datasets.models import DatasetVersion
@@ -146,11 +147,10 @@ def _choose_pair(lines: Sequence[Line]) -> dict[str, str]:
 
 def write_rest(request: ActorRequest, suite: EvalSuite) -> str:
     url = request.build_absolute_uri("/rest/evaluations")
-    header = '-H "Authorization: Bearer $HONE_KEY"'
     return (
-        f"curl {header} -H 'Content-Type: application/json' \\\n"
+        f"curl {KEY} {JSON} \\\n"
         f'  -d \'{{"suite": "{suite.pk}", "checkpoint": "ID"}}\' \\\n  {url}\n\n'
-        f"curl {header} {url}/ID/results"
+        f"curl {KEY} {url}/ID/results"
     )
 
 

@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from webapp.core.curl import JSON, KEY
+
 SCRIPT = """\
 # pip install tinker; export TINKER_BASE_URL={url} TINKER_API_KEY=tml-...
 import json
@@ -66,12 +68,7 @@ def export_run(  # noqa: PLR0913 - the settings of a run, by name
     if parent_id:
         body |= {"parent": parent_id, "with_optimizer": with_optimizer}
     written = json.dumps(body, indent=2, ensure_ascii=False).replace("'", "'\\''")
-    curl = (
-        f"curl {url}/rest/runs \\\n"
-        '  -H "Authorization: Bearer $TINKER_API_KEY" \\\n'
-        '  -H "Content-Type: application/json" \\\n'
-        f"  -d '{written}'"
-    )
+    curl = f"curl {url}/rest/runs \\\n  {KEY} \\\n  {JSON} \\\n  -d '{written}'"
     is_full = config.get("rank") == 0
     script = "" if is_full else write_script(url, base_model, filename, config)
     return Export(curl=curl, script=script)

@@ -1,5 +1,6 @@
 """Uploads become versions; bad lines wait for a decision; previews are made once."""
 
+import json
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from webapp.accounts.models import Actor
 from webapp.core.errors import UserError
 from webapp.datasets.models import Dataset, DatasetVersion, Preview
 from webapp.datasets.services import (
+    append_row,
     create_version,
     decide,
     delete_version,
@@ -244,3 +246,52 @@ def test_a_version_that_a_run_was_made_of_stays(
     with pytest.raises(UserError, match="runs or evaluation suites"):
         delete_version(actor=alice, version=version)
     assert (home / version.rows_path).exists()
+
+
+def read_lines(version: DatasetVersion, home: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (home / version.rows_path).read_text().splitlines()]
+
+
+def test_a_row_for_a_new_name_makes_a_dataset_of_one_row(alice: Actor, home: Path) -> None:
+    version = append_row(actor=alice, name="kept", row=GOOD)
+    ingest.validate_version(version.pk)
+    version.refresh_from_db()
+    assert (str(version), version.status, version.num_rows) == ("kept v1", Status.READY, 1)
+    assert read_lines(version, home) == [GOOD]
+    assert list((home / "incoming").iterdir()) == []
+
+
+def test_another_row_makes_a_version_of_all_rows_and_leaves_the_old_one_as_it_is(
+    alice: Actor, home: Path
+) -> None:
+    first = upload(alice, GOOD, GOOD, name="kept")
+    second = append_row(actor=alice, name="kept", row=GOOD | {"answered_by": "tiny"})
+    third = append_row(actor=alice, name="kept", row=GOOD)  # while v2 is still being validated
+    for version in (second, third):
+        ingest.validate_version(version.pk)
+        version.refresh_from_db()
+    assert [len(read_lines(each, home)) for each in (first, second, third)] == [2, 3, 4]
+    assert read_lines(third, home)[2]["answered_by"] == "tiny"
+
+
+def test_a_row_is_appended_to_the_newest_version_that_holds_rows(alice: Actor, home: Path) -> None:
+    upload(alice, GOOD, name="kept")
+    decide(actor=alice, version=upload(alice, GOOD, BAD, name="kept"), keep_valid=False)
+    version = append_row(actor=alice, name="kept", row=GOOD)
+    ingest.validate_version(version.pk)
+    version.refresh_from_db()
+    assert (version.number, len(read_lines(version, home))) == (3, 2)
+
+
+def test_a_version_that_waits_for_a_decision_gets_no_row(alice: Actor) -> None:
+    upload(alice, GOOD, BAD, name="kept")
+    with pytest.raises(UserError, match="kept v1 is not ready"):
+        append_row(actor=alice, name="kept", row=GOOD)
+
+
+def test_a_row_does_not_drop_the_one_that_somebody_appends_meanwhile(alice: Actor) -> None:
+    upload(alice, GOOD, name="kept")
+    append_row(actor=alice, name="kept", row=GOOD)
+    with pytest.raises(UserError, match="Somebody else changed kept"):
+        create_version(actor=alice, name="kept", upload=make_file(GOOD), after=1)
+    assert DatasetVersion.objects.count() == 2

@@ -1,15 +1,18 @@
 """The playground: one prompt, two models, turn after turn."""
 
 import json
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from django.test import Client
 from django.utils.timezone import now
+from pytest_django.fixtures import Settings
 
 from tests.webapp.cast import count_queries, make_actor, make_viewer, sign_in
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
+from webapp.datasets.models import DatasetVersion
 from webapp.deployments.models import Deployment, SamplingCall
 from webapp.fleet.models import BaseModel
 
@@ -49,6 +52,7 @@ def answer(call: SamplingCall, text: str) -> None:
                 "logprobs": [-0.05, -4.0],
                 "text": text,
                 "pieces": [text, "<|im_end|>"],
+                "alternatives": [[[5, text, -0.05], [6, "3", -3.2]], [[2, "<|im_end|>", -4.0]]],
                 "stop_reason": "stop",
             }
         ],
@@ -97,7 +101,7 @@ def test_an_answer_is_asked_for_until_it_is_there(
     assert 'digest <span class="mono" title="' + "d1ge57" * 10 in part
     assert 'data-doubt="0"' in part
     assert 'data-doubt="4"' in part
-    assert "log p = -4.0000" in part
+    assert 'data-logprob="-4.0000"' in part
 
 
 def test_the_next_turn_carries_each_sides_own_answers(
@@ -152,7 +156,7 @@ def test_a_deployment_can_be_asked(
     )
     browser.post("/playground/", question | {"left": deployment.pk})
     call = SamplingCall.objects.all()[0]
-    assert (call.checkpoint, call.about) == (checkpoint, {"deployment": deployment.pk})
+    assert (call.checkpoint, call.deployment) == (checkpoint, deployment)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +191,7 @@ def test_a_call_can_be_cancelled_while_it_waits(browser: Client, question: dict[
     browser.post("/playground/", question)
     call = SamplingCall.objects.all()[0]
     part = browser.post(f"/playground/answers/{call.pk}/cancel/").content.decode()
-    assert "It was cancelled." in part
+    assert "Stopped before it was whole." in part
     call.refresh_from_db()
     assert call.status == Status.CANCELLED
 
@@ -219,3 +223,101 @@ def test_a_viewer_reads_a_conversation_and_asks_nothing(
 def test_without_a_base_model_the_page_shows_the_command_that_adds_one() -> None:
     page = read(sign_in(make_actor("dora")), "/playground/")
     assert "manage.py model add" in page
+
+
+def test_all_settings_reach_both_models_and_stay_for_the_next_conversation(
+    browser: Client, question: dict[str, str]
+) -> None:
+    chosen = {"top_p": "0.9", "top_k": "40", "stop": "END\r\n\\n\\n", "system": "Be short."}
+    url = browser.post("/playground/", question | chosen).headers["Location"]
+    left, right = SamplingCall.objects.all()
+    assert left.payload == right.payload
+    assert left.payload["params"] == {
+        "max_tokens": 32,
+        "temperature": 0.0,
+        "top_p": 0.9,
+        "top_k": 40,
+        "seed": 7,
+        "stop": ["END", "\n\n"],
+    }
+    assert (left.is_streamed, left.payload["topk_sample_logprobs"]) == (True, 5)
+    restart = browser.get(url).context["restart"]
+    page = read(browser, restart)
+    assert "top p 0.9, top k 40, seed 7, own stop texts, a system prompt" in page
+    assert ">\nEND\n\\n\\n</textarea>" in page
+
+
+def test_the_link_may_say_settings_and_the_message(browser: Client, checkpoint: Checkpoint) -> None:
+    page = read(browser, f"/playground/?left={checkpoint.pk}&right=&temperature=0.7&prompt=Hi")
+    assert "temperature 0.7" in page
+    assert ">\nHi</textarea>" in page
+
+
+def test_what_else_could_have_been_said_is_told_at_each_token(
+    browser: Client, question: dict[str, str]
+) -> None:
+    browser.post("/playground/", question)
+    call = SamplingCall.objects.all()[0]
+    answer(call, "2")
+    told = browser.get(f"/playground/answers/{call.pk}/alternatives/").json()
+    assert told == {"alternatives": [[[5, "2", -0.05], [6, "3", -3.2]], [[2, "<|im_end|>", -4.0]]]}
+
+
+class TestKeeping:
+    """An answer becomes a row of a dataset."""
+
+    @pytest.fixture(autouse=True)
+    def home(self, tmp_path: Path, settings: Settings) -> Path:
+        settings.HONE_HOME = tmp_path
+        settings.FILE_UPLOAD_TEMP_DIR = tmp_path
+        return tmp_path
+
+    def test_the_conversation_up_to_it_is_the_row_and_the_page_links_to_it(
+        self, browser: Client, question: dict[str, str], checkpoint: Checkpoint, home: Path
+    ) -> None:
+        url = browser.post("/playground/", question | {"system": "Be short."}).headers["Location"]
+        call = SamplingCall.objects.all()[0]
+        answer(call, "two")
+        assert f'data-keep="/playground/answers/{call.pk}/keep/"' in read(browser, url)
+        part = browser.post(f"/playground/answers/{call.pk}/keep/", {"name": "good ones"})
+        version = DatasetVersion.objects.get()
+        assert (
+            f'<a href="/datasets/versions/{version.pk}/">good ones v1</a>' in part.content.decode()
+        )
+        assert f'kept in <a href="/datasets/versions/{version.pk}/">good ones v1</a>' in read(
+            browser, url
+        )
+        assert json.loads((home / version.upload_path).read_text()) == {
+            "messages": [
+                {"role": "system", "content": "Be short."},
+                {"role": "user", "content": "What is 1+1?"},
+                {"role": "assistant", "content": "two"},
+            ],
+            "answered_by": checkpoint.tinker_path,
+            "digest": "d1ge57" * 10,
+        }
+
+    def test_a_name_is_needed_and_a_missing_answer_is_not_kept(
+        self, browser: Client, question: dict[str, str]
+    ) -> None:
+        browser.post("/playground/", question)
+        call = SamplingCall.objects.all()[0]
+        keep = f"/playground/answers/{call.pk}/keep/"
+        assert (
+            "There is no answer to keep here."
+            in browser.post(keep, {"name": "kept"}).content.decode()
+        )
+        answer(call, "two")
+        assert "A dataset needs a name." in browser.post(keep, {"name": ""}).content.decode()
+        assert not DatasetVersion.objects.exists()
+
+    def test_a_viewer_and_a_stranger_keep_nothing(
+        self, alice: Actor, browser: Client, question: dict[str, str]
+    ) -> None:
+        browser.post("/playground/", question)
+        call = SamplingCall.objects.all()[0]
+        answer(call, "two")
+        keep = f"/playground/answers/{call.pk}/keep/"
+        assert sign_in(make_viewer(alice)).post(keep, {"name": "x"}).status_code == 400
+        assert sign_in(make_actor("charlie")).post(keep, {"name": "x"}).status_code == 404
+        assert not DatasetVersion.objects.exists()

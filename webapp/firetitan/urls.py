@@ -2,7 +2,7 @@
 
 from django.urls import path, re_path
 
-from webapp.firetitan import endpoints, job_views, views
+from webapp.firetitan import endpoints, job_views, model_views, views
 
 ACCOUNT = "v1/accounts/<account>"
 JOBS = f"{ACCOUNT}/rlorTrainerJobs"
@@ -17,7 +17,10 @@ urlpatterns = [
     path(f"{JOB}:resume", job_views.resume),
     path(f"{JOB}:cancel", job_views.cancel),
     path(f"{JOB}:executeTrainStep", job_views.execute_train_step),
+    path(f"{JOB}/checkpoints", model_views.checkpoints),
     path(JOB, job_views.job),
+    path(f"{ACCOUNT}/checkpoints/<name>:promote", model_views.promote),
+    path(f"{ACCOUNT}/models/<model_id>", model_views.model),
     path(SHAPE, job_views.shape_versions),
     path(f"{SHAPE}/<version>", job_views.shape_version),
     re_path("^v1/accounts/", endpoints.answer_unknown),

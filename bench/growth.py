@@ -21,7 +21,7 @@ from bench.rows import Row, make_row
 from bench.sft import prepare_model
 from bench.stack import TINY, serve
 from bench.wire import PROTOBUF, Address, Wire
-from webapp.tinker.wire import encode_forward_backward
+from webapp.wire.passes import encode_forward_backward
 
 QUEUED = (10, 100, 1000)
 ROUNDS = 5

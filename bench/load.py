@@ -23,7 +23,7 @@ from bench.rows import Row, limit_row, make_row
 from bench.stack import TINY, serve
 from bench.wire import PROTOBUF, Address, Wire
 from training.types import Datum, ForwardBackward
-from webapp.tinker.wire import encode_forward_backward
+from webapp.wire.passes import encode_forward_backward
 
 MODEL = "tiny-chatml-1m"
 NUM_SAMPLES, NUM_SESSIONS = 2000, 200

@@ -18,7 +18,8 @@ from webapp.core.slashes import SingleSlashes  # noqa: E402
 from webapp.core.subscription import listen_for_ever, on_finished  # noqa: E402
 from webapp.core.threads import PooledHandler, Receive, Scope, Send  # noqa: E402
 from webapp.routing import websocket_urlpatterns  # noqa: E402
-from webapp.tinker import door, futures, heartbeats, waiting  # noqa: E402
+from webapp.tinker import futures  # noqa: E402
+from webapp.wire import door, heartbeats, waiting  # noqa: E402
 
 NUM_API_THREADS = 8
 API_PREFIXES = ("/api/", "/v1/accounts", "/training/", "/hot_load/")

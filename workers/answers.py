@@ -20,8 +20,8 @@ from webapp.evals.models import EvalSuite, Evaluation
 from webapp.evals.services import record_result, settle
 from webapp.runs.samples import record_sample
 from webapp.tinker.sample_payloads import read_payload
-from webapp.tinker.wire import JSON, PROTOBUF
 from webapp.tinker.wire_samples import encode_sample_output
+from webapp.wire.passes import JSON, PROTOBUF
 
 Purpose = SamplingCall.Purpose
 

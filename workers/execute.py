@@ -33,7 +33,7 @@ from webapp.deployments.calls import follow_inflight, open_sampling_session
 from webapp.runs.custom_losses import attach_loss
 from webapp.runs.models import Operation, Run
 from webapp.runs.services import note_shared_head
-from webapp.tinker.wire import JSON, PROTOBUF, decode_forward_backward, encode_output
+from webapp.wire.passes import JSON, PROTOBUF, decode_forward_backward, encode_output
 from workers.saves import choose_previous, export_weights, make_folder_name, save_sampler
 
 EPHEMERAL_SECONDS = 86_400  # of a sampling client's weights, after its session has ended

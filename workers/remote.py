@@ -31,7 +31,7 @@ from webapp.deployments.models import SamplingCall
 from webapp.fleet.models import BaseModel
 from webapp.runs import queue
 from webapp.runs.models import Operation, Run
-from webapp.tinker.wire import decode_output, encode_forward_backward
+from webapp.wire.passes import decode_output, encode_forward_backward
 
 POLL_SECONDS = 1.0  # where a wake-up was lost
 CHUNK = 200  # recorded operations that a replay reads at once

@@ -24,8 +24,8 @@ from training.types import (
     SamplingParams,
 )
 from webapp.accounts.credentials import REMEMBER_SECONDS
-from webapp.tinker import wire
 from webapp.tinker.wire_samples import encode_sample_output
+from webapp.wire import passes
 
 pytestmark = pytest.mark.e2e
 
@@ -57,7 +57,7 @@ def open_model(api: httpx.Client) -> str:
 
 
 def train(api: httpx.Client, body: bytes) -> httpx.Response:
-    headers = {"Content-Type": wire.PROTOBUF}
+    headers = {"Content-Type": passes.PROTOBUF}
     return api.post("/api/v1/forward_backward", content=body, headers=headers)
 
 
@@ -74,11 +74,11 @@ def test_our_codec_agrees_with_the_sdks_own(live: Live) -> None:
     )
     asked = SampleRequest(prompt=[1, 2], params=SamplingParams())
     given = {
-        "output": encode_text(wire.encode_output(output)),
+        "output": encode_text(passes.encode_output(output)),
         "samples": encode_text(encode_sample_output(samples, asked)),
     }
     report = live.run("encode.py", given=json.dumps(given))
-    model_id, seq, request = wire.decode_forward_backward(base64.b64decode(report["request"]))
+    model_id, seq, request = passes.decode_forward_backward(base64.b64decode(report["request"]))
     assert (model_id, seq, request.loss_fn) == ("ses-1:train:0", 7, "ppo")
     assert request.config == {"clip_low_threshold": 0.9, "mode": "x"}
     (datum,) = request.data
@@ -208,11 +208,11 @@ def test_a_program_goes_on_after_its_mistakes(refusals: Any) -> None:
 
 def test_a_replayed_seq_with_other_bytes_is_refused(api: httpx.Client) -> None:
     model_id = open_model(api)
-    body = wire.encode_forward_backward(model_id, 1, make_request())
+    body = passes.encode_forward_backward(model_id, 1, make_request())
     first = train(api, body)
     assert first.status_code == 200
     assert train(api, body).json() == first.json()
-    other = wire.encode_forward_backward(model_id, 1, make_request(forward_only=True))
+    other = passes.encode_forward_backward(model_id, 1, make_request(forward_only=True))
     answer = train(api, other)
     assert answer.status_code == 400
     assert "already used for another request" in answer.json()["detail"]
@@ -226,7 +226,7 @@ def test_a_garbage_protobuf_is_refused(api: httpx.Client) -> None:
 
 def test_another_projects_ids_do_not_exist(live: Live, api: httpx.Client) -> None:
     model_id = open_model(api)
-    promise = train(api, wire.encode_forward_backward(model_id, 1, make_request())).json()
+    promise = train(api, passes.encode_forward_backward(model_id, 1, make_request())).json()
     stranger = {"X-API-Key": live.manage(OTHER_PROJECT.format(name="carol"))}
     path = f"tinker://{model_id}/weights/any"
     for call, fields in [
@@ -277,7 +277,7 @@ def find_web_process(live: Live) -> int:
 def test_200_parked_polls_cost_the_web_process_no_threads(live: Live, api: httpx.Client) -> None:
     model_id = open_model(api)
     # Number 1 never comes, so this one waits, and 200 polls with it.
-    promise = train(api, wire.encode_forward_backward(model_id, 2, make_request())).json()
+    promise = train(api, passes.encode_forward_backward(model_id, 2, make_request())).json()
     pid = find_web_process(live)
     before = count_threads(pid)
     fields = {"request_id": promise["request_id"]}
@@ -297,7 +297,7 @@ def test_200_parked_polls_cost_the_web_process_no_threads(live: Live, api: httpx
         while not any(answer.done() for answer in answers):
             most = max(most, count_threads(pid) - before)
             if count_connections(live.port) >= 200:
-                train(api, wire.encode_forward_backward(model_id, 1, make_request()))
+                train(api, passes.encode_forward_backward(model_id, 1, make_request()))
         assert most <= 5
         assert {answer.result() for answer in answers} == {200}
 

@@ -14,7 +14,7 @@ from webapp.fleet.models import BaseModel
 from webapp.fleet.services import add_base_model
 from webapp.runs import queue
 from webapp.runs.models import Operation, Run
-from webapp.tinker.wire import decode_output, encode_forward_backward
+from webapp.wire.passes import decode_output, encode_forward_backward
 from workers.device import Device, Setup
 from workers.gpu import run_turn
 

@@ -24,7 +24,7 @@ from training.graphs import CALLS_A_TOKEN
 from training.types import Datum, ForwardBackward
 from webapp.runs.custom_losses import attach_loss, create_custom_loss
 from webapp.runs.models import CustomLoss, Metric, Operation
-from webapp.tinker.wire import encode_forward_backward
+from webapp.wire.passes import encode_forward_backward
 from workers.gpu import run_turn
 
 pytestmark = pytest.mark.django_db

@@ -23,7 +23,7 @@ from training.types import AdamParams, ForwardBackward, LoraSpec
 from webapp.fleet.models import BaseModel, Worker
 from webapp.runs import queue
 from webapp.runs.models import Metric, Operation, Run
-from webapp.tinker.wire import encode_forward_backward
+from webapp.wire.passes import encode_forward_backward
 from workers import journal
 from workers.device import beat, register, unregister
 from workers.execute import Held

@@ -15,8 +15,8 @@ from training.errors import InvalidInput
 from training.requests import check_request
 from training.types import Datum, ForwardBackward
 from webapp.runs.models import Operation
-from webapp.tinker.optimizers import MOST
-from webapp.tinker.wire import encode_forward_backward
+from webapp.runs.optimizers import MOST
+from webapp.wire.passes import encode_forward_backward
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow]
 

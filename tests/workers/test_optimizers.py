@@ -15,7 +15,7 @@ from tests.workers.cast import (
 from tests.workers.test_journal import restart
 from training.types import Datum, ForwardBackward
 from webapp.runs.models import Metric, Operation, Run
-from webapp.tinker.wire import encode_forward_backward
+from webapp.wire.passes import encode_forward_backward
 from workers import journal
 from workers.gpu import run_turn
 

@@ -10,6 +10,12 @@ from webapp.accounts.tokens import is_token, read_token
 REMEMBER_SECONDS = 5.0  # a revoked key works for this much longer
 MOST_REMEMBERED = 1000
 
+# The variable is the one that a client reads its key from.
+NO_KEY = "This request carries no API key: set {variable} to one from the Settings page."
+WRONG_KEY = "This API key is unknown or was revoked: set {variable} to one from the Settings page."
+INVALID_TOKEN = 'Bearer error="invalid_token"'  # by this the SDK gets itself another token
+READ_ONLY = "The user of this API key is a viewer of its project: it may read, not change."
+
 
 @dataclass(frozen=True, slots=True)
 class _Remembered:

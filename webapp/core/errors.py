@@ -24,5 +24,12 @@ class TooMany(UserError):  # noqa: N818 - reads as the sentence it is
     """For now: the same request finds room a little later."""
 
 
+def choose_status(error: Exception) -> int:
+    """Of HTTP, for a mistake of the caller's."""
+    if isinstance(error, NotFound):
+        return 404
+    return 429 if isinstance(error, TooMany) else 400
+
+
 def is_disk_full(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

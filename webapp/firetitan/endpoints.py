@@ -7,16 +7,12 @@ from typing import Any
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 
-from webapp.accounts.credentials import find_actor
+from webapp.accounts.credentials import NO_KEY, READ_ONLY, WRONG_KEY, find_actor
 from webapp.accounts.models import Actor
 from webapp.core.errors import NotFound
 from webapp.firetitan.errors import refuse
-from webapp.tinker.authentication import READ_ONLY
 
-NO_KEY = "This request carries no API key: set FIREWORKS_API_KEY to one from the Settings page."
-WRONG_KEY = (
-    "This API key is unknown or was revoked: set FIREWORKS_API_KEY to one from the Settings page."
-)
+KEY_VARIABLE = "FIREWORKS_API_KEY"
 
 
 class FiretitanRequest(HttpRequest):
@@ -49,10 +45,10 @@ def admit(request: FiretitanRequest) -> JsonResponse | None:
     """Sets `request.actor`, or says why not."""
     secret = read_key(request.headers)
     if not secret:
-        return refuse(NO_KEY, 401)
+        return refuse(NO_KEY.format(variable=KEY_VARIABLE), 401)
     actor = find_actor(secret)
     if actor is None:
-        return refuse(WRONG_KEY, 401)
+        return refuse(WRONG_KEY.format(variable=KEY_VARIABLE), 401)
     if request.method != "GET" and not actor.can_write:
         return refuse(READ_ONLY, 403)
     request.actor = actor

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from training.types import MAX_RANK
 from webapp.core.errors import UserError
+from webapp.core.fields import Fields
 from webapp.firetitan.names import check_id, read_last
-from webapp.tinker.fields import Fields
 
 DEFAULT_INACTIVITY = 3600
 LONGEST_INACTIVITY = 3 * 3600

@@ -5,6 +5,7 @@ from typing import Any
 from django.http import HttpResponse, JsonResponse
 
 from webapp.core.errors import NotFound, UserError
+from webapp.core.fields import read_fields
 from webapp.firetitan import services
 from webapp.firetitan.describing import VERSION, describe_job, describe_shape_version
 from webapp.firetitan.endpoints import FiretitanRequest, check_account, endpoint
@@ -12,7 +13,6 @@ from webapp.firetitan.job_requests import read_request
 from webapp.firetitan.listing import list_page
 from webapp.firetitan.models import TrainerJob
 from webapp.fleet.models import BaseModel
-from webapp.tinker.fields import read_fields
 
 
 @endpoint("GET", "POST")

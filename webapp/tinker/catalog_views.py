@@ -12,10 +12,10 @@ from webapp.checkpoints.models import Checkpoint
 from webapp.core.counts import read_count
 from webapp.core.errors import NotFound, UserError
 from webapp.fleet.models import BaseModelName
+from webapp.runs.clients import find_run_among
 from webapp.runs.models import Run, RunQuerySet
 from webapp.tinker.describing import describe_runs
 from webapp.tinker.endpoints import TinkerRequest, endpoint
-from webapp.tinker.services import find_run_among
 
 SCOPES = ("owned", "accessible")
 MOST_ROWS = 1000  # in one page

@@ -11,6 +11,7 @@ from webapp.accounts.models import Actor
 from webapp.checkpoints import links
 from webapp.checkpoints.downloads import find_files
 from webapp.checkpoints.models import Checkpoint, CheckpointQuerySet
+from webapp.checkpoints.names import read_ttl
 from webapp.checkpoints.services import (
     PATH_KINDS,
     delete_checkpoint,
@@ -19,12 +20,13 @@ from webapp.checkpoints.services import (
     set_public,
 )
 from webapp.core.errors import NotFound, UserError
+from webapp.core.fields import read_fields
+from webapp.runs.clients import find_run_among
 from webapp.tinker import weights
 from webapp.tinker.catalog_views import cut_page, list_readable
 from webapp.tinker.describing import describe_checkpoint
 from webapp.tinker.endpoints import TinkerRequest, endpoint
-from webapp.tinker.fields import read_fields
-from webapp.tinker.services import describe_optimizer, find_run_among
+from webapp.tinker.services import describe_optimizer
 
 VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})\.")
 
@@ -91,7 +93,7 @@ def publish(request: TinkerRequest, run_id: str, kind: str, name: str) -> HttpRe
 @endpoint("PUT")
 def ttl(request: TinkerRequest, run_id: str, kind: str, name: str) -> HttpResponse:
     fields = read_fields(request.body)
-    seconds = weights.read_ttl(fields) if fields.has("ttl_seconds") else None
+    seconds = read_ttl(fields) if fields.has("ttl_seconds") else None
     found = find_checkpoint(request.actor, run_id, kind, name)
     set_lifetime(actor=request.actor, checkpoint=found, ttl_seconds=seconds)
     return HttpResponse(status=204)

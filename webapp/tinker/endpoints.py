@@ -7,9 +7,14 @@ from typing import Any
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 
-from webapp.accounts.credentials import find_actor
+from webapp.accounts.credentials import (
+    INVALID_TOKEN,
+    NO_KEY,
+    READ_ONLY,
+    WRONG_KEY,
+    find_actor,
+)
 from webapp.accounts.models import Actor
-from webapp.tinker.authentication import INVALID_TOKEN, NO_KEY, READ_ONLY, WRONG_KEY
 from webapp.tinker.middleware import refuse
 
 
@@ -39,6 +44,7 @@ def endpoint(*methods: str) -> Callable[[View], View]:
     return decorate
 
 
+KEY_VARIABLE = "TINKER_API_KEY"
 UNKNOWN = {"WWW-Authenticate": INVALID_TOKEN}
 # What a viewer may POST. Whoever carries a key may also exchange it, and give it up. Whole paths:
 # a checkpoint may have any name.
@@ -61,10 +67,10 @@ def _admit(request: TinkerRequest) -> JsonResponse | None:
     """Sets `request.actor`, or says why not."""
     secret = request.headers.get("X-API-Key", "")
     if not secret:
-        return refuse(NO_KEY, 401, UNKNOWN)
+        return refuse(NO_KEY.format(variable=KEY_VARIABLE), 401, UNKNOWN)
     actor = find_actor(secret)
     if actor is None:
-        return refuse(WRONG_KEY, 401, UNKNOWN)
+        return refuse(WRONG_KEY.format(variable=KEY_VARIABLE), 401, UNKNOWN)
     is_reading = request.method == "GET" or request.path_info in READING
     if not is_reading and not actor.can_write:
         return refuse(READ_ONLY, 403)

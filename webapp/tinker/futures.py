@@ -15,11 +15,11 @@ from django.db.models.functions import Length
 
 from webapp.accounts.models import Actor
 from webapp.core.errors import NotFound, UserError
+from webapp.core.fields import LARGEST, Fields, read_fields
 from webapp.deployments.calls import CLONE, LIVE
 from webapp.deployments.models import SamplingCall, SamplingSession
-from webapp.tinker.door import Answer, Door, Refused
-from webapp.tinker.fields import LARGEST, Fields, read_fields
-from webapp.tinker.wire import JSON
+from webapp.wire.door import Answer, Door, Refused
+from webapp.wire.passes import JSON
 
 PATH = "/api/v1/retrieve_futures"
 HOLD_SECONDS = 30.0  # the SDK gives up on one poll after 45 s

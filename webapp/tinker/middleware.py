@@ -9,7 +9,7 @@ from django.db import OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 
 from training.errors import InvalidInput, shorten
-from webapp.core.errors import NotFound, TooMany, UserError
+from webapp.core.errors import UserError, choose_status
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +38,6 @@ def answer_error(path: str, error: Exception) -> JsonResponse:
     error_id = secrets.token_hex(4)
     logger.error("error %s at %s", error_id, path, exc_info=error)
     return refuse(f"Internal error {error_id}: the server's log says more.", 400)
-
-
-def choose_status(error: UserError | InvalidInput) -> int:
-    if isinstance(error, NotFound):
-        return 404
-    return 429 if isinstance(error, TooMany) else 400
 
 
 def refuse(detail: str, status: int, headers: dict[str, str] | None = None) -> JsonResponse:

@@ -8,13 +8,14 @@ from training.types import SampleRequest, SamplingParams, TargetTokens
 from webapp.accounts.models import Actor
 from webapp.checkpoints.services import find_loadable
 from webapp.core.errors import NotFound, UserError
+from webapp.core.fields import LARGEST, Fields
 from webapp.deployments.calls import open_sampling_session, submit_call
 from webapp.deployments.models import SamplingCall, SamplingSession
 from webapp.deployments.turns import check_room
 from webapp.fleet.models import BaseModel
-from webapp.tinker.fields import LARGEST, Fields
+from webapp.runs.clients import find_session
 from webapp.tinker.sample_payloads import write_payload
-from webapp.tinker.services import find_offered, find_session
+from webapp.tinker.services import find_offered
 
 MAX_SAMPLES = 512
 TARGETS = "target_prompt_logprobs"

@@ -2,11 +2,11 @@
 
 from django.http import JsonResponse
 
+from webapp.core.fields import read_fields
 from webapp.deployments.calls import cancel_call, join_sampling_session
 from webapp.deployments.models import SamplingCall
 from webapp.tinker import sampling
 from webapp.tinker.endpoints import TinkerRequest, endpoint
-from webapp.tinker.fields import read_fields
 
 
 @endpoint("POST")

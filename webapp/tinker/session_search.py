@@ -13,9 +13,9 @@ from django.utils.dateparse import parse_datetime
 from webapp.accounts.models import USER_URN, Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.core.errors import NotFound, UserError
+from webapp.core.fields import Fields
 from webapp.runs.models import Session, SessionQuerySet
 from webapp.runs.services import FINISH_REASONS
-from webapp.tinker.fields import Fields
 
 MOST_PAIRS = 32  # of user_metadata
 MOST_OWNERS = 10

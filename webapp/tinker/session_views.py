@@ -4,14 +4,14 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonRespons
 from django.views.decorators.http import require_safe
 
 from webapp.checkpoints.downloads import StreamedResponse
+from webapp.core.fields import read_fields
+from webapp.runs.clients import find_session
 from webapp.runs.models import Session
 from webapp.tinker import traces
 from webapp.tinker.catalog_views import cut_page, read_scope
 from webapp.tinker.endpoints import TinkerRequest, endpoint
-from webapp.tinker.fields import read_fields
 from webapp.tinker.middleware import refuse
 from webapp.tinker.moving import move_session
-from webapp.tinker.services import find_session
 from webapp.tinker.session_search import describe_summary, write_metadata
 from webapp.tinker.session_search import search as search_sessions
 

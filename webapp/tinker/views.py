@@ -4,12 +4,14 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 
 from webapp.core.errors import NotFound
+from webapp.core.fields import read_fields
 from webapp.fleet.capacity import read_capacity
+from webapp.runs.clients import find_run, find_session
 from webapp.runs.models import Operation, Run
 from webapp.runs.services import finish_session
-from webapp.tinker import services, weights, wire
+from webapp.tinker import services, weights
 from webapp.tinker.endpoints import TinkerRequest, endpoint, is_on_this_machine
-from webapp.tinker.fields import read_fields
+from webapp.wire import passes
 
 Kind = Operation.Kind
 
@@ -49,7 +51,7 @@ def telemetry(_request: HttpRequest) -> JsonResponse:
 
 @endpoint("POST")
 def create_session(request: TinkerRequest) -> JsonResponse:
-    session = services.open_session(
+    session = services.open_client_session(
         actor=request.actor,
         fields=read_fields(request.body),
         idempotency_key=request.headers.get("X-Idempotency-Key", ""),
@@ -69,7 +71,7 @@ def create_session(request: TinkerRequest) -> JsonResponse:
 def finish(request: TinkerRequest, session_id: str) -> HttpResponse:
     """The first one counts, and a repeated one is no mistake."""
     fields = read_fields(request.body)
-    session = services.find_session(request.actor, session_id)
+    session = find_session(request.actor, session_id)
     reason = fields.inner("reason").text("type", "success")
     finish_session(session, reason=reason[:20], detail=fields.text("detail", ""))
     return HttpResponse(status=204)
@@ -83,7 +85,7 @@ def create_model(request: TinkerRequest) -> JsonResponse:
 
 @endpoint("POST")
 def get_info(request: TinkerRequest) -> JsonResponse:
-    run = services.find_run(request.actor, read_fields(request.body).text("model_id"))
+    run = find_run(request.actor, read_fields(request.body).text("model_id"))
     return JsonResponse(describe_model(run, is_local=is_on_this_machine(request)))
 
 
@@ -108,7 +110,7 @@ def describe_model(run: Run, *, is_local: bool) -> dict[str, object]:
 @endpoint("POST")
 def forward_backward(request: TinkerRequest) -> JsonResponse:
     encoding = request.headers.get("Content-Encoding", "")
-    body = wire.decompress(request.body, encoding)
+    body = passes.decompress(request.body, encoding)
     return promise(services.forward_backward(actor=request.actor, body=body))
 
 

@@ -1,32 +1,23 @@
 """Writes of the Tinker dialect to weights: saved, exported, and models that begin with them."""
 
-import re
 from typing import Any
 
 from training.encryption import read_recipients
 from webapp.accounts.credentials import find_actor
 from webapp.accounts.models import Actor
 from webapp.checkpoints.copies import copy_checkpoint, find_destination
+from webapp.checkpoints.loading import check_same_model, plan_load
 from webapp.checkpoints.models import Checkpoint
+from webapp.checkpoints.names import read_name, read_ttl
 from webapp.checkpoints.services import find_by_tinker_path, find_loadable
 from webapp.core.errors import UserError
-from webapp.fleet.models import BaseModel
-from webapp.runs.models import Operation, Run
+from webapp.core.fields import Fields
+from webapp.runs.clients import find_run, find_session, refusing, submit_json
+from webapp.runs.models import Operation
 from webapp.runs.queue import MAX_SEQ
-from webapp.runs.services import LORA_FLAGS, open_client_run
-from webapp.tinker.fields import Fields
-from webapp.tinker.services import (
-    find_offered,
-    find_run,
-    find_session,
-    read_optimizer,
-    refusing,
-    submit_json,
-)
+from webapp.runs.services import open_client_run
+from webapp.tinker.services import find_offered, read_optimizer
 
-TTL_SECONDS = range(3600, 10 * 365 * 86_400 + 1)
-# The SDK puts names into addresses as they are: "a?b" would be deleted as "a".
-NAME = re.compile(r"(?!\s)[^/\\?#%\x00-\x1f\x7f\u2028\u2029]{1,199}(?<!\s)")
 KINDS = ("snapshot", "inflight")
 
 Kind = Operation.Kind
@@ -100,48 +91,13 @@ def copy_weights(
     )
 
 
-def check_same_model(checkpoint: Checkpoint, base_model: BaseModel) -> None:
-    if checkpoint.base_model_id != base_model.pk:
-        raise UserError(
-            f"{checkpoint.tinker_path} belongs to {checkpoint.base_model}, not to {base_model}."
-        )
-
-
-def check_same_shape(checkpoint: Checkpoint, run: Run) -> None:
-    if checkpoint.is_full is not run.is_full:
-        theirs, ours = (
-            "all weights" if each.is_full else "an adapter" for each in (checkpoint, run)
-        )
-        raise UserError(
-            f"{checkpoint.tinker_path} holds {theirs}, this model has {ours}: create a training"
-            " client from the checkpoint instead."
-        )
-    theirs, ours = ({"rank": each.rank} | each.lora for each in (checkpoint.run, run))
-    for name in ("rank", *LORA_FLAGS, "train_embed"):
-        if theirs.get(name, False) != ours.get(name, False):
-            raise UserError(
-                f"{checkpoint.tinker_path} has {name} {theirs.get(name)}, this model"
-                f" {ours.get(name)}: create a training client from the checkpoint instead."
-            )
-
-
 def load_weights(*, actor: Actor, fields: Fields) -> Operation:
     """Into a model that exists: its weights become the checkpoint's."""
     run = find_run(actor, fields.text("model_id"))
     seq = fields.whole("seq_id", least=1, most=MAX_SEQ)
     with refusing(run, seq, Kind.LOAD_WEIGHTS):
         checkpoint = find_source(actor, fields)
-        check_same_model(checkpoint, run.base_model)
-        check_same_shape(checkpoint, run)
-        optimizer = fields.flag("optimizer", False)
-        if optimizer and not checkpoint.has_optimizer:
-            raise UserError(f"{checkpoint.tinker_path} was saved without its optimizer.")
-        if optimizer and checkpoint.run.optimizer != run.optimizer:
-            raise UserError(
-                f"{checkpoint.tinker_path} holds the state of {checkpoint.run.optimizer}, this"
-                f" model has {run.optimizer}: load its weights alone."
-            )
-        payload = {"checkpoint": checkpoint.pk, "optimizer": optimizer, "kind": run.optimizer}
+        payload = plan_load(run, checkpoint, optimizer=fields.flag("optimizer", False))
         return submit_json(run, seq, Kind.LOAD_WEIGHTS, payload)
 
 
@@ -187,19 +143,3 @@ def read_ephemeral_save(fields: Fields, is_inflight: bool) -> dict[str, Any]:
         "is_inflight": is_inflight,
         "ttl_seconds": read_ttl(fields) if fields.has("ttl_seconds") else None,
     }
-
-
-def read_name(fields: Fields) -> str:
-    name = fields.text("path")
-    if not NAME.fullmatch(name) or name in (".", ".."):
-        raise UserError(
-            f"path is the checkpoint's name, {name[:60]!r}: send 1 to 199 characters without"
-            " control characters and / \\ ? # %, which cannot stand in its address, and without"
-            " blanks at its ends.",
-            field="path",
-        )
-    return name
-
-
-def read_ttl(fields: Fields) -> int:
-    return fields.whole("ttl_seconds", least=TTL_SECONDS[0], most=TTL_SECONDS[-1])

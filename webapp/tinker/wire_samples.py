@@ -12,7 +12,7 @@ from training.types import (
     TargetTokens,
     TokenLogprobs,
 )
-from webapp.tinker import wire_pb2 as pb
+from webapp.wire import wire_pb2 as pb
 
 
 def encode_sample_output(output: SampleOutput, request: SampleRequest) -> bytes:

@@ -14,7 +14,7 @@ from webapp.accounts.credentials import forget_actors
 from webapp.accounts.models import Actor
 from webapp.accounts.services import create_key
 from webapp.fleet.models import BaseModel
-from webapp.tinker import wire
+from webapp.wire import passes
 
 
 class Program:
@@ -32,7 +32,7 @@ class Program:
             method,
             f"/api/v1/{path}",
             json.dumps(body).encode() if is_json else body,
-            content_type="application/json" if is_json else wire.PROTOBUF,
+            content_type="application/json" if is_json else passes.PROTOBUF,
             headers={"X-API-Key": self.secret, **options},
         )
         self.status = response.status_code
@@ -59,7 +59,7 @@ class Program:
         return str(answer["model_id"])
 
     def train(self, model_id: str, seq: int, request: ForwardBackward | None = None) -> Any:
-        body = wire.encode_forward_backward(model_id, seq, request or make_request())
+        body = passes.encode_forward_backward(model_id, seq, request or make_request())
         return self.send("POST", "forward_backward", body)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import zstandard
 from hypothesis import strategies as st
 
-from webapp.tinker import wire_pb2 as pb
+from webapp.wire import wire_pb2 as pb
 
 Draw = Callable[..., Any]
 

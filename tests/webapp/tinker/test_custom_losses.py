@@ -11,7 +11,7 @@ from tests.webapp.tinker.conftest import Program, make_datum, make_request
 from webapp.fleet.models import BaseModel
 from webapp.runs import custom_losses
 from webapp.runs.models import CustomLoss, Operation
-from webapp.tinker.outcomes import read_all
+from webapp.wire.outcomes import read_all
 
 INPUTS = write_inputs(logprobs=1, weights=1)
 SUM = call_method("sum", LOGPROBS)

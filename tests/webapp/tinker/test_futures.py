@@ -19,9 +19,10 @@ from webapp.deployments import abandoned, calls
 from webapp.deployments.models import SamplingCall, SamplingSession
 from webapp.runs.models import Session
 from webapp.runs.services import finish_session
-from webapp.tinker import door, futures
+from webapp.tinker import futures
 from webapp.tinker.futures import ParkedSamplers
-from webapp.tinker.waiting import ParkedPolls
+from webapp.wire import door
+from webapp.wire.waiting import ParkedPolls
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -25,12 +25,12 @@ from webapp.deployments.models import SamplingCall, SamplingSession
 from webapp.fleet.models import BaseModel
 from webapp.runs import queue
 from webapp.runs.models import CustomLoss, LogLine, Operation, Run, Session
-from webapp.tinker import wire
-from webapp.tinker.door import Door
 from webapp.tinker.futures import ParkedSamplers
-from webapp.tinker.heartbeats import Heartbeats
 from webapp.tinker.urls import urlpatterns
-from webapp.tinker.waiting import ParkedPolls
+from webapp.wire import passes
+from webapp.wire.door import Door
+from webapp.wire.heartbeats import Heartbeats
+from webapp.wire.waiting import ParkedPolls
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow]
 
@@ -98,8 +98,10 @@ class World:
         while operations := queue.next_operations(self.run, worker="w1"):
             for operation in operations:
                 if operation.kind == Operation.Kind.FORWARD_BACKWARD:
-                    wire.decode_forward_backward(bytes(operation.payload or b""))
-                queue.finish_operation(operation, worker="w1", result=b"{}", content_type=wire.JSON)
+                    passes.decode_forward_backward(bytes(operation.payload or b""))
+                queue.finish_operation(
+                    operation, worker="w1", result=b"{}", content_type=passes.JSON
+                )
         self.seq = self.run.done_seq + 1
 
     def goes_on(self) -> bool:
@@ -161,7 +163,7 @@ def send(world: World, path: str, body: bytes, method: str = "POST", **headers: 
         method,
         f"/api/v1/{path}",
         body,
-        content_type=wire.PROTOBUF if path == "forward_backward" else wire.JSON,
+        content_type=passes.PROTOBUF if path == "forward_backward" else passes.JSON,
         headers={"X-API-Key": world.program.secret, **headers},
     )
     if response.status_code < 300:
@@ -298,9 +300,9 @@ async def ask(door: Door, program: Program, body: bytes) -> tuple[int, bytes]:
 
 
 def test_a_bomb_is_refused(world: World) -> None:
-    bomb = zstandard.compress(b"\0" * (wire.MAX_BODY_BYTES + 1))
+    bomb = zstandard.compress(b"\0" * (passes.MAX_BODY_BYTES + 1))
     assert len(bomb) < 10_000
     send(world, "forward_backward", bomb, **{"Content-Encoding": "zstd"})
-    right = zstandard.compress(wire.encode_forward_backward(world.model_id, 1, make_request()))
+    right = zstandard.compress(passes.encode_forward_backward(world.model_id, 1, make_request()))
     send(world, "forward_backward", right + bomb, **{"Content-Encoding": "zstd"})
     assert world.goes_on()

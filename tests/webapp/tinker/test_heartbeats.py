@@ -15,8 +15,8 @@ from tests.webapp.tinker.conftest import Program
 from tests.webapp.tinker.test_futures import ask, close
 from webapp.runs.models import Session
 from webapp.runs.services import finish_session
-from webapp.tinker import heartbeats
-from webapp.tinker.heartbeats import Heartbeats
+from webapp.wire import heartbeats
+from webapp.wire.heartbeats import Heartbeats
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

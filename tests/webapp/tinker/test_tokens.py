@@ -17,7 +17,7 @@ from webapp.accounts import tokens
 from webapp.accounts.credentials import find_actor, forget_actors
 from webapp.accounts.models import ApiKey, Membership, Role
 from webapp.accounts.services import find_actor_of_key
-from webapp.tinker.waiting import ParkedPolls
+from webapp.wire.waiting import ParkedPolls
 
 CHALLENGE = 'Bearer error="invalid_token"'
 

@@ -11,7 +11,7 @@ from tests.webapp.tinker.conftest import Program, make_datum, make_request
 from training.requests import OWN_READINGS
 from webapp.fleet.models import BaseModel
 from webapp.runs.models import Operation, Origin, Run, Session
-from webapp.tinker import wire
+from webapp.wire import passes
 
 Status = Operation.Status
 
@@ -117,13 +117,13 @@ def test_a_forward_backward_is_stored_as_it_came(program: Program, model_id: str
     operation = Operation.objects.get(seq=1)
     assert promise == {"request_id": f"op-{operation.pk}", "model_id": model_id}
     assert operation.num_tokens == 4
-    _, _, request = wire.decode_forward_backward(bytes(operation.payload or b""))
+    _, _, request = passes.decode_forward_backward(bytes(operation.payload or b""))
     assert request.data[0].tokens.tolist() == [1, 2, 3, 4]
 
 
 def test_a_compressed_body_is_the_same_operation(program: Program, model_id: str) -> None:
     first = program.train(model_id, 1)
-    body = zstandard.compress(wire.encode_forward_backward(model_id, 1, make_request()))
+    body = zstandard.compress(passes.encode_forward_backward(model_id, 1, make_request()))
     again = program.send("POST", "forward_backward", body, **{"Content-Encoding": "zstd"})
     assert again == first
 
@@ -199,7 +199,7 @@ def test_an_unknown_loss_is_refused_with_those_there_are(
 
 
 def test_no_datums_are_refused(program: Program, model_id: str) -> None:
-    body = wire.encode_forward_backward(model_id, 1, make_request()).split(b"\x1a", 1)[0]
+    body = passes.encode_forward_backward(model_id, 1, make_request()).split(b"\x1a", 1)[0]
     answer = program.send("POST", "forward_backward", body)
     assert program.status == 400
     assert "at least one" in answer["detail"] or "loss_fn" in answer["detail"]

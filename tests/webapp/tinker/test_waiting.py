@@ -21,8 +21,8 @@ from webapp.fleet.models import Worker
 from webapp.runs import queue
 from webapp.runs.models import Operation, Run
 from webapp.runs.retention import forget_logs
-from webapp.tinker import door, waiting
-from webapp.tinker.waiting import ParkedPolls
+from webapp.wire import door, waiting
+from webapp.wire.waiting import ParkedPolls
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -10,8 +10,8 @@ import zstandard
 from tests.webapp.tinker.conftest import make_datum, make_request
 from training.types import ForwardBackwardOutput
 from webapp.core.errors import UserError
-from webapp.tinker import wire
-from webapp.tinker import wire_pb2 as pb
+from webapp.wire import passes
+from webapp.wire import wire_pb2 as pb
 
 
 def make_message(**tensor: Any) -> bytes:
@@ -42,8 +42,8 @@ def test_a_request_comes_back_as_it_was() -> None:
         config={"clip_low_threshold": 0.9, "mode": "x"},
         forward_only=True,
     )
-    body = wire.encode_forward_backward("ses-1:train:0", 7, request)
-    model_id, seq, decoded = wire.decode_forward_backward(body)
+    body = passes.encode_forward_backward("ses-1:train:0", 7, request)
+    model_id, seq, decoded = passes.decode_forward_backward(body)
     assert (model_id, seq) == ("ses-1:train:0", 7)
     assert (decoded.loss_fn, decoded.config, decoded.forward_only) == (
         "ppo",
@@ -59,7 +59,9 @@ def test_the_same_request_gives_the_same_bytes() -> None:
     config = {"clip_low_threshold": 0.9, "clip_high_threshold": 1.1}
     one = make_request(config=config)
     two = make_request(config=dict(reversed(config.items())))
-    assert wire.encode_forward_backward("m", 1, one) == wire.encode_forward_backward("m", 1, two)
+    assert passes.encode_forward_backward("m", 1, one) == passes.encode_forward_backward(
+        "m", 1, two
+    )
 
 
 def test_several_chunks_of_text_are_one_sequence() -> None:
@@ -67,7 +69,7 @@ def test_several_chunks_of_text_are_one_sequence() -> None:
     datum = message.data.add()
     for tokens in ([1, 2], [3]):
         datum.model_input.add().encoded_text.tokens = np.array(tokens, "<i4").tobytes()
-    assert wire.read_forward_backward(message).data[0].tokens.tolist() == [1, 2, 3]
+    assert passes.read_forward_backward(message).data[0].tokens.tolist() == [1, 2, 3]
 
 
 def add_spans(field: Any, *spans: tuple[str, int], sequence_id: str = "s") -> None:
@@ -79,7 +81,7 @@ def add_spans(field: Any, *spans: tuple[str, int], sequence_id: str = "s") -> No
 def make_spans(*of_targets: tuple[str, int], tokens: int = 3) -> pb.ForwardBackwardRequest:
     """A good datum, and one whose spans of the targets are these."""
     message = pb.ForwardBackwardRequest.FromString(
-        wire.encode_forward_backward("m", 1, make_request(make_datum(3), make_datum(3)))
+        passes.encode_forward_backward("m", 1, make_request(make_datum(3), make_datum(3)))
     )
     for datum, spans in zip(
         message.data, ([("prompt_tokens", 1), ("sampled_tokens", 2)], of_targets), strict=True
@@ -91,12 +93,12 @@ def make_spans(*of_targets: tuple[str, int], tokens: int = 3) -> pb.ForwardBackw
 
 def test_spans_tell_which_targets_were_sampled() -> None:
     spans = (("sampled_tokens", 1), ("prompt_tokens", 0), ("prompt_tokens", 2))
-    one, other = wire.read_forward_backward(make_spans(*spans)).data
+    one, other = passes.read_forward_backward(make_spans(*spans)).data
     assert one.sampled is not None
     assert other.sampled is not None
     assert one.sampled.tolist() == [False, True, True]
     assert other.sampled.tolist() == [True, False, False]
-    assert wire.read_forward_backward(pb.ForwardBackwardRequest()).data == []
+    assert passes.read_forward_backward(pb.ForwardBackwardRequest()).data == []
 
 
 @pytest.mark.parametrize(
@@ -110,34 +112,34 @@ def test_spans_tell_which_targets_were_sampled() -> None:
 )
 def test_spans_that_do_not_tile_are_refused(spans: Any, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
-        wire.read_forward_backward(make_spans(*spans))
+        passes.read_forward_backward(make_spans(*spans))
 
 
 def test_spans_of_the_input_tile_it_too_and_name_a_sample() -> None:
     good = (("sampled_tokens", 3),)
     with pytest.raises(UserError, match=r"datum 0: model_input_spans cover 5 .* model_input has 3"):
-        wire.read_forward_backward(make_spans(*good, tokens=5))
+        passes.read_forward_backward(make_spans(*good, tokens=5))
     message = make_spans(*good)
     message.data[1].loss_fn_input_spans[0].sampled_tokens.sequence_id = ""
     with pytest.raises(UserError, match=r"datum 1: .*\[0\] names no sequence_id"):
-        wire.read_forward_backward(message)
+        passes.read_forward_backward(message)
     message.data[1].loss_fn_input_spans[0].Clear()
     with pytest.raises(UserError, match=r"datum 1: .*\[0\] is empty"):
-        wire.read_forward_backward(message)
+        passes.read_forward_backward(message)
     del message.data[0].model_input_spans[:]
     with pytest.raises(UserError, match="datum 0: model_input_spans are missing"):
-        wire.read_forward_backward(message)
+        passes.read_forward_backward(message)
 
 
 def test_images_are_refused_with_a_sentence() -> None:
     message = pb.ForwardBackwardRequest()
     message.data.add().model_input.add().image = b""
     with pytest.raises(UserError, match=r"datum 0: .*kind image.*text only"):
-        wire.read_forward_backward(message)
+        passes.read_forward_backward(message)
 
 
 def test_a_sparse_tensor_is_made_dense() -> None:
-    _, _, request = wire.decode_forward_backward(make_sparse())
+    _, _, request = passes.decode_forward_backward(make_sparse())
     assert request.data[0].inputs["weights"].tolist() == [[0, 0, 7], [0, 0, 0]]
 
 
@@ -155,35 +157,37 @@ def test_a_sparse_tensor_is_made_dense() -> None:
 )
 def test_sparse_indices_that_do_not_fit_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="datum 0: weights: the sparse rows and columns"):
-        wire.decode_forward_backward(make_sparse(**changes))
+        passes.decode_forward_backward(make_sparse(**changes))
 
 
 def test_a_sparse_tensor_cannot_unpack_to_any_size() -> None:
     with pytest.raises(UserError, match="unpack to more than"):
-        wire.decode_forward_backward(make_sparse(num_columns=10**12))
+        passes.decode_forward_backward(make_sparse(num_columns=10**12))
 
 
 def test_many_small_sparse_tensors_cannot_unpack_to_any_size_together() -> None:
     message = pb.ForwardBackwardRequest.FromString(make_sparse(num_columns=1_000_000))
-    assert wire.read_forward_backward(message).data[0].inputs["weights"].shape == (2, 1_000_000)
+    assert passes.read_forward_backward(message).data[0].inputs["weights"].shape == (2, 1_000_000)
     for _ in range(4):
         message.data.add().CopyFrom(message.data[0])
     with pytest.raises(UserError, match="sparse tensors unpack to more than 64 MiB"):
-        wire.read_forward_backward(message)
+        passes.read_forward_backward(message)
 
 
 @pytest.mark.parametrize("shape", [[1] * 100, [2, 1, 1], [-2]])
 def test_a_shape_that_no_field_has_is_refused(shape: list[int]) -> None:
     dense = np.array([1.0, 2.0], "<f4").tobytes()
     with pytest.raises(UserError, match="datum 0: weights: the shape"):
-        wire.decode_forward_backward(make_message(dense=dense, dtype=pb.DTYPE_FLOAT32, shape=shape))
+        passes.decode_forward_backward(
+            make_message(dense=dense, dtype=pb.DTYPE_FLOAT32, shape=shape)
+        )
 
 
 def test_bfloat16_is_widened_exactly() -> None:
     values = np.array([1.0, -2.5], np.float32)
     upper = (values.view(np.uint32) >> 16).astype("<u2").tobytes()
     body = make_message(dense=upper, dtype=pb.DTYPE_BFLOAT16)
-    _, _, request = wire.decode_forward_backward(body)
+    _, _, request = passes.decode_forward_backward(body)
     assert request.data[0].inputs["weights"].tolist() == [1.0, -2.5]
 
 
@@ -199,37 +203,37 @@ def test_bfloat16_is_widened_exactly() -> None:
 )
 def test_a_bad_tensor_is_refused_by_name(tensor: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UserError, match=f"datum 0: weights: .*{complaint}"):
-        wire.decode_forward_backward(make_message(**tensor))
+        passes.decode_forward_backward(make_message(**tensor))
 
 
 def test_garbage_is_no_request() -> None:
     with pytest.raises(UserError, match="not a ForwardBackwardRequest"):
-        wire.decode_forward_backward(b"\xff\xfe garbage")
+        passes.decode_forward_backward(b"\xff\xfe garbage")
 
 
 def test_zstd_is_unpacked() -> None:
-    assert wire.decompress(zstandard.compress(b"abc"), "zstd") == b"abc"
-    assert wire.decompress(b"abc", "") == b"abc"
+    assert passes.decompress(zstandard.compress(b"abc"), "zstd") == b"abc"
+    assert passes.decompress(b"abc", "") == b"abc"
 
 
 def test_a_zstd_bomb_is_refused() -> None:
-    bomb = zstandard.compress(bytes(wire.MAX_BODY_BYTES + 1))
+    bomb = zstandard.compress(bytes(passes.MAX_BODY_BYTES + 1))
     assert len(bomb) < 10_000
     with pytest.raises(UserError, match="unpacks to more than 64 MiB"):
-        wire.decompress(bomb, "zstd")
+        passes.decompress(bomb, "zstd")
 
 
 def test_a_broken_or_unknown_compression_is_refused() -> None:
     with pytest.raises(UserError, match="not valid zstd"):
-        wire.decompress(b"not zstd at all", "zstd")
+        passes.decompress(b"not zstd at all", "zstd")
     with pytest.raises(UserError, match="gzip is not read here"):
-        wire.decompress(b"", "gzip")
+        passes.decompress(b"", "gzip")
 
 
 def test_an_output_comes_back_as_it_was() -> None:
     logprobs = [np.array([-0.5, -1.5], np.float32), np.array([-2.0], np.float32)]
     output = ForwardBackwardOutput(logprobs=logprobs, metrics={"loss:sum": 4.0})
-    decoded = wire.decode_output(wire.encode_output(output))
+    decoded = passes.decode_output(passes.encode_output(output))
     assert [values.tolist() for values in decoded.logprobs] == [[-0.5, -1.5], [-2.0]]
     assert decoded.metrics == {"loss:sum": 4.0}
 
@@ -237,10 +241,10 @@ def test_an_output_comes_back_as_it_was() -> None:
 def test_an_output_of_several_shapes_is_a_record_a_series() -> None:
     shapes: list[tuple[int, ...]] = [(4,), (2, 3), (5, 3), (1, 2), (2,)]
     logprobs = [np.arange(math.prod(shape), dtype=np.float32).reshape(shape) for shape in shapes]
-    body = wire.encode_output(ForwardBackwardOutput(logprobs=logprobs, metrics={"loss:sum": 0.0}))
+    body = passes.encode_output(ForwardBackwardOutput(logprobs=logprobs, metrics={"loss:sum": 0.0}))
     records = pb.ForwardBackwardOutput.FromString(body).loss_fn_outputs
     assert [record.num_datums for record in records] == [1, 2, 1, 1]
     trailing = [list(record.fields["logprobs"].trailing_shape) for record in records]
     assert trailing == [[], [3], [2], []]
-    for left, right in zip(wire.decode_output(body).logprobs, logprobs, strict=True):
+    for left, right in zip(passes.decode_output(body).logprobs, logprobs, strict=True):
         np.testing.assert_array_equal(left, right, strict=True)

@@ -14,9 +14,9 @@ from training.types import (
     TargetTokens,
     TokenLogprobs,
 )
-from webapp.tinker import wire_pb2 as pb
 from webapp.tinker.sample_payloads import read_payload, write_payload
 from webapp.tinker.wire_samples import encode_sample_output
+from webapp.wire import wire_pb2 as pb
 
 REQUEST = SampleRequest(prompt=[1, 2, 3], params=SamplingParams())
 DENSE = TargetTokens(ids=np.array([7, -1, 5, 6]), shape=(2, 2))

@@ -18,7 +18,7 @@ from webapp.deployments import calls, services
 from webapp.deployments.models import Deployment, HotLoad, SamplingCall
 from webapp.fleet.models import BaseModel, Worker
 from webapp.runs.models import Run, Sample
-from webapp.tinker import wire_pb2 as pb
+from webapp.wire import wire_pb2 as pb
 from workers.hotload import in_database
 from workers.sampler import Sampler
 from workers.vllm import SamplingServer

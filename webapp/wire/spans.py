@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from webapp.core.errors import UserError
-from webapp.tinker import wire_pb2 as pb
+from webapp.wire import wire_pb2 as pb
 
 
 def read_spans(

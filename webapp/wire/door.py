@@ -14,13 +14,17 @@ from typing import Any, TypeVar
 from django.db import DatabaseError, close_old_connections
 
 from training.errors import shorten
-from webapp.accounts.credentials import find_actor, recall_actor
+from webapp.accounts.credentials import (
+    INVALID_TOKEN,
+    NO_KEY,
+    WRONG_KEY,
+    find_actor,
+    recall_actor,
+)
 from webapp.accounts.models import Actor
-from webapp.core.errors import UserError
+from webapp.core.errors import UserError, choose_status
 from webapp.core.threads import Receive, Scope, Send
-from webapp.tinker.authentication import INVALID_TOKEN, NO_KEY, WRONG_KEY
-from webapp.tinker.middleware import choose_status
-from webapp.tinker.wire import JSON
+from webapp.wire.passes import JSON
 
 NUM_THREADS = 2  # for the database; queries take a millisecond
 MAX_BODY_BYTES = 64 * 1024
@@ -42,6 +46,7 @@ class Door(ABC):
     """Reads a request, says whose it is, and sends what `answer` returns."""
 
     max_body_bytes = MAX_BODY_BYTES
+    key_variable = "TINKER_API_KEY"  # where the client that knocks here reads its key from
 
     def __init__(self, threads: ThreadPoolExecutor | None = None) -> None:
         self.threads = threads or ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="door")
@@ -78,10 +83,10 @@ class Door(ABC):
     async def identify(self, scope: Scope) -> Actor:
         secret = read_key(scope)
         if not secret:
-            raise Refused(401, NO_KEY)
+            raise Refused(401, NO_KEY.format(variable=self.key_variable))
         actor = recall_actor(secret) or await self.look(find_actor, secret)
         if actor is None:
-            raise Refused(401, WRONG_KEY)
+            raise Refused(401, WRONG_KEY.format(variable=self.key_variable))
         return actor
 
     async def look(self, read: Callable[[Any], T], argument: Any) -> T:

@@ -10,10 +10,10 @@ from django.db import DatabaseError
 from django.utils.timezone import now
 
 from webapp.accounts.models import Actor
+from webapp.core.fields import read_fields
 from webapp.runs.models import Session
-from webapp.tinker.door import Answer, Door, refuse
-from webapp.tinker.fields import read_fields
-from webapp.tinker.wire import JSON
+from webapp.wire.door import Answer, Door, refuse
+from webapp.wire.passes import JSON
 
 PATH = "/api/v1/session_heartbeat"
 REST_SECONDS = 1.0  # between two writes, and how long an end of a session may go unnoticed

@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from django.db import DatabaseError
 
 from webapp.accounts.models import Actor
+from webapp.core.fields import read_fields
 from webapp.fleet.capacity import read_capacity
 from webapp.runs.lineup import Lineup, Wait, read_lineup
 from webapp.runs.outcomes import Outcome
-from webapp.tinker.door import Answer, Door, refuse
-from webapp.tinker.fields import read_fields
-from webapp.tinker.outcomes import find_ended, read_all
-from webapp.tinker.wire import JSON
+from webapp.wire.door import Answer, Door, refuse
+from webapp.wire.outcomes import find_ended, read_all
+from webapp.wire.passes import JSON
 
 PATH = "/api/v1/retrieve_future"
 HOLD_SECONDS = 30.0  # the SDK gives up on one poll after 45 s

@@ -5,8 +5,8 @@ from typing import Any
 
 from training.types import AdamParams, DimuonParams
 from webapp.core.errors import UserError
+from webapp.core.fields import Fields
 from webapp.runs.models import Run
-from webapp.tinker.fields import Fields
 
 MOST = 1e15  # products and quotients of two of them are still numbers of the device
 

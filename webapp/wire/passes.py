@@ -18,8 +18,8 @@ from training.types import (
     IntArray,
 )
 from webapp.core.errors import UserError
-from webapp.tinker import wire_pb2 as pb
-from webapp.tinker.spans import read_spans
+from webapp.wire import wire_pb2 as pb
+from webapp.wire.spans import read_spans
 
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"

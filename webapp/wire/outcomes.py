@@ -7,7 +7,7 @@ from webapp.deployments.models import SamplingCall
 from webapp.runs import queue
 from webapp.runs.models import CustomLoss, Operation
 from webapp.runs.outcomes import Outcome, read_outcomes
-from webapp.tinker.wire import JSON
+from webapp.wire.passes import JSON
 
 Status = SamplingCall.Status
 

@@ -1,0 +1,1 @@
+"""What several dialects of clients share: bodies of training passes, and polls that wait."""

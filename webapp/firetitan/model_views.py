@@ -4,6 +4,7 @@ from functools import partial
 
 from django.http import HttpResponse, JsonResponse
 
+from webapp.core.fields import read_fields
 from webapp.firetitan.describing import describe_base_model
 from webapp.firetitan.endpoints import FiretitanRequest, check_account, endpoint
 from webapp.firetitan.listing import list_page
@@ -16,7 +17,6 @@ from webapp.firetitan.promotion import (
     promote_checkpoint,
 )
 from webapp.firetitan.services import find_job
-from webapp.tinker.fields import read_fields
 
 
 @endpoint("GET")

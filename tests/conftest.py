@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from django.db.backends.base.base import BaseDatabaseWrapper
 from hypothesis import settings as generated
 from pytest_django.fixtures import Settings
 
@@ -26,3 +27,15 @@ def _plain_static_files(settings: Settings) -> None:
     """Pages name their files without the manifest that only collectstatic writes."""
     plain = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}
     settings.STORAGES = {**settings.STORAGES, "staticfiles": plain}
+
+
+@pytest.fixture(autouse=True)
+def _unbroken_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most tests are one transaction; a loop that renews its connection would end it."""
+    renew = BaseDatabaseWrapper.close_if_unusable_or_obsolete
+
+    def renew_between(connection: BaseDatabaseWrapper) -> None:
+        if not connection.in_atomic_block:
+            renew(connection)
+
+    monkeypatch.setattr(BaseDatabaseWrapper, "close_if_unusable_or_obsolete", renew_between)

@@ -58,9 +58,8 @@ class TrainerJob(models.Model):
     error = models.TextField(blank=True)  # why it failed
     warning = models.TextField(blank=True)  # what of its request is not followed here
     inactivity_seconds = models.PositiveIntegerField()
-    session = models.ForeignKey(
-        Session, on_delete=models.SET_NULL, null=True, related_name="trainer_jobs"
-    )
+    # Each client that is opened on it has one, with the runs of the client's models.
+    sessions = models.ManyToManyField(Session, related_name="trainer_jobs")
     last_seen_at = models.DateTimeField(default=now)  # its program's last heartbeat
     created_at = models.DateTimeField(default=now)
     ended_at = models.DateTimeField(null=True)

@@ -29,7 +29,7 @@ LIVE = (Operation.Status.QUEUED, Operation.Status.RUNNING)
 def find_job(actor: Actor, account: str, job_id: str) -> TrainerJob:
     """Deleted ones too: their checkpoints are still listed and promoted."""
     check_account(actor, account)
-    jobs = TrainerJob.objects.visible_to(actor).select_related("base_model", "session")
+    jobs = TrainerJob.objects.visible_to(actor).select_related("base_model")
     job = jobs.filter(job_id=job_id).first()
     if job is None:
         raise NotFound(f"There is no trainer job {job_id[:100]}.")

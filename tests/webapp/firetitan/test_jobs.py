@@ -207,7 +207,7 @@ def test_a_deleted_job_answers_nothing_its_row_stays_and_its_sessions_end(
     program: Program, job: TrainerJob
 ) -> None:
     session = Session.objects.create(project=program.actor.project, user=program.actor.user)
-    TrainerJob.objects.update(session=session)
+    TrainerJob.objects.get().sessions.add(session)
     for _ in range(2):
         assert program.delete(f"{JOBS}/j1") == {}
     session.refresh_from_db()
@@ -260,7 +260,8 @@ def test_a_job_whose_program_is_silent_is_paused_and_its_sessions_end(
 ) -> None:
     session = Session.objects.create(project=program.actor.project, user=program.actor.user)
     long_ago = now() - timedelta(hours=2)
-    TrainerJob.objects.update(session=session, last_seen_at=long_ago)
+    job.sessions.add(session)
+    TrainerJob.objects.update(last_seen_at=long_ago)
     assert pause_idle_jobs() == 0  # its session has beaten
     Session.objects.update(heartbeat_at=long_ago)
     assert pause_idle_jobs() == 1

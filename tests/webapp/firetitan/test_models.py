@@ -14,7 +14,7 @@ from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import delete_checkpoint, expire_checkpoints
 from webapp.firetitan.models import TrainerJob
 from webapp.fleet.models import BaseModel
-from webapp.runs.models import Origin, Run
+from webapp.runs.models import Origin, Run, Session
 
 TRAINING = Checkpoint.Kind.TRAINING
 SAVED = "rlorTrainerJobs/j1/checkpoints"
@@ -31,14 +31,15 @@ def run(program: Program, base_model: BaseModel) -> Run:
 
 @pytest.fixture
 def job(program: Program, base_model: BaseModel, run: Run) -> TrainerJob:
-    return TrainerJob.objects.create(
+    job = TrainerJob.objects.create(
         project=program.actor.project,
         job_id="j1",
         base_model=base_model,
         asked_model=BASE,
         inactivity_seconds=3600,
-        session=run.session,
     )
+    job.sessions.set(Session.objects.filter(runs=run))
+    return job
 
 
 def promote(program: Program, name: str, model_id: str = "my-model", **fields: Any) -> Any:

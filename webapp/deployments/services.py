@@ -7,6 +7,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
 from django.utils.timezone import now
 
+from webapp.accounts.audit import record_audit
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import check_loadable
@@ -85,6 +86,17 @@ def stop_deployment(*, actor: Actor, deployment: Deployment) -> None:
         status=Status.STOPPED, error="", changed_at=now()
     )
     deployment.refresh_from_db()
+    _announce(deployment)
+
+
+@transaction.atomic
+def delete_deployment(*, actor: Actor, deployment: Deployment) -> None:
+    """Its name is free again. Loads and calls that it was asked for keep their own rows."""
+    Deployment.objects.visible_to(actor).filter(pk=deployment.pk).delete()
+    details = {"deployment": deployment.pk, "name": deployment.name}
+    record_audit(
+        project=deployment.project_id, user=actor.user, event="deployment_deleted", **details
+    )
     _announce(deployment)
 
 

@@ -15,18 +15,23 @@ from webapp.checkpoints.services import find_folder, keep_checkpoint
 from webapp.core.errors import NotFound, UserError
 from webapp.firetitan.describing import name_job
 from webapp.firetitan.errors import AlreadyExists
-from webapp.firetitan.models import PromotedModel, TrainerJob
+from webapp.firetitan.models import PromotedModel, TrainerJob, TrainerJobQuerySet
 from webapp.firetitan.names import check_id, find_base_model, read_last
 from webapp.fleet.models import BaseModel
-from webapp.runs.models import Run
+from webapp.runs.models import Run, RunQuerySet
 
 Kind = Checkpoint.Kind
 LOADABLE = (Kind.TRAINING, Kind.SAMPLER)
 
 
+def list_runs(jobs: TrainerJobQuerySet) -> RunQuerySet:
+    """The models that programs opened on these jobs."""
+    return Run.objects.filter(session__trainer_jobs__in=jobs)
+
+
 def list_job_checkpoints(job: TrainerJob) -> CheckpointQuerySet:
     """Of a deleted job too. What was saved for a moment only has no name to ask for."""
-    runs = Run.objects.filter(session__trainer_jobs=job)
+    runs = list_runs(TrainerJob.objects.filter(pk=job.pk))
     saved = Checkpoint.objects.alive().filter(run__in=runs, kind__in=LOADABLE, is_ephemeral=False)
     return saved.select_related("run")
 

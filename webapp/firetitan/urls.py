@@ -2,9 +2,11 @@
 
 from django.urls import path, re_path
 
-from webapp.firetitan import endpoints, job_views, model_views, views
+from webapp.firetitan import deployment_views, endpoints, job_views, model_views, views
 
 ACCOUNT = "v1/accounts/<account>"
+DEPLOYMENTS = f"{ACCOUNT}/deployments"
+DEPLOYMENT = f"{DEPLOYMENTS}/<deployment_id>"
 JOBS = f"{ACCOUNT}/rlorTrainerJobs"
 JOB = f"{JOBS}/<job_id>"
 SHAPE = f"{ACCOUNT}/trainingShapes/<shape>/versions"
@@ -21,6 +23,9 @@ urlpatterns = [
     path(JOB, job_views.job),
     path(f"{ACCOUNT}/checkpoints/<name>:promote", model_views.promote),
     path(f"{ACCOUNT}/models/<model_id>", model_views.model),
+    path(DEPLOYMENTS, deployment_views.deployments),
+    path(f"{DEPLOYMENT}:scale", deployment_views.scale),
+    path(DEPLOYMENT, deployment_views.deployment),
     path(SHAPE, job_views.shape_versions),
     path(f"{SHAPE}/<version>", job_views.shape_version),
     re_path("^v1/accounts/", endpoints.answer_unknown),

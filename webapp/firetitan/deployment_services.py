@@ -1,0 +1,124 @@
+"""Writes of the Fireworks dialect: deployments, each with the terms that its program gave it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from django.db import transaction
+
+from webapp.accounts.models import Actor
+from webapp.core.errors import NotFound, UserError
+from webapp.deployments import services
+from webapp.deployments.models import Deployment
+from webapp.firetitan.deployment_requests import DeploymentRequest, check_counts, count_replicas
+from webapp.firetitan.describing import name_job
+from webapp.firetitan.endpoints import check_account
+from webapp.firetitan.errors import AlreadyExists
+from webapp.firetitan.models import DeploymentTerms, TrainerJob
+from webapp.firetitan.names import check_id, make_slug
+from webapp.firetitan.promotion import find_model
+
+
+def find_deployment(actor: Actor, account: str, deployment_id: str) -> Deployment:
+    """Those that people made on its page too: a deployment's id is its name."""
+    check_account(actor, account)
+    mine = Deployment.objects.in_project(actor).select_related("base_model", "checkpoint")
+    found = mine.filter(name=deployment_id).first()
+    if found is None:
+        raise NotFound(f"There is no deployment {deployment_id[:100]}.")
+    return found
+
+
+def find_by_name(actor: Actor, name: str) -> Deployment:
+    """`accounts/<account>/deployments/<id>`."""
+    parts = name.strip("/").split("/")
+    if len(parts) != 4 or (parts[0], parts[2]) != ("accounts", "deployments"):
+        raise UserError(
+            f"{name[:200]!r} is no deployment's name: it reads accounts/<account>/deployments/<id>."
+        )
+    return find_deployment(actor, parts[1], parts[3])
+
+
+def read_terms(deployment: Deployment) -> DeploymentTerms:
+    """Of one that a person made, what they come to."""
+    found = DeploymentTerms.objects.filter(deployment=deployment).first()
+    if found is not None:
+        return found
+    model = make_slug(deployment.base_model.name)
+    return DeploymentTerms(
+        deployment=deployment,
+        asked_model=f"accounts/{deployment.project_id}/models/{model}",
+        enable_hot_load=True,
+        min_replica_count=deployment.num_replicas,
+        max_replica_count=deployment.num_replicas,
+    )
+
+
+@transaction.atomic
+def create_deployment(
+    *, actor: Actor, deployment_id: str, request: DeploymentRequest
+) -> Deployment:
+    """It serves the base model, or the promoted one, until a snapshot is loaded."""
+    check_id(deployment_id, "deploymentId")
+    if Deployment.objects.filter(project=actor.project, name=deployment_id).exists():
+        raise AlreadyExists(f"There is a deployment {deployment_id} already.")
+    base_model, checkpoint = find_model(actor, request.base_model)
+    check_job(actor, request.terms["hot_load_trainer_job"], base_model.pk)
+    deployment = services.create_deployment(
+        actor=actor, name=deployment_id, base_model=base_model, checkpoint=checkpoint
+    )
+    terms = DeploymentTerms.objects.create(
+        deployment=deployment, asked_model=request.base_model, **request.terms
+    )
+    scale_as_told(actor, deployment, terms)
+    return deployment
+
+
+@transaction.atomic
+def update_deployment(
+    *, actor: Actor, deployment: Deployment, changes: Mapping[str, Any]
+) -> Deployment:
+    check_job(actor, changes.get("hot_load_trainer_job", ""), deployment.base_model_id)
+    terms = read_terms(deployment)
+    for name, value in changes.items():
+        setattr(terms, name, value)
+    check_counts(terms.min_replica_count, terms.max_replica_count)
+    terms.save()
+    scale_as_told(actor, deployment, terms)
+    return deployment
+
+
+def scale_deployment(*, actor: Actor, deployment: Deployment, num_replicas: int) -> Deployment:
+    counts = {"min_replica_count": num_replicas, "max_replica_count": num_replicas}
+    return update_deployment(actor=actor, deployment=deployment, changes=counts)
+
+
+def scale_as_told(actor: Actor, deployment: Deployment, terms: DeploymentTerms) -> None:
+    wanted = count_replicas(terms.min_replica_count, terms.max_replica_count)
+    if wanted != deployment.num_replicas:
+        mine = Deployment.objects.visible_to(actor).filter(pk=deployment.pk)
+        mine.update(num_replicas=wanted)
+        deployment.refresh_from_db()
+
+
+def check_job(actor: Actor, name: str, base_model_id: str) -> None:
+    """The trainer whose snapshots are to be loaded is one of the account's, on the same model."""
+    if not name:
+        return
+    job = find_job_by_name(actor, name)
+    if job is None:
+        raise UserError(
+            f"hotLoadTrainerJob is {name[:200]!r}: this account has no such trainer job.",
+            field="hotLoadTrainerJob",
+        )
+    if job.base_model_id != base_model_id:
+        raise UserError(
+            f"The trainer job {job.job_id} trains {job.asked_model}, and this deployment serves"
+            " another model.",
+            field="hotLoadTrainerJob",
+        )
+
+
+def find_job_by_name(actor: Actor, name: str) -> TrainerJob | None:
+    jobs = TrainerJob.objects.in_project(actor)
+    job = jobs.filter(job_id=name.rpartition("/")[2]).first()
+    return job if job is not None and name in (job.job_id, name_job(job)) else None

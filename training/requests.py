@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from training.errors import InvalidInput
 from training.graphs import MAX_CALLS, CustomLoss
 from training.types import Datum, ForwardBackward
+from training.vectors import check_vectors
 
 CUSTOM = "custom"
 LOSS_ID = "loss_id"  # config of a custom loss: which one
@@ -82,20 +83,27 @@ def check_request(request: ForwardBackward, vocab_size: int, context: int) -> No
     if request.loss_fn not in LOSS_INPUTS:
         known = ", ".join(LOSS_INPUTS)
         raise InvalidInput(f"loss_fn {request.loss_fn!r} is not known here: use one of {known}")
-    loss = LOSS_INPUTS[request.loss_fn]
-    _check_config(request, loss)
+    if request.asks_vectors:
+        check_vectors(request)
+    else:
+        _check_config(request, LOSS_INPUTS[request.loss_fn])
     if not request.data:
         raise InvalidInput("data is empty: send at least one datum")
     if request.loss_fn == CUSTOM:
         _check_calls(_find_custom(request), len(request.data))
     for index, datum in enumerate(request.data):
         _check_tokens(datum, f"datum {index}", vocab_size, context)
-        _check_targets(datum, f"datum {index}", vocab_size)
-        _check_columns(datum, f"datum {index}: target_tokens", request.loss_fn, vocab_size)
-        _check_numbers(datum, f"datum {index}", request.loss_fn, loss)
-        _check_sequence(datum, f"datum {index}", request.loss_fn)
-        if request.custom is not None:
-            _check_custom(datum, f"datum {index}", request.custom)
+        if not request.asks_vectors:
+            _check_inputs(datum, f"datum {index}", request, vocab_size)
+
+
+def _check_inputs(datum: Datum, where: str, request: ForwardBackward, vocab_size: int) -> None:
+    _check_targets(datum, where, vocab_size)
+    _check_columns(datum, f"{where}: target_tokens", request.loss_fn, vocab_size)
+    _check_numbers(datum, where, request.loss_fn, LOSS_INPUTS[request.loss_fn])
+    _check_sequence(datum, where, request.loss_fn)
+    if request.custom is not None:
+        _check_custom(datum, where, request.custom)
 
 
 def _check_config(request: ForwardBackward, loss: LossInputs) -> None:

@@ -48,7 +48,9 @@ class Datum:
 
     @property
     def num_targets(self) -> int:
-        """Of each position."""
+        """Of each position; 0: nothing is asked of its tokens, but of the hidden states."""
+        if "target_tokens" not in self.inputs:
+            return 0
         shape = self.inputs["target_tokens"].shape
         return shape[1] if len(shape) == 2 else 1
 
@@ -122,6 +124,15 @@ class ForwardBackward:
     with_routes: bool = False  # tell which experts were chosen; of a mixture only
 
     @property
+    def output(self) -> str:
+        """What is asked of the data: `logprobs`, or one of `training.vectors`."""
+        return str(self.config.get("output", "logprobs"))
+
+    @property
+    def asks_vectors(self) -> bool:
+        return self.output != "logprobs"
+
+    @property
     def num_tokens(self) -> int:
         return sum(len(datum.tokens) for datum in self.data)
 
@@ -135,11 +146,14 @@ class ForwardBackward:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardBackwardOutput:
     """`logprobs[i]` has the shape of datum i's `target_tokens`; metric keys are `name:reduction`,
-    `loss:sum` always. `routes`, where they were asked for, are as in `Datum`."""
+    `loss:sum` always. `routes`, where they were asked for, are as in `Datum`. Where the request's
+    output is no log-probabilities these are empty, and `vectors` are what it is."""
 
     logprobs: Sequence[FloatArray]
     metrics: Mapping[str, float]
     routes: Sequence[IntArray] | None = None
+    vectors: Sequence[FloatArray] | None = None
+    vector_name: str = "embedding"  # of one of them, as answers have it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

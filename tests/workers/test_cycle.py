@@ -21,7 +21,7 @@ from tests.workers.cast import (
 )
 from training.engine.core import Engine
 from training.engine.cycle import Pack
-from training.engine.passes import Tally
+from training.engine.tally import Tally
 from webapp.accounts.models import Project
 from webapp.core import events
 from webapp.fleet.services import add_base_model

@@ -8,7 +8,7 @@ from tests.workers.cast import Program, make_client_run, make_device, read_loss,
 from tests.workers.test_recipe import TurnWaiter, drive, make_sft_run, read_curve
 from training.engine.core import Engine
 from training.engine.cycle import Pack
-from training.engine.passes import Tally
+from training.engine.tally import Tally
 from webapp.accounts.models import Actor
 from webapp.datasets.models import DatasetVersion
 from webapp.runs.models import Run

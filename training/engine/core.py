@@ -24,11 +24,12 @@ from training.engine.optim import (
     name_optimizer,
     update,
 )
-from training.engine.passes import Tally, run_pass
+from training.engine.passes import run_pass
 from training.engine.probes import choose_probe_tokens, make_probe
 from training.engine.recompute import recompute_layers
 from training.engine.routes import check_routes
 from training.engine.steps import Asked
+from training.engine.tally import Tally
 from training.engine.tenancy import Tenancy
 from training.errors import InvalidInput
 from training.fairness import Shares
@@ -43,6 +44,7 @@ from training.types import (
     SavedWeights,
     StepOptions,
 )
+from training.vectors import check_widths
 
 T = TypeVar("T")
 PLAIN = StepOptions()
@@ -99,6 +101,7 @@ class Engine(Tenancy):
         if self.room is not None and not request.forward_only:
             self.room.check_data(spec, request.data)
         check_routes(request, self.adapters.routing)
+        check_widths(request, self.adapters.head.weight.shape[1])
 
     def run_pack(self, pack: Pack, tallies: Mapping[str, Tally]) -> None:
         """One pass: adds to the gradients of its runs, and to their tallies."""

@@ -13,7 +13,8 @@ import torch
 
 from training.engine.optim import Weights
 from training.engine.packing import Item
-from training.engine.passes import Tally
+from training.engine.tally import Tally
+from training.engine.vectors import Coupled, ask_vectors
 from training.errors import InvalidInput
 from training.fairness import Shares
 from training.graphs import CALLS_A_TOKEN
@@ -71,6 +72,7 @@ class Entry:
     left: deque[Item]
     before: torch.Tensor | None  # gradients to go back to, where the loss may find an error
     is_alone: bool
+    coupled: Coupled | None = None  # where its datums are compared with each other
     num_out: int = 0  # items in passes that have not been settled
 
     @property
@@ -100,15 +102,15 @@ class Cycle:
     def add(self, run: str, request: ForwardBackward, *, is_alone: bool = False) -> None:
         """Raises InvalidInput where it cannot be computed. `is_alone`: in passes of its own."""
         self.executor.check(run, request)
-        items = [
-            Item(run=run, index=index, datum=datum) for index, datum in enumerate(request.data)
-        ]
         may_fail = request.custom is not None and not request.forward_only
+        coupled = Coupled.of(request)
+        request = ask_vectors(request) if request.asks_vectors else request
         self.entries[run] = Entry(
             tally=Tally.empty(request),
-            left=deque(sorted(items, key=lambda item: item.order)),
+            left=line_up(run, request),
             before=self.executor.keep_gradients(run) if may_fail else None,
             is_alone=is_alone,
+            coupled=coupled,
         )
 
     def drop(self, run: str) -> None:
@@ -185,9 +187,17 @@ class Cycle:
             entry = self.entries[run]
             if entry.tally.error is not None:
                 entry.left.clear()
-            if entry.is_over:
+            if entry.is_over and not self._begin_again(run, entry):
                 ended[run] = self._end(run)
         return ended
+
+    def _begin_again(self, run: str, entry: Entry) -> bool:
+        """With what the first time has told, where datums are compared with each other."""
+        request = entry.coupled.advance(entry.tally) if entry.coupled else None
+        if request is None:
+            return False
+        entry.tally, entry.left = Tally.empty(request), line_up(run, request)
+        return True
 
     def _end(self, run: str) -> Outcome:
         entry, weights = self.entries.pop(run), self.executor.find_weights(run)
@@ -199,4 +209,10 @@ class Cycle:
             weights.has_gradients = True
             weights.counts.num_loss_tokens += entry.tally.num_loss_tokens
             weights.counts.num_sequences += entry.tally.num_sequences
-        return entry.tally.finish()
+        return entry.coupled.told if entry.coupled and entry.coupled.told else entry.tally.finish()
+
+
+def line_up(run: str, request: ForwardBackward) -> deque[Item]:
+    """As passes take them."""
+    items = [Item(run=run, index=index, datum=datum) for index, datum in enumerate(request.data)]
+    return deque(sorted(items, key=lambda item: item.order))

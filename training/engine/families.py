@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 from training.engine.adapters import Adapters
 from training.engine.attention import ATTENTION
 from training.engine.packing import Item
-from training.engine.passes import Tally, run_pass
+from training.engine.passes import run_pass
 from training.engine.probes import choose_probe_tokens, make_probe
+from training.engine.tally import Tally
 from training.errors import InvalidInput
 
 # Largest difference of a log-probability that is rounding, by what the model computes in.

@@ -13,10 +13,10 @@ from training.engine.cycle import Pack
 from training.engine.elastic import Followers
 from training.engine.full import FullRun
 from training.engine.orders import Order, obey
-from training.engine.passes import Tally
 from training.engine.ranked import Head, RankedEngine, cut_shares
 from training.engine.ranks import Plan
 from training.engine.shards import count_file_bytes
+from training.engine.tally import Tally
 from training.memory import Room
 from training.types import (
     LoraSpec,

@@ -5,15 +5,12 @@ token is told by every item that has it), P of those projected on the vocabulary
 position, H hidden size.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from training.engine.adapters import Adapters
@@ -22,78 +19,10 @@ from training.engine.lora import Slice
 from training.engine.losses import compute_loss, measure_policy
 from training.engine.packing import Item, Layout, Part, lay_out
 from training.engine.routes import following
-from training.engine.traced import Meter, judge
-from training.errors import InvalidInput
-from training.requests import LOGPROBS, LOSS_INPUTS, POLICY_METRICS, find_scored
-from training.types import Datum, FloatArray, ForwardBackward, ForwardBackwardOutput, IntArray
-
-
-@dataclass(slots=True, kw_only=True)
-class Tally:
-    """What the passes have found out about one request so far."""
-
-    request: ForwardBackward
-    logprobs: list[FloatArray]
-    routes: dict[int, IntArray] = field(default_factory=dict)  # by index, where they are asked for
-    loss: float = 0.0
-    num_scored: int = 0
-    num_loss_tokens: int = 0  # with a gradient that is not zero
-    num_sequences: int = 0  # with any such token
-    custom: dict[str, float] = field(default_factory=dict)  # metrics of a custom loss, summed
-    policy: dict[str, float] = field(default_factory=dict)  # of a policy loss, summed over tokens
-    meter: Meter = field(default_factory=Meter)
-    error: InvalidInput | None = None  # why a custom loss has no numbers
-
-    @classmethod
-    def empty(cls, request: ForwardBackward) -> "Tally":
-        zeros = [
-            np.zeros(datum.inputs["target_tokens"].shape, np.float32) for datum in request.data
-        ]
-        return cls(request=request, logprobs=zeros)
-
-    def judge(self, item: Item) -> FloatArray:
-        """One datum's custom loss; returns its slopes. After an error nothing counts any more."""
-        logprobs, loss = self.logprobs[item.index], self.request.custom
-        if self.error is not None or loss is None:
-            return np.zeros_like(logprobs)
-        try:
-            judged = judge(
-                loss, item.datum, logprobs, self.meter, with_slopes=not self.request.forward_only
-            )
-        except InvalidInput as error:
-            self.error = InvalidInput(f"datum {item.index}: custom loss {loss.name}: {error}")
-            return np.zeros_like(logprobs)
-        self.loss += judged.loss
-        for key, value in judged.metrics.items():
-            self.custom[key] = self.custom.get(key, 0.0) + value
-        return judged.slopes
-
-    def finish(self) -> ForwardBackwardOutput:
-        metrics = {
-            "loss:sum": self.loss,
-            "num_datums:sum": float(len(self.request.data)),
-            "num_tokens:sum": float(self.request.num_tokens),
-            "num_scored:sum": float(self.num_scored),
-        }
-        if self.request.loss_fn == "cross_entropy":
-            weights = [read_input(datum, "weights") for datum in self.request.data]
-            metrics["weights:sum"] = float(sum(weight.sum(dtype=np.float64) for weight in weights))
-            metrics["weights:min"] = float(min(weight.min(initial=0.0) for weight in weights))
-        if num_tokens := self.policy.get("num_tokens"):
-            means = {
-                key: self.policy[key] / num_tokens for key in POLICY_METRICS if key in self.policy
-            }
-            metrics |= {f"{key}:mean": mean for key, mean in means.items() if math.isfinite(mean)}
-        num_datums = len(self.request.data)
-        for key, value in self.custom.items():
-            metrics[key] = value / num_datums if key.endswith(":mean") else value
-        return ForwardBackwardOutput(
-            logprobs=self.logprobs,
-            metrics=metrics,
-            routes=[self.routes[i] for i in range(num_datums)]
-            if self.request.with_routes
-            else None,
-        )
+from training.engine.tally import Tally, count_slopes, make_rows, read_input
+from training.engine.vectors import pull_vectors
+from training.requests import LOGPROBS, LOSS_INPUTS, find_scored
+from training.types import Datum, FloatArray, ForwardBackward, IntArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,13 +32,6 @@ class Questions:
     targets: IntArray  # (U, K)
     scored: IntArray  # (P,) indices into U
     wanted: IntArray  # (P,)
-
-
-def read_input(datum: Datum, name: str) -> FloatArray:
-    """Float32 of a loss input; weights that were not sent are ones."""
-    if name not in datum.inputs:
-        return np.ones(datum.inputs["target_tokens"].shape, np.float32)
-    return datum.inputs[name].astype(np.float32, copy=False)
 
 
 def collect_questions(pack: Sequence[Item], requests: Mapping[str, ForwardBackward]) -> Questions:
@@ -129,11 +51,6 @@ def collect_questions(pack: Sequence[Item], requests: Mapping[str, ForwardBackwa
     )
 
 
-def make_rows(values: NDArray[Any]) -> NDArray[Any]:
-    """(N, K) of what a datum brings: (N,) is one column."""
-    return values.reshape(len(values), -1)
-
-
 def run_pass(
     model: PreTrainedModel,
     adapters: Adapters,
@@ -142,9 +59,11 @@ def run_pass(
 ) -> tuple[torch.Tensor, int]:
     """Adds to the tallies; returns the losses' sum, to be differentiated, and the row's length."""
     layout = lay_out(pack)
-    asked = collect_questions(pack, {run: tally.request for run, tally in tallies.items()})
     with adapters.serve([part.laid for part in layout.parts]):
         hidden_TH = read_routed(model, layout, adapters, tallies)
+    if not pack[0].datum.num_targets:
+        return pull_vectors(layout, hidden_TH, tallies), len(layout.tokens)
+    asked = collect_questions(pack, {run: tally.request for run, tally in tallies.items()})
     logprobs_PK = project(adapters, layout, hidden_TH, asked.targets, asked.scored)
     with torch.no_grad():
         others_PK = project(adapters, layout, hidden_TH, asked.targets, asked.wanted)
@@ -156,21 +75,6 @@ def run_pass(
         count = partial(count_slopes, layout, asked.scored, tallies)
         logprobs_PK.register_hook(count)  # type: ignore[no-untyped-call]
     return sum_losses(layout, logprobs_PK, asked.scored, tallies), len(layout.tokens)
-
-
-def count_slopes(
-    layout: Layout, scored_P: IntArray, tallies: Mapping[str, Tally], grad_PK: torch.Tensor
-) -> None:
-    """Of each datum: how many of its positions the loss pulls at."""
-    is_pulled_U = np.zeros(len(layout.places), np.bool_)
-    is_pulled_U[scored_P] = (grad_PK != 0).any(dim=1).cpu().numpy()
-    for part in layout.parts:
-        start, tally = part.told.start, tallies[part.told.run]
-        for item in part.items:
-            num_pulled = int(is_pulled_U[start : start + item.length].sum())
-            tally.num_loss_tokens += num_pulled
-            tally.num_sequences += num_pulled > 0
-            start += item.length
 
 
 def read_routed(

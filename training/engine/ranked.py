@@ -27,11 +27,11 @@ from training.engine.models import open_model
 from training.engine.optim import check_params
 from training.engine.orders import build
 from training.engine.packing import Item
-from training.engine.passes import Tally
 from training.engine.ranks import Ranks
 from training.engine.recompute import recompute_layers
 from training.engine.sharded import ShardedRun
 from training.engine.shards import count_local_bytes, give_up, reclaim, run_whole, shard_model
+from training.engine.tally import Tally, make_blank
 from training.engine.traced import Meter
 from training.errors import InvalidInput
 from training.memory import Room
@@ -71,8 +71,7 @@ class Head:
             meter=Meter(work=self.work),
         )
         for item in items:
-            shape = item.datum.inputs["target_tokens"].shape
-            tally.logprobs[item.index] = np.zeros(shape, np.float32)
+            tally.logprobs[item.index] = make_blank(item.datum)
         return tally
 
 
@@ -90,6 +89,7 @@ class Found:
     error: InvalidInput | None
     logprobs: Mapping[int, FloatArray]  # by index
     routes: Mapping[int, IntArray]
+    vectors: Mapping[int, FloatArray]
 
     @classmethod
     def of(cls, tally: Tally, head: Head, items: Sequence[Item]) -> "Found":
@@ -104,6 +104,7 @@ class Found:
             error=tally.error,
             logprobs={item.index: tally.logprobs[item.index] for item in items},
             routes=tally.routes,
+            vectors=tally.vectors,
         )
 
     def add_to(self, tally: Tally) -> None:
@@ -117,6 +118,7 @@ class Found:
             for key, value in own.items():
                 totals[key] = totals.get(key, 0.0) + value
         tally.routes.update(self.routes)
+        tally.vectors.update(self.vectors)
         for index, logprobs in self.logprobs.items():
             tally.logprobs[index][:] = logprobs
 

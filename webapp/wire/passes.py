@@ -209,32 +209,42 @@ def _write_datum(message: pb.Datum, datum: Datum) -> None:
 
 
 def encode_output(output: ForwardBackwardOutput) -> bytes:
-    """A record for each series of datums with equally many targets a position."""
-    series = groupby(output.logprobs, key=lambda values: values.shape[1:])
+    """A record for each series of datums with equally many numbers a position."""
+    name, told = "logprobs", output.logprobs
+    if output.vectors is not None:
+        name, told = output.vector_name, output.vectors
+    series = groupby(told, key=lambda values: values.shape[1:])
     message = pb.ForwardBackwardOutput(
         loss_fn_output_type=_TAG,
-        loss_fn_outputs=[_write_record(list(same), trailing) for trailing, same in series],
+        loss_fn_outputs=[_write_record(name, list(same), trailing) for trailing, same in series],
         metrics=output.metrics,
     )
     return message.SerializeToString(deterministic=True)
 
 
-def _write_record(series: Sequence[FloatArray], trailing_shape: Sequence[int]) -> pb.ArrayRecord:
+def _write_record(
+    name: str, series: Sequence[FloatArray], trailing_shape: Sequence[int]
+) -> pb.ArrayRecord:
     offsets = np.array([0, *(4 * values.size for values in series)], "<i8").cumsum()
-    logprobs = pb.BatchedTensor(
+    tensor = pb.BatchedTensor(
         data=b"".join(values.astype("<f4").tobytes() for values in series),
         offsets=offsets.astype("<i8").tobytes(),
         dtype=pb.DTYPE_FLOAT32,
         trailing_shape=trailing_shape,
     )
-    return pb.ArrayRecord(type_tag=_TAG, fields={"logprobs": logprobs}, num_datums=len(series))
+    return pb.ArrayRecord(type_tag=_TAG, fields={name: tensor}, num_datums=len(series))
 
 
 def decode_output(body: bytes) -> ForwardBackwardOutput:
     message = pb.ForwardBackwardOutput.FromString(body)
-    logprobs = [
+    tensors = [next(iter(record.fields.items())) for record in message.loss_fn_outputs]
+    told = [
         np.frombuffer(tensor.data[start:end], "<f4").reshape(-1, *tensor.trailing_shape)
-        for tensor in (record.fields["logprobs"] for record in message.loss_fn_outputs)
+        for _, tensor in tensors
         for start, end in pairwise(np.frombuffer(tensor.offsets, "<i8"))
     ]
-    return ForwardBackwardOutput(logprobs=logprobs, metrics=dict(message.metrics))
+    metrics, name = dict(message.metrics), tensors[0][0] if tensors else "logprobs"
+    if name == "logprobs":
+        return ForwardBackwardOutput(logprobs=told, metrics=metrics)
+    empty = [np.zeros(0, np.float32) for _ in told]
+    return ForwardBackwardOutput(logprobs=empty, metrics=metrics, vectors=told, vector_name=name)

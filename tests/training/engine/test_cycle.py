@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.training.engine.rows import make_data
 from training.engine.core import Engine
 from training.engine.cycle import HELPINGS, Cycle, Outcome, Pack
-from training.engine.passes import Tally
+from training.engine.tally import Tally
 from training.errors import InvalidInput
 from training.fairness import Shares
 from training.types import Datum, ForwardBackward, ForwardBackwardOutput, LoraSpec

@@ -15,8 +15,9 @@ pages = get_asgi_application()
 # These import tables, so the apps come first.
 from webapp.core.bodies import BoundedBodies  # noqa: E402
 from webapp.core.slashes import SingleSlashes  # noqa: E402
-from webapp.core.subscription import listen_for_ever, on_finished  # noqa: E402
+from webapp.core.subscription import listen_for_ever, on_finished, on_pieces  # noqa: E402
 from webapp.core.threads import PooledHandler, Receive, Scope, Send  # noqa: E402
+from webapp.deployments.streams import Streams  # noqa: E402
 from webapp.routing import websocket_urlpatterns  # noqa: E402
 from webapp.tinker import futures  # noqa: E402
 from webapp.wire import door, heartbeats, waiting  # noqa: E402
@@ -28,10 +29,13 @@ threads = ThreadPoolExecutor(door.NUM_THREADS, thread_name_prefix="door")
 polls = waiting.ParkedPolls(threads)
 samplers = futures.ParkedSamplers(threads)
 beats = heartbeats.Heartbeats(threads)
+streams = Streams()
 doors = {waiting.PATH: polls, futures.PATH: samplers, heartbeats.PATH: beats}
 api = PooledHandler(num_threads=NUM_API_THREADS)
 on_finished(polls.wake)
 on_finished(samplers.wake)
+on_finished(streams.wake)
+on_pieces(streams.hear)
 
 
 async def answer_http(scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,6 +53,7 @@ async def sweep_for_ever() -> None:
         await asyncio.sleep(waiting.SWEEP_SECONDS)
         await polls.sweep()
         await samplers.sweep()
+        await streams.sweep()
 
 
 async def live(_scope: Scope, receive: Receive, send: Send) -> None:

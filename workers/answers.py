@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any
@@ -22,8 +23,12 @@ from webapp.runs.samples import record_sample
 from webapp.tinker.sample_payloads import read_payload
 from webapp.tinker.wire_samples import encode_sample_output
 from webapp.wire.passes import JSON, PROTOBUF
+from workers.streaming import list_stop_strings, name_table
+from workers.texts import cut_at_stop
 
 Purpose = SamplingCall.Purpose
+
+CUT = (Purpose.OPENAI, Purpose.FIRETITAN)  # whose answers end before a stop string, not with it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +42,7 @@ class Answer:
     output: SampleOutput
     sequences: Sequence[Mapping[str, Any]]
     load: HotLoad | None
+    first_token_at: datetime | None  # where somebody watched
     template: str  # digest of the chat template that made the prompt; empty: it came as tokens
 
     @property
@@ -64,27 +70,34 @@ def make_answer(
     output: SampleOutput,
     tokenizer: ChatTokenizer,
     load: HotLoad | None = None,
+    first_token_at: datetime | None = None,
 ) -> Answer:
+    stops = list_stop_strings(request) if call.purpose in CUT else ()
     return Answer(
         request=request,
         output=output,
         sequences=[
-            describe_sequence(sequence, tokenizer)
+            describe_sequence(sequence, tokenizer, stops)
             for sequence in output.sequences
             if call.purpose != Purpose.TINKER
         ],
         load=load,
+        first_token_at=first_token_at,
         template="" if "prompt" in call.payload else digest_template(tokenizer),
     )
 
 
-def describe_sequence(sequence: SampledSequence, tokenizer: ChatTokenizer) -> dict[str, Any]:
+def describe_sequence(
+    sequence: SampledSequence, tokenizer: ChatTokenizer, stops: Sequence[str] = ()
+) -> dict[str, Any]:
+    topk = sequence.topk_logprobs
     return {
         "tokens": list(sequence.tokens),
         "logprobs": list(sequence.logprobs),
-        "text": tokenizer.decode(sequence.tokens, skip_special=True),
+        "text": cut_at_stop(tokenizer.decode(sequence.tokens, skip_special=True), stops),
         "pieces": split_pieces(sequence.tokens, tokenizer),
         "stop_reason": sequence.stop_reason,
+        **({"alternatives": name_table(topk, tokenizer)} if topk else {}),
     }
 
 
@@ -127,6 +140,7 @@ def store_answer(call: SamplingCall, answer: Answer, worker: str) -> None:
             content_type=content_type,
             hot_load=answer.load,
             num_tokens=count_tokens(answer),
+            first_token_at=answer.first_token_at,
         )
         if stored and call.purpose == Purpose.RUN_SAMPLE:
             _keep_sample(call, answer)

@@ -30,6 +30,7 @@ from training.errors import InvalidInput
 from training.types import SampleOutput
 from workers.generation_wire import (
     GenerateBody,
+    describe_end,
     describe_error,
     describe_output,
     describe_token,
@@ -160,7 +161,7 @@ class App:
         try:
             while (token := await tokens.get()) is not None:
                 yield describe_token(body, token)
-            await whole
+            yield describe_end(body, await whole)
         finally:
             whole.cancel()
 

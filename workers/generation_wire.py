@@ -114,7 +114,7 @@ def describe_output(body: GenerateBody, output: SampleOutput) -> Mapping[str, An
     answer: dict[str, Any] = {
         "model": body.model,
         "choices": [describe_choice(*each) for each in enumerate(output.sequences)],
-        "usage": {"prompt_tokens_details": {"cached_tokens": output.prompt_cache_hit_tokens}},
+        "usage": describe_usage(output),
     }
     if output.prompt_logprobs is not None:
         answer["prompt_logprobs"] = describe_prompt(body.request, output)
@@ -185,6 +185,23 @@ def describe_token(body: GenerateBody, token: NewToken) -> Mapping[str, Any]:
         "index": token.index,
         "token_ids": [token.token],
         "finish_reason": token.stop_reason,
-        "logprobs": {"content": [{"token_id": token.token, "logprob": token.logprob}]},
+        "logprobs": {"content": [describe_place(token)]},
     }
     return {"model": body.model, "choices": [choice]}
+
+
+def describe_place(token: NewToken) -> Mapping[str, Any]:
+    place = {"token_id": token.token, "logprob": token.logprob}
+    if not token.ranked:
+        return place
+    best = [{"token_id": each, "logprob": logprob} for each, logprob in token.ranked]
+    return {**place, "top_logprobs": best}
+
+
+def describe_end(body: GenerateBody, output: SampleOutput) -> Mapping[str, Any]:
+    """A stream's last event."""
+    return {"model": body.model, "choices": [], "usage": describe_usage(output)}
+
+
+def describe_usage(output: SampleOutput) -> Mapping[str, Any]:
+    return {"prompt_tokens_details": {"cached_tokens": output.prompt_cache_hit_tokens}}

@@ -14,8 +14,10 @@ from webapp.deployments.models import Deployment, HotLoad, SamplingCall
 from webapp.evals.services import settle_abandoned
 from webapp.fleet.models import BaseModel
 from webapp.fleet.services import beat_worker
-from workers.answers import Answer, make_answer, make_request, store_answer, store_failure
+from workers.answers import Answer, make_request, store_answer, store_failure
+from workers.drawing import Drawing
 from workers.hotload import HotLoads, LoadFailed, in_database
+from workers.pieces import Publisher
 from workers.vllm import ModelMissing, SamplingServer, ServerLost
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class Sampler:
     loads: HotLoads
     models: Container[str]  # names of the base models that the server was started with
     woken: asyncio.Event = field(default_factory=asyncio.Event)
+    publisher: Publisher = field(default_factory=Publisher)
     losses: Counter[int] = field(default_factory=Counter)  # calls that lost a server, by all starts
     limit: int = IN_FLIGHT
     tasks: dict[int, asyncio.Task[None]] = field(default_factory=dict)
@@ -105,15 +108,16 @@ class Sampler:
     async def sample(self, call: SamplingCall) -> Answer:
         tokenizer = await self.find_tokenizer(call.base_model)
         request = make_request(call, tokenizer)
+        drawing = Drawing(call=call, request=request, tokenizer=tokenizer, tell=self.publisher.say)
         if call.checkpoint is None:
-            output = await self.server.generate(call.base_model.name, request)
-            return make_answer(call, request, output, tokenizer)
+            output = await drawing.sample(self.server, call.base_model.name)
+            return drawing.make_answer(output)
         if call.checkpoint.deleted_at is not None:
             raise InvalidInput(f"The checkpoint {call.checkpoint.name} was deleted.")
         load, output = await self.loads.use(
-            call.checkpoint, lambda load: self.server.generate(load.adapter_name, request)
+            call.checkpoint, lambda load: drawing.sample(self.server, load.adapter_name)
         )
-        return make_answer(call, request, output, tokenizer, load)
+        return drawing.make_answer(output, load)
 
     async def find_tokenizer(self, base_model: BaseModel) -> ChatTokenizer:
         if base_model.path not in self.tokenizers:

@@ -16,6 +16,7 @@ from workers.vllm_stats import ServerStats, read_stats
 from workers.vllm_wire import (
     BrokenAnswer,
     StreamedToken,
+    StreamedUsage,
     build_body,
     read_event,
     read_output,
@@ -24,6 +25,7 @@ from workers.vllm_wire import (
 
 HEALTH_SECONDS = 5.0
 PREPARE_SECONDS = 0.05
+STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 ALREADY_LOADED = "already been loaded"  # vLLM's words; a name stands for one adapter for ever
 TESTED_VERSION = "0.32.0"
 
@@ -118,9 +120,9 @@ class SamplingServer:
 
     async def stream(
         self, model: str, request: SampleRequest
-    ) -> AsyncGenerator[StreamedToken, None]:
-        """Tokens as they are made. Close the generator to cancel the request."""
-        body = build_body(model, request) | {"stream": True}
+    ) -> AsyncGenerator[StreamedToken | StreamedUsage, None]:
+        """Tokens as they are made, then their cost. Close the generator to cancel the request."""
+        body = build_body(model, request) | STREAMED
         try:
             async with self.client.stream("POST", "/inference/v1/generate", json=body) as answer:
                 if answer.status_code != 200:

@@ -22,6 +22,7 @@ from training.types import (
     TokenLogprobs,
 )
 
+NAMED = "token_id:"
 Row = Mapping[str, Mapping[str, Any]] | None  # a prompt token's place: {token id: what is said}
 
 
@@ -37,6 +38,14 @@ class StreamedToken:
     token: int
     logprob: float
     stop_reason: StopReason | None
+    ranked: Sequence[tuple[int, float]] = ()  # the likeliest in its place, where they are asked for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamedUsage:
+    """What a stream says at its end, of all samples."""
+
+    num_cached_tokens: int
 
 
 def build_body(model: str, request: SampleRequest) -> dict[str, Any]:
@@ -79,15 +88,14 @@ def build_extras(request: SampleRequest) -> dict[str, Any]:
 def read_output(answer: Mapping[str, Any], request: SampleRequest) -> SampleOutput:
     choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
     rows = read_rows(answer, request)
-    k, details = request.topk_prompt_logprobs, answer.get("usage") or {}
-    cached = (details.get("prompt_tokens_details") or {}).get("cached_tokens")
+    k = request.topk_prompt_logprobs
     return SampleOutput(
         sequences=[read_choice(choice, request.topk_sample_logprobs) for choice in choices],
         prompt_logprobs=read_prompt(request.prompt, rows) if request.prompt_logprobs else None,
         topk_prompt_logprobs=read_table(map(read_row, rows), k) if k else None,
         target_prompt_logprobs=read_targets(answer) if request.target_prompt_logprobs else None,
         prompt_alt_tokens=read_drawn(answer) if request.prompt_alt_tokens_k else None,
-        prompt_cache_hit_tokens=cached or 0,
+        prompt_cache_hit_tokens=read_cached(answer),
     )
 
 
@@ -143,10 +151,7 @@ def require(answer: Mapping[str, Any], name: str, *, asked: str = "") -> Any:
 
 def read_choice(choice: Mapping[str, Any], topk: int) -> SampledSequence:
     content = choice["logprobs"]["content"]
-    ranked = (
-        [(int(each["token_id"]), each["logprob"]) for each in said.get("top_logprobs") or ()]
-        for said in content
-    )
+    ranked = map(read_ranked, content)
     return SampledSequence(
         tokens=choice["token_ids"],
         logprobs=[each["logprob"] for each in content],
@@ -155,7 +160,16 @@ def read_choice(choice: Mapping[str, Any], topk: int) -> SampledSequence:
     )
 
 
-def read_event(line: str) -> list[StreamedToken]:
+def read_ranked(said: Mapping[str, Any]) -> list[tuple[int, float]]:
+    return [(read_id(each), each["logprob"]) for each in said.get("top_logprobs") or ()]
+
+
+def read_id(said: Mapping[str, Any]) -> int:
+    """Where vLLM makes text, it says `token_id:7` if it was started so, and else no id."""
+    return int(said["token_id"] if "token_id" in said else said["token"].removeprefix(NAMED))
+
+
+def read_event(line: str) -> list[StreamedToken | StreamedUsage]:
     kind, _, data = line.partition(": ")
     if kind != "data" or data == "[DONE]":
         return []
@@ -163,7 +177,14 @@ def read_event(line: str) -> list[StreamedToken]:
     if "error" in event:
         message, code = read_refusal(data), event["error"].get("code")
         raise BrokenAnswer(message) if code and code >= 500 else InvalidInput(message)
+    if not event["choices"]:
+        return [StreamedUsage(num_cached_tokens=read_cached(event))]
     return [token for choice in event["choices"] for token in read_piece(choice)]
+
+
+def read_cached(answer: Mapping[str, Any]) -> int:
+    details = (answer.get("usage") or {}).get("prompt_tokens_details") or {}
+    return details.get("cached_tokens") or 0
 
 
 def read_refusal(text: str) -> str:
@@ -182,6 +203,12 @@ def read_piece(choice: Mapping[str, Any]) -> list[StreamedToken]:
     if choice["finish_reason"] and pairs:
         reasons[-1] = "length" if choice["finish_reason"] == "length" else "stop"
     return [
-        StreamedToken(index=choice["index"], token=token, logprob=said["logprob"], stop_reason=why)
+        StreamedToken(
+            index=choice["index"],
+            token=token,
+            logprob=said["logprob"],
+            stop_reason=why,
+            ranked=read_ranked(said),
+        )
         for (token, said), why in zip(pairs, reasons, strict=True)
     ]

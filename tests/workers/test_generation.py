@@ -18,6 +18,7 @@ from workers.generation import App, read_arguments, read_setup
 from workers.residents import Residents, Setup, TurnThread
 from workers.vllm import ModelMissing, SamplingServer
 from workers.vllm_process import build_command
+from workers.vllm_wire import StreamedToken, StreamedUsage
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny-chatml-1m"
 PARAMS = SamplingParams(max_tokens=8, seed=4, stop=())
@@ -129,8 +130,10 @@ async def test_tables_over_http_are_those_that_the_generator_makes(server: Sampl
 
 async def test_streamed_tokens_are_the_same_ones(server: SamplingServer) -> None:
     whole = await server.generate("tiny", REQUEST)
-    pieces = [token async for token in server.stream("tiny", REQUEST)]
+    *news, usage = [each async for each in server.stream("tiny", REQUEST)]
+    assert usage == StreamedUsage(num_cached_tokens=0)
     expected = whole.sequences[0]
+    pieces = [piece for piece in news if isinstance(piece, StreamedToken)]
     assert [piece.token for piece in pieces] == expected.tokens
     assert [piece.logprob for piece in pieces] == pytest.approx(expected.logprobs, abs=1e-5)
     assert [piece.stop_reason for piece in pieces] == [None] * 7 + ["length"]

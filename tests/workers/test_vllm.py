@@ -19,7 +19,7 @@ from training.errors import InvalidInput
 from training.types import NO_TOKEN, SampleRequest, SamplingParams, TargetTokens
 from workers.vllm import ModelMissing, SamplingServer, ServerLost
 from workers.vllm_process import Supervised, build_command, build_environment, supervise
-from workers.vllm_wire import build_body
+from workers.vllm_wire import StreamedToken, build_body
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny-chatml-1m"
 REQUEST = SampleRequest(
@@ -207,6 +207,7 @@ async def test_a_stream_that_breaks_says_why() -> None:
     async with answer_with(lambda _: httpx.Response(200, text=text)) as server:
         tokens = server.stream("m", REQUEST)
         first = await anext(tokens)
+        assert isinstance(first, StreamedToken)
         assert (first.index, first.token, first.logprob, first.stop_reason) == (1, 5, -0.25, "stop")
         with pytest.raises(InvalidInput, match="not finite"):
             await anext(tokens)

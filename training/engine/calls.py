@@ -29,6 +29,7 @@ class NewToken:
     token: int
     logprob: float
     stop_reason: StopReason | None
+    ranked: Sequence[tuple[int, float]] = ()  # the likeliest in its place, where they are asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +126,21 @@ class Sample:
 
     def __post_init__(self) -> None:
         self.log = RouteLog(len(self.call.request.prompt))
+
+    def tell(self, reason: StopReason | None) -> None:
+        """The listener hears of the last token."""
+        if self.call.listener is None:
+            return
+        ranked = tuple(zip(*self.topk[-1], strict=True)) if self.topk else ()
+        self.call.listener(
+            NewToken(
+                index=self.index,
+                token=self.tokens[-1],
+                logprob=self.logprobs[-1],
+                stop_reason=reason,
+                ranked=ranked,
+            )
+        )
 
     def make_sequence(self, reason: StopReason) -> SampledSequence:
         return SampledSequence(

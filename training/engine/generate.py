@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from training.architectures import find_context, read_architecture
 from training.engine.adapters import Adapters
-from training.engine.calls import Call, Finished, Listener, LoadedAdapter, NewToken, Sample, Span
+from training.engine.calls import Call, Finished, Listener, LoadedAdapter, Sample, Span
 from training.engine.kvcache import KvCache, Row, bytes_per_token
 from training.engine.lora import Slice
 from training.engine.packed_linear import can_pack, pack_linears
@@ -333,10 +333,7 @@ class Generator:
         sample.tokens.append(token)
         sample.logprobs.append(logprob)
         call, reason = sample.call, sample.find_stop_reason()
-        if call.listener:
-            call.listener(
-                NewToken(index=sample.index, token=token, logprob=logprob, stop_reason=reason)
-            )
+        sample.tell(reason)
         if reason is None:
             return
         self.running.remove(sample)

@@ -10,6 +10,7 @@ from django.db import transaction
 from redis import Redis, RedisError
 
 FINISHED = "hone.finished"  # request ids that parked polls wait for
+PIECES = "hone.pieces"  # [{"id", ...}]: parts of answers that somebody may be watching
 CHANGED = "hone.changed"  # {"group", "what"} for the pages that watch
 WORK = "hone.work"  # how often runs have got something to do
 
@@ -35,7 +36,12 @@ def wake(request_id: str) -> None:
     transaction.on_commit(partial(_send, FINISHED, request_id))
 
 
-def _send(channel: str, message: str) -> None:
+def publish_pieces(message: bytes) -> None:
+    """Parts of answers, at once: no row changes by them."""
+    _send(PIECES, message)
+
+
+def _send(channel: str, message: str | bytes) -> None:
     # Who waits for a lost hint asks the database again in a few seconds.
     with suppress(RedisError):
         connection().publish(channel, message)

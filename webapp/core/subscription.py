@@ -10,7 +10,7 @@ from django.conf import settings
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from webapp.core.events import CHANGED, FINISHED
+from webapp.core.events import CHANGED, FINISHED, PIECES
 
 RECONNECT_SECONDS = 1.0
 
@@ -18,11 +18,17 @@ logger = logging.getLogger(__name__)
 Listener = Callable[[str], Awaitable[None]]
 
 _finished_listeners: list[Listener] = []
+_piece_listeners: list[Callable[[str], None]] = []
 
 
 def on_finished(listener: Listener) -> None:
     """Call `listener(request_id)` in the event loop for each request that has ended."""
     _finished_listeners.append(listener)
+
+
+def on_pieces(listener: Callable[[str], None]) -> None:
+    """Call `listener(message)` in the event loop for each message with parts of answers."""
+    _piece_listeners.append(listener)
 
 
 async def listen_for_ever() -> None:
@@ -38,7 +44,7 @@ async def listen_for_ever() -> None:
 async def _listen() -> None:
     redis = Redis.from_url(settings.REDIS_URL)
     async with redis, redis.pubsub(ignore_subscribe_messages=True) as pubsub:
-        await pubsub.subscribe(FINISHED, CHANGED)
+        await pubsub.subscribe(FINISHED, CHANGED, PIECES)
         async for message in pubsub.listen():
             await _pass_on(message["channel"].decode(), message["data"].decode())
 
@@ -47,6 +53,10 @@ async def _pass_on(channel: str, data: str) -> None:
     if channel == FINISHED:
         for listener in _finished_listeners:
             await listener(data)
+        return
+    if channel == PIECES:
+        for hear in _piece_listeners:
+            hear(data)
         return
     hint = json.loads(data)
     layer = get_channel_layer()

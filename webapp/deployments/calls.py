@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
@@ -134,6 +134,7 @@ def finish_call(
     content_type: str,
     hot_load: HotLoad | None = None,
     num_tokens: Mapping[str, int] | None = None,
+    first_token_at: datetime | None = None,
 ) -> bool:
     """Store the result. `num_tokens`: of the prompt, cached and sampled, by their columns' names.
 
@@ -145,6 +146,7 @@ def finish_call(
         result=result,
         content_type=content_type,
         hot_load=hot_load,
+        first_token_at=first_token_at,
         **num_tokens or {},
     )
 

@@ -22,7 +22,10 @@ Purpose = SamplingCall.Purpose
 
 # A playground's conversation is made of its calls, and a run asks by them what it has sampled.
 TOKENS = ("num_prompt_tokens", "num_cached_tokens", "num_sampled_tokens")
-FORGOTTEN = (Purpose.TINKER, Purpose.REST, Purpose.EVALUATION)
+FORGOTTEN = (
+    *(Purpose.TINKER, Purpose.REST, Purpose.EVALUATION),
+    *(Purpose.OPENAI, Purpose.FIRETITAN),
+)
 
 
 def forget_calls(*, limit: int = AT_ONCE) -> int:

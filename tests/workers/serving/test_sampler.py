@@ -360,7 +360,7 @@ def test_a_question_to_a_deployment_is_answered_by_its_checkpoint(
     )
     work()
     assert read(call)["digest"] == checkpoint.digest
-    assert call.about == {"deployment": deployment.pk}
+    assert call.deployment_id == deployment.pk
 
 
 def test_a_sampler_says_which_model_has_not_answered_yet(

@@ -1,0 +1,190 @@
+"""Answers that are followed: pieces, the result, lost messages, watchers who leave."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.db import connection
+
+from tests.webapp.cast import make_actor, make_base_model
+from webapp.accounts.models import Actor
+from webapp.core.errors import UserError
+from webapp.deployments import calls
+from webapp.deployments.models import SamplingCall
+from webapp.deployments.pieces import Piece, write_pieces
+from webapp.deployments.streams import NUM_THREADS, Ended, Follower, Streams, read_ended
+from webapp.fleet.models import BaseModel
+
+pytestmark = pytest.mark.django_db(transaction=True)
+WORKER = "sampler-test"
+RESULT: dict[str, Any] = {
+    "sequences": [
+        {
+            "tokens": [5, 6],
+            "logprobs": [-1.0, -2.0],
+            "pieces": ["Hi", " you"],
+            "text": "Hi you",
+            "stop_reason": "stop",
+        }
+    ]
+}
+FIRST = Piece(index=0, start=0, at=0, tokens=[5], logprobs=[-1.0], texts=["Hi"], text="Hi")
+SECOND = Piece(index=0, start=1, at=2, tokens=[6], logprobs=[-2.0], texts=[" you"], text=" you")
+
+
+class World:
+    """Somebody who asks, and a sampler that answers."""
+
+    def __init__(self) -> None:
+        self.actor: Actor = make_actor("alice")
+        self.base_model: BaseModel = make_base_model()
+
+    def submit(self) -> SamplingCall:
+        return calls.submit_call(
+            project=self.actor.project,
+            purpose=SamplingCall.Purpose.OPENAI,
+            base_model=self.base_model,
+            payload={"text": "Hello"},
+            is_streamed=True,
+        )
+
+    def finish(self, **columns: Any) -> None:
+        for call in calls.claim_calls(worker=WORKER, limit=200):
+            result = json.dumps(columns.get("result", RESULT)).encode()
+            calls.finish_call(call, worker=WORKER, result=result, content_type="application/json")
+
+    def fail(self) -> None:
+        for call in calls.claim_calls(worker=WORKER, limit=200):
+            calls.fail_call(call, worker=WORKER, error="It broke.", category="server")
+
+
+@pytest.fixture
+def world(db: None) -> World:
+    return World()
+
+
+@pytest.fixture
+async def streams() -> AsyncIterator[Streams]:
+    streams = Streams()
+    yield streams
+    all_here = threading.Barrier(NUM_THREADS)
+    closing = [streams.look(close, all_here) for _ in range(NUM_THREADS)]
+    await asyncio.gather(*closing)
+    streams.threads.shutdown()
+
+
+def close(all_here: threading.Barrier) -> None:
+    """Each thread has its own connection."""
+    all_here.wait(20)
+    connection.close()
+
+
+async def begin(streams: Streams, world: World) -> Follower:
+    (follower,) = await streams.submit(lambda: [world.submit()])
+    return follower
+
+
+def say(streams: Streams, follower: Follower, *pieces: Piece) -> None:
+    message = write_pieces((follower.request_id, piece) for piece in pieces)
+    streams.hear(message.decode())
+
+
+async def collect(streams: Streams, follower: Follower) -> tuple[list[Piece], Ended]:
+    news = [each async for each in streams.follow(follower)]
+    assert isinstance(news[-1], Ended)
+    return [each for each in news if isinstance(each, Piece)], news[-1]
+
+
+async def test_pieces_come_as_they_are_made_and_the_result_ends_them(
+    world: World, streams: Streams
+) -> None:
+    follower = await begin(streams, world)
+    news = streams.follow(follower)
+    say(streams, follower, FIRST)
+    assert await anext(news) == FIRST
+    say(streams, follower, SECOND)
+    assert await anext(news) == SECOND
+    await sync_to_async(world.finish)()
+    await streams.wake(follower.request_id)
+    ended = await anext(news)
+    assert isinstance(ended, Ended)
+    assert (ended.is_done, ended.result) == (True, RESULT)
+    with pytest.raises(StopAsyncIteration):
+        await anext(news)
+    assert streams.followers == {}
+
+
+async def test_a_result_without_any_piece_is_told_as_one(world: World, streams: Streams) -> None:
+    follower = await begin(streams, world)
+    await sync_to_async(world.finish)()
+    await streams.sweep()
+    (piece,), ended = await collect(streams, follower)
+    assert (piece.text, piece.tokens, ended.status) == ("Hi you", [5, 6], "done")
+
+
+async def test_a_lost_message_is_made_up_for_by_the_result(world: World, streams: Streams) -> None:
+    follower = await begin(streams, world)
+    say(streams, follower, SECOND)
+    await sync_to_async(world.finish)()
+    await streams.wake(follower.request_id)
+    pieces, _ = await collect(streams, follower)
+    assert "".join(piece.text for piece in pieces) == "Hi you"
+
+
+async def test_a_call_that_has_ended_already_is_read_at_once(
+    world: World, streams: Streams
+) -> None:
+    call = await sync_to_async(world.submit)()
+    await sync_to_async(world.fail)()
+    ended = await streams.wait(await streams.find(call.pk))
+    assert (ended.status, ended.error, ended.category) == ("failed", "It broke.", "server")
+
+
+async def test_a_call_whose_row_is_gone_ends_too(streams: Streams) -> None:
+    ended = await streams.wait(await streams.find(12345))
+    assert (ended.status, ended.is_done) == ("cancelled", False)
+
+
+async def test_a_refused_call_leaves_no_row_and_no_follower(world: World, streams: Streams) -> None:
+    def submit() -> list[SamplingCall]:
+        world.submit()
+        raise UserError("No.")
+
+    with pytest.raises(UserError):
+        await streams.submit(submit)
+    assert await SamplingCall.objects.acount() == 0
+    assert streams.followers == {}
+
+
+async def test_who_leaves_cancels_the_call(world: World, streams: Streams) -> None:
+    follower = await begin(streams, world)
+    await streams.cancel(follower)
+    call = await SamplingCall.objects.aget(pk=follower.call_id)
+    assert (call.status, streams.followers) == ("cancelled", {})
+
+
+async def test_a_hundred_who_wait_take_no_thread_and_one_look(
+    world: World, streams: Streams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    followers = await streams.submit(lambda: [world.submit() for _ in range(100)])
+    before = threading.active_count()
+    waits = [asyncio.create_task(streams.wait(follower)) for follower in followers]
+    await sync_to_async(world.finish)()
+    looks: list[object] = []
+    look = streams.look
+
+    async def count(read: Any, *arguments: Any) -> Any:
+        looks.append(read)
+        return await look(read, *arguments)
+
+    monkeypatch.setattr(streams, "look", count)
+    assert threading.active_count() == before
+    for follower in followers:
+        await streams.wake(follower.request_id)
+    answered = await asyncio.gather(*waits)
+    assert [ended.is_done for ended in answered] == [True] * 100
+    assert looks == [read_ended]

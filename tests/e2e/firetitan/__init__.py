@@ -1,0 +1,1 @@
+"""The unmodified Fireworks training SDK against a live installation."""

@@ -1,0 +1,27 @@
+"""What people see of the jobs and deployments of programs on the Fireworks SDK."""
+
+from tests.webapp.cast import make_run, sign_in
+from tests.webapp.firetitan.conftest import Program
+from webapp.firetitan.models import TrainerJob
+from webapp.fleet.models import BaseModel
+from webapp.runs.models import Origin
+
+
+def test_a_run_is_shown_with_the_job_it_belongs_to(program: Program, base_model: BaseModel) -> None:
+    run = make_run(program.actor, base_model)
+    run.origin = Origin.FIRETITAN
+    run.save()
+    job = TrainerJob.objects.create(
+        project=program.actor.project,
+        job_id="training-api-service-666aea19",
+        base_model=base_model,
+        asked_model="accounts/fireworks/models/tiny-chatml-1m",
+        inactivity_seconds=3600,
+    )
+    assert run.session is not None
+    job.sessions.add(run.session)
+    pages = sign_in(program.actor)
+    assert "firetitan" in pages.get("/runs/").content.decode()
+    shown = pages.get(f"/runs/{run.pk}/").content.decode()
+    assert "firetitan" in shown
+    assert "training-api-service-666aea19" in shown

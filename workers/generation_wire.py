@@ -56,7 +56,8 @@ def read_generate(body: Mapping[str, Any]) -> GenerateBody:
 def read_request(
     body: Mapping[str, Any], fields: Mapping[str, Any], params: SamplingParams
 ) -> SampleRequest:
-    """vLLM counts the likeliest tokens beside the one that is there: 0 asks for that one alone."""
+    """vLLM counts the likeliest beside the token that is there: of a prompt without that one, of
+    sampled ones with it."""
     return SampleRequest(
         prompt=read_list(body, "token_ids", int),
         params=params,
@@ -64,7 +65,7 @@ def read_request(
         prompt_logprobs=fields.get("prompt_logprobs") is not None,
         prompt_logprobs_last_n=read_number(body, "prompt_logprobs_last_n", int, None),
         topk_prompt_logprobs=read_number(fields, "prompt_logprobs", int, 0),
-        topk_sample_logprobs=read_number(fields, "logprobs", int, 0),
+        topk_sample_logprobs=max(0, read_number(fields, "logprobs", int, 0) - 1),
         target_prompt_logprobs=read_target_tokens(body),
         prompt_alt_tokens_k=read_number(body, "prompt_alt_tokens_k", int, 0),
     )

@@ -21,6 +21,7 @@ from workers.vllm_wire import (
     read_event,
     read_output,
     read_refusal,
+    repeat,
 )
 
 HEALTH_SECONDS = 5.0
@@ -130,7 +131,8 @@ class SamplingServer:
                 check_answer(answer)
                 async for line in answer.aiter_lines():
                     for token in read_event(line):
-                        yield token
+                        for each in repeat(token, request):
+                            yield each
         except (httpx.TransportError, BrokenAnswer) as error:
             raise ServerLost(f"the sampling server is lost: {error!r}") from error
 

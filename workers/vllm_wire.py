@@ -1,13 +1,14 @@
 """A sampling request in vLLM's words, and its answer read. Our own server says a little more.
 
 vLLM gives sampled log-probabilities of the tempered distribution, as we do, where it was started
-with `--logprobs-mode processed_logprobs`; that also cuts them to top-k and top-p. With its default,
-`raw_logprobs`, they are the model's own at every temperature.
+with `--logprobs-mode processed_logprobs`; without Hone's extension that also cuts them to top-k and
+top-p. With its default, `raw_logprobs`, they are the model's own at every temperature.
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ from training.types import (
 )
 
 NAMED = "token_id:"
+GREEDY = 1e-5  # below it nothing is drawn, and all samples of a request are the same
+SEEDS = 1 << 62
+
 Row = Mapping[str, Mapping[str, Any]] | None  # a prompt token's place: {token id: what is said}
 
 
@@ -52,11 +56,12 @@ def build_body(model: str, request: SampleRequest) -> dict[str, Any]:
     params, stop = request.params, request.params.stop
     strings = [each for each in stop or () if isinstance(each, str)]
     chosen: dict[str, Any] = {
-        "n": request.num_samples,
+        "n": count_asked(request),
         "temperature": params.temperature,
         "top_k": params.top_k,
         "top_p": params.top_p,
-        "logprobs": request.topk_sample_logprobs,
+        # The sampled token counts as one: it may be none of the k likeliest.
+        "logprobs": request.topk_sample_logprobs + 1 if request.topk_sample_logprobs else 0,
         "stop": strings,
         "stop_token_ids": [each for each in stop or () if isinstance(each, int)],
         "ignore_eos": stop == (),
@@ -64,13 +69,25 @@ def build_body(model: str, request: SampleRequest) -> dict[str, Any]:
     if params.max_tokens is not None:
         chosen["max_tokens"] = params.max_tokens
     if params.seed is not None:
-        chosen["seed"] = params.seed
+        chosen["seed"] = choose_seed(request, params.seed)
     if request.prompt_logprobs or request.topk_prompt_logprobs:
         chosen["prompt_logprobs"] = request.topk_prompt_logprobs
     body = {"model": model, "token_ids": list(request.prompt), "sampling_params": chosen}
     # vLLM watches for stop strings only where it makes text.
     text = {"output_mode": "text", "return_token_ids": True} if strings else {}
     return body | text | build_extras(request)
+
+
+def count_asked(request: SampleRequest) -> int:
+    """vLLM refuses to decode several times without drawing."""
+    return request.num_samples if request.params.temperature >= GREEDY else 1
+
+
+def choose_seed(request: SampleRequest, seed: int) -> int:
+    """vLLM's sample i is drawn with seed + i: neighbours would share all samples but one."""
+    if request.num_samples == 1:
+        return seed
+    return int.from_bytes(sha256(str(seed).encode()).digest()[:8], "big") % SEEDS
 
 
 def build_extras(request: SampleRequest) -> dict[str, Any]:
@@ -87,6 +104,7 @@ def build_extras(request: SampleRequest) -> dict[str, Any]:
 
 def read_output(answer: Mapping[str, Any], request: SampleRequest) -> SampleOutput:
     choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+    choices *= request.num_samples // len(choices)
     rows = read_rows(answer, request)
     k = request.topk_prompt_logprobs
     return SampleOutput(
@@ -155,7 +173,7 @@ def read_choice(choice: Mapping[str, Any], topk: int) -> SampledSequence:
     return SampledSequence(
         tokens=choice["token_ids"],
         logprobs=[each["logprob"] for each in content],
-        stop_reason="length" if choice["finish_reason"] == "length" else "stop",
+        stop_reason=read_reason(choice["finish_reason"]),
         topk_logprobs=read_table(ranked, topk) if topk else None,
     )
 
@@ -167,6 +185,21 @@ def read_ranked(said: Mapping[str, Any]) -> list[tuple[int, float]]:
 def read_id(said: Mapping[str, Any]) -> int:
     """Where vLLM makes text, it says `token_id:7` if it was started so, and else no id."""
     return int(said["token_id"] if "token_id" in said else said["token"].removeprefix(NAMED))
+
+
+def repeat(
+    said: StreamedToken | StreamedUsage, request: SampleRequest
+) -> list[StreamedToken | StreamedUsage]:
+    """Of all samples, where they are the same and one was asked for."""
+    if isinstance(said, StreamedUsage) or count_asked(request) == request.num_samples:
+        return [said]
+    return [replace(said, index=index) for index in range(request.num_samples)]
+
+
+def read_reason(said: str) -> StopReason:
+    if said not in ("length", "stop"):
+        raise BrokenAnswer(f"the sampling server gave up the request: {said}")
+    return "length" if said == "length" else "stop"
 
 
 def read_event(line: str) -> list[StreamedToken | StreamedUsage]:
@@ -198,10 +231,12 @@ def read_refusal(text: str) -> str:
 
 
 def read_piece(choice: Mapping[str, Any]) -> list[StreamedToken]:
-    pairs = list(zip(choice["token_ids"], choice["logprobs"]["content"], strict=True))
+    content = choice["logprobs"]["content"] if choice["logprobs"] else []
+    pairs = list(zip(choice["token_ids"], content, strict=True))
     reasons: list[StopReason | None] = [None] * len(pairs)
-    if choice["finish_reason"] and pairs:
-        reasons[-1] = "length" if choice["finish_reason"] == "length" else "stop"
+    reason = read_reason(choice["finish_reason"]) if choice["finish_reason"] else None
+    if pairs:
+        reasons[-1] = reason
     return [
         StreamedToken(
             index=choice["index"],

@@ -118,9 +118,54 @@ def test_what_was_not_chosen_is_not_sent() -> None:
 def test_what_was_chosen_is_said_in_vllms_words_and_what_only_ours_answers_beside_them() -> None:
     body = build_body("m", replace(EVERYTHING, prompt_logprobs=False, prompt_logprobs_last_n=None))
     assert body["sampling_params"]["prompt_logprobs"] == 2
-    assert body["sampling_params"]["logprobs"] == 1
+    assert body["sampling_params"]["logprobs"] == 2  # with the sampled one
     assert (body["prompt_alt_tokens_k"], "prompt_logprobs_last_n" in body) == (4, False)
     assert body["target_prompt_logprobs"] == {"data": [5, -1], "shape": [2, 1]}
+
+
+def test_neighbouring_seeds_share_no_samples_and_what_is_not_drawn_is_asked_for_once() -> None:
+    def said(seed: int, num_samples: int, temperature: float = 1.0) -> tuple[int, int]:
+        params = SamplingParams(seed=seed, temperature=temperature)
+        request = SampleRequest(prompt=[1], params=params, num_samples=num_samples)
+        chosen = build_body("m", request)["sampling_params"]
+        return chosen["seed"], chosen["n"]
+
+    assert said(5, 1) == (5, 1)
+    (first, _), (second, _) = said(5, 4), said(6, 4)
+    assert abs(first - second) >= 4  # vLLM draws sample i with seed + i
+    assert said(5, 4, temperature=0.0)[1] == 1
+
+
+async def test_a_sample_that_is_not_drawn_is_told_as_often_as_it_was_asked_for() -> None:
+    request = replace(REQUEST, params=SamplingParams(temperature=0.0), num_samples=3)
+    one = {**VLLM_ANSWER["choices"][1], "index": 0}
+    async with answer_with(lambda _: httpx.Response(200, json={"choices": [one]})) as server:
+        output = await server.generate("base", replace(request, prompt_logprobs=False))
+    assert [list(each.tokens) for each in output.sequences] == [[3, 4]] * 3
+    text = f"data: {json.dumps({'choices': [one]})}\n\ndata: [DONE]\n\n"
+    async with answer_with(lambda _: httpx.Response(200, text=text)) as server:
+        said = [each async for each in server.stream("base", request)]
+    told = [(each.index, each.token) for each in said if isinstance(each, StreamedToken)]
+    assert told == [(0, 3), (1, 3), (2, 3), (0, 4), (1, 4), (2, 4)]
+
+
+@pytest.mark.parametrize("broken", ["abort", "error", "repetition"])
+async def test_a_request_that_the_server_gave_up_is_lost_and_not_short(broken: str) -> None:
+    choice = {**VLLM_ANSWER["choices"][0], "index": 0, "finish_reason": broken}
+    text = f"data: {json.dumps({'choices': [choice]})}\n\n"
+    async with answer_with(lambda _: httpx.Response(200, json={"choices": [choice]})) as server:
+        with pytest.raises(ServerLost, match=broken):
+            await server.generate("base", REQUEST)
+    async with answer_with(lambda _: httpx.Response(200, text=text)) as server:
+        with pytest.raises(ServerLost, match=broken):
+            await anext(server.stream("base", REQUEST))
+
+
+async def test_a_stream_whose_engine_dies_is_lost() -> None:
+    text = 'data: {"error": {"message": "EngineCore died", "code": 500}}\n\n'
+    async with answer_with(lambda _: httpx.Response(200, text=text)) as server:
+        with pytest.raises(ServerLost, match="EngineCore died"):
+            await anext(server.stream("base", REQUEST))
 
 
 async def test_the_likeliest_are_taken_from_what_vllm_says() -> None:

@@ -18,6 +18,7 @@ from webapp.core.slashes import SingleSlashes  # noqa: E402
 from webapp.core.subscription import listen_for_ever, on_finished, on_pieces  # noqa: E402
 from webapp.core.threads import PooledHandler, Receive, Scope, Send  # noqa: E402
 from webapp.deployments.streams import Streams  # noqa: E402
+from webapp.deployments.watching import AnswerStreams, is_watched, watches  # noqa: E402
 from webapp.routing import websocket_urlpatterns  # noqa: E402
 from webapp.tinker import futures  # noqa: E402
 from webapp.wire import door, heartbeats, waiting  # noqa: E402
@@ -32,6 +33,7 @@ beats = heartbeats.Heartbeats(threads)
 streams = Streams()
 doors = {waiting.PATH: polls, futures.PATH: samplers, heartbeats.PATH: beats}
 api = PooledHandler(num_threads=NUM_API_THREADS)
+watched = AuthMiddlewareStack(AnswerStreams(watches))
 on_finished(polls.wake)
 on_finished(samplers.wake)
 on_finished(streams.wake)
@@ -43,6 +45,8 @@ async def answer_http(scope: Scope, receive: Receive, send: Send) -> None:
         await doors[scope["path"]](scope, receive, send)
     elif scope["path"].startswith(API_PREFIXES):
         await api(scope, receive, send)
+    elif is_watched(scope["path"]):
+        await watched(scope, receive, send)
     else:
         await pages(scope, receive, send)
 
@@ -60,10 +64,12 @@ async def live(_scope: Scope, receive: Receive, send: Send) -> None:
     """From the server's start to its end, what no request drives: hints, and the polls' sweep."""
     await receive()
     await beats.begin()
+    watches.open(streams)
     endless = (listen_for_ever(), sweep_for_ever(), beats.write_for_ever())
     tasks = [asyncio.create_task(each) for each in endless]
     await send({"type": "lifespan.startup.complete"})
     await receive()
+    watches.close()
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -52,7 +52,6 @@ function follow(answer) {
     const stream = new EventSource(answer.dataset.stream);
     streams.set(answer.id, stream);
     stream.addEventListener("open", () => write(answer.id, null));
-    stream.addEventListener("status", (event) => wait(answer.id, JSON.parse(event.data).word));
     stream.addEventListener("piece", (event) => write(answer.id, JSON.parse(event.data).text));
     stream.addEventListener("end", () => {
         stream.close();
@@ -62,12 +61,7 @@ function follow(answer) {
     });
 }
 
-function wait(id, word) {
-    const waiting = document.getElementById(id)?.querySelector("[data-waiting]");
-    if (waiting && waiting.textContent !== word) waiting.textContent = word;
-}
-
-// A stream that was lost begins anew, and what it had told before is told by the whole answer.
+// A stream that was lost begins anew, with everything that was said so far.
 function write(id, text) {
     const answer = document.getElementById(id);
     const streamed = answer?.querySelector("[data-streamed]");
@@ -79,6 +73,7 @@ function write(id, text) {
     const turns = answer.closest("[data-turns]");
     const isAtEnd = turns.scrollHeight - turns.scrollTop - turns.clientHeight < 48;
     answer.classList.remove("awaited");
+    answer.querySelector("[data-waiting]").textContent = "answering";
     streamed.append(text);
     if (isAtEnd) turns.scrollTop = turns.scrollHeight;
 }

@@ -37,6 +37,7 @@ from webapp.deployments.keeping import keep_answer
 from webapp.deployments.models import Deployment, SamplingCall
 from webapp.deployments.services import ask
 from webapp.deployments.views import find_target
+from webapp.deployments.watching import watches
 
 NUM_ALTERNATIVES = 5
 DATASETS_OFFERED = 100
@@ -141,6 +142,7 @@ def _send(actor: Actor, chosen: dict[str, Any], turns: Turns) -> str:
                 **choose_target(actor, chosen[side]),
             )
             following[side].append(call)
+            watches.expect([call.pk])
     return f"{reverse('playground')}?{write_query(following)}"
 
 

@@ -114,6 +114,12 @@ class Streams:
 
         return await self.look(work)
 
+    def expect(self, call_id: int) -> Follower:
+        """Of a call that another thread is about to commit."""
+        follower = Follower(call_id=call_id)
+        self._attach([follower])
+        return follower
+
     async def find(self, call_id: int) -> Follower:
         """Of a call that there is already. Its pieces from now on, or its result."""
         follower = Follower(call_id=call_id)

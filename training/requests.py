@@ -40,6 +40,9 @@ PULL_LIMIT = 1.0
 # Where Hone had to decide for itself what a name of the protocol computes.
 OWN_READINGS = {
     "stable_reinforce": "Hone's own objective: docs/stable_reinforce.md",
+    "dapo": "Hone's own reading: the token loss of DAPO, arXiv 2503.14476, summed",
+    "dppo": "Hone's own reading: DPPO with the binary total variation, arXiv 2602.04879",
+    "reinforce": "Hone's own reading: advantage times log-probability, without a ratio",
     "dimuon": "Hone's own reading: Muon on each LoRA matrix, docs/dimuon.md",
 }
 # Means over the tokens with an advantage, where a loss has them.
@@ -47,6 +50,8 @@ POLICY_METRICS = ("clipped", "ratio", "kl_sample_train_k1", "kl_sample_train_k3"
 
 _POLICY = ("logprobs", "advantages")
 _BOUNDS = {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
+
+NEVER_NEGATIVE = ("kl_coeff", "delta_low", "delta_high")
 
 LOSS_INPUTS: Mapping[str, LossInputs] = {
     "cross_entropy": LossInputs(optional=("weights",), scale=("weights",), has_columns=True),
@@ -74,6 +79,18 @@ LOSS_INPUTS: Mapping[str, LossInputs] = {
     "stable_reinforce": LossInputs(
         required=_POLICY, scale=("advantages",), config={"kl_coeff": 0.05}
     ),
+    # Clip-higher: a ratio may grow further than it may shrink (arXiv 2503.14476, equation 8).
+    "dapo": LossInputs(
+        required=_POLICY,
+        optional=RATIO_BOUNDS,
+        scale=("advantages",),
+        config={"clip_low_threshold": 0.8, "clip_high_threshold": 1.28},
+    ),
+    # By how much a token's probability may move (arXiv 2602.04879).
+    "dppo": LossInputs(
+        required=_POLICY, scale=("advantages",), config={"delta_low": 0.2, "delta_high": 0.2}
+    ),
+    "reinforce": LossInputs(required=_POLICY, scale=("advantages",)),
     CUSTOM: LossInputs(has_columns=True),  # reads what the loss was created with
 }
 
@@ -118,7 +135,7 @@ def _check_config(request: ForwardBackward, loss: LossInputs) -> None:
             raise InvalidInput(f"config {key!r}: {request.loss_fn} knows {known}")
         elif isinstance(value, str) or not math.isfinite(value):
             raise InvalidInput(f"config {key!r} is {value!r}: send a finite number")
-        elif key == "kl_coeff" and value < 0:
+        elif key in NEVER_NEGATIVE and value < 0:
             raise InvalidInput(f"config {key!r} is {value}: send a number of 0 or more")
     low, high = ({**loss.config, **request.config}.get(key) for key in RATIO_BOUNDS)
     if isinstance(low, float) and isinstance(high, float) and low > high:

@@ -37,6 +37,19 @@ def dro(logprobs_P: torch.Tensor, inputs: Inputs) -> torch.Tensor:
     return -(logprobs_P * inputs["advantages"] - penalty_P).sum()
 
 
+def dppo(logprobs_P: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    """DPPO (arXiv 2602.04879) with the binary total variation: a token whose probability has moved
+    too far the way that its advantage pushes it is left alone, whatever its ratio."""
+    is_held_P = _find_held(logprobs_P.detach(), inputs)
+    log_ratio_P = torch.where(is_held_P, _log_ratio(logprobs_P, inputs), 0.0)
+    return -torch.where(is_held_P, torch.exp(log_ratio_P) * inputs["advantages"], 0.0).sum()
+
+
+def reinforce(logprobs_P: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    """Williams 1992: what was sampled is taken to be the learner's own."""
+    return -(logprobs_P * inputs["advantages"]).sum()
+
+
 def gspo(logprobs_P: torch.Tensor, inputs: Inputs) -> torch.Tensor:
     """GSPO-token (arXiv 2507.18071): every token has the ratio of its sequence, the geometric mean
     over the mask, and its own gradient."""
@@ -77,6 +90,14 @@ def _sum_clipped(log_ratio_P: torch.Tensor, inputs: Inputs) -> torch.Tensor:
     return -(torch.where(is_free_P, free_P, bound_P) * advantages_P).sum()
 
 
+def _find_held(logprobs_P: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    """Where the probability is within its bounds of the sampler's, or on its way back."""
+    moved_P, advantages_P = logprobs_P.exp() - inputs["logprobs"].exp(), inputs["advantages"]
+    is_too_high_P = (advantages_P > 0) & (moved_P > inputs["delta_high"])
+    is_too_low_P = (advantages_P < 0) & (moved_P < -inputs["delta_low"])
+    return ~(is_too_high_P | is_too_low_P)
+
+
 def _find_free(log_ratio_P: torch.Tensor, inputs: Inputs) -> torch.Tensor:
     """Where the ratio itself, not its bound, is the smaller side."""
     ratio_P, advantages_P = torch.exp(log_ratio_P), inputs["advantages"]
@@ -95,6 +116,9 @@ LOSSES: Mapping[str, Loss] = {
     "cispo": cispo,
     "dro": dro,
     "gspo": gspo,
+    "dapo": ppo,
+    "dppo": dppo,
+    "reinforce": reinforce,
     "stable_reinforce": stable_reinforce,
 }
 
@@ -150,8 +174,10 @@ def measure_policy(
 def _find_cut(loss_fn: str, log_ratio_P: torch.Tensor, inputs: Inputs) -> torch.Tensor | None:
     """Tokens that count less than their ratio says."""
     ratio_P = torch.exp(log_ratio_P)
-    if loss_fn in ("ppo", "gspo"):
+    if loss_fn in ("ppo", "gspo", "dapo"):
         return ~_find_free(log_ratio_P, inputs)
+    if loss_fn == "dppo":
+        return ~_find_held(log_ratio_P + inputs["logprobs"], inputs)
     if loss_fn == "cispo":
         return _clip(ratio_P, inputs) != ratio_P
     return ratio_P > TRUNCATION if loss_fn == "stable_reinforce" else None

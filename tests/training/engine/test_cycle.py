@@ -20,7 +20,10 @@ from training.errors import InvalidInput
 from training.fairness import Shares
 from training.types import Datum, ForwardBackward, ForwardBackwardOutput, LoraSpec
 
-LOSSES = ("cross_entropy", "importance_sampling", "ppo", "cispo", "dro", "stable_reinforce")
+LOSSES = (
+    *("cross_entropy", "importance_sampling", "ppo", "cispo", "dro", "stable_reinforce"),
+    *("dapo", "dppo", "reinforce"),
+)
 SHARED = 18  # tokens that the datums of a request may begin with
 
 generated = partial(

@@ -30,11 +30,20 @@ def ppo_term(lp: float, q: float, a: float, low: float = 0.8, high: float = 1.2)
     return -min(r * a, clamp(r, low, high) * a)
 
 
+def is_held(lp: float, q: float, a: float) -> bool:
+    """Nothing holds a probability that moves back, or has moved by less than a fifth."""
+    moved = math.exp(lp) - math.exp(q)
+    return not (moved > 0.2 if a > 0 else moved < -0.2)
+
+
 FORMULAS: dict[str, Formula] = {
     "importance_sampling": lambda lp, q, a: -math.exp(lp - q) * a,
     "ppo": ppo_term,
     "cispo": lambda lp, q, a: -clamp(math.exp(lp - q), 0.0, 4.0) * lp * a,
     "dro": lambda lp, q, a: -(lp * a - 0.5 * 0.05 * (lp - q) ** 2),
+    "dapo": lambda lp, q, a: ppo_term(lp, q, a, 0.8, 1.28),
+    "dppo": lambda lp, q, a: -math.exp(lp - q) * a * is_held(lp, q, a),
+    "reinforce": lambda lp, q, a: -lp * a,
 }
 
 
@@ -49,10 +58,10 @@ def test_a_policy_loss_is_the_sum_of_its_formula(loss_fn: str) -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
-def ppo_slope(lp: float, q: float, a: float) -> float:
+def ppo_slope(lp: float, q: float, a: float, high: float = 1.2) -> float:
     """Nothing where the clipped side is the smaller one."""
     r = math.exp(lp - q)
-    return -r * a if r * a <= clamp(r, 0.8, 1.2) * a else 0.0
+    return -r * a if r * a <= clamp(r, 0.8, high) * a else 0.0
 
 
 SLOPES: dict[str, Formula] = {
@@ -60,6 +69,9 @@ SLOPES: dict[str, Formula] = {
     "ppo": ppo_slope,
     "cispo": lambda lp, q, a: -clamp(math.exp(lp - q), 0.0, 4.0) * a,
     "dro": lambda lp, q, a: -(a - 0.05 * (lp - q)),
+    "dapo": lambda lp, q, a: ppo_slope(lp, q, a, 1.28),
+    "dppo": lambda lp, q, a: -math.exp(lp - q) * a * is_held(lp, q, a),
+    "reinforce": lambda lp, q, a: -a,
 }
 
 
@@ -148,3 +160,39 @@ def test_weights_of_zero_everywhere_give_no_loss_and_no_gradient(engine: Engine)
     assert output.metrics["loss:sum"] == 0
     assert (output.logprobs[0] < 0).all()
     assert not engine.adapters.by_run["run"].gradients.any()
+
+
+@pytest.mark.parametrize(
+    ("q", "lp", "advantage", "is_pushed"),
+    [
+        (0.6, 0.9, 1.0, False),
+        (0.6, 0.9, -1.0, True),
+        (0.6, 0.3, 1.0, True),
+        (0.6, 0.3, -1.0, False),
+        (0.01, 0.1, 1.0, True),  # ten times as likely, and hardly moved
+        (0.6, 0.9, 0.0, False),
+    ],
+)
+def test_dppo_leaves_a_token_alone_that_has_moved_too_far_the_way_it_is_pushed(
+    q: float, lp: float, advantage: float, *, is_pushed: bool
+) -> None:
+    logprobs = torch.tensor([math.log(lp)], requires_grad=True)
+    inputs = {
+        "logprobs": torch.tensor([math.log(q)]),
+        "advantages": torch.tensor([advantage]),
+    }
+    compute_loss("dppo", logprobs, inputs, {}).backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.item() == pytest.approx(-lp / q * advantage * is_pushed, rel=1e-5)
+
+
+def test_dapo_lets_a_ratio_grow_further_than_ppo_does() -> None:
+    logprobs = torch.tensor([math.log(0.25)], requires_grad=True)
+    inputs = {"logprobs": torch.tensor([math.log(0.2)]), "advantages": torch.ones(1)}
+    slopes = {}
+    for loss_fn in ("ppo", "dapo"):
+        logprobs.grad = None
+        compute_loss(loss_fn, logprobs, inputs, {}).backward()
+        assert logprobs.grad is not None
+        slopes[loss_fn] = logprobs.grad.item()
+    assert slopes == {"ppo": 0.0, "dapo": pytest.approx(-1.25)}

@@ -23,7 +23,10 @@ from training.requests import PULL_LIMIT, TRUNCATION, check_request
 from training.types import Datum, ForwardBackward
 
 MASK = [1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0]
-POLICY = ("importance_sampling", "ppo", "cispo", "gspo", "stable_reinforce")
+POLICY = (
+    *("importance_sampling", "ppo", "cispo", "gspo", "stable_reinforce"),
+    *("dapo", "dppo", "reinforce"),
+)
 
 
 def mask_of(values: list[float]) -> dict[str, torch.Tensor]:

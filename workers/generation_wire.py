@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from training.engine.calls import NewToken
 from training.errors import InvalidInput
+from training.routing import encode_routes
 from training.sample_requests import read_targets
 from training.types import (
     NO_TOKEN,
@@ -68,6 +69,7 @@ def read_request(
         topk_sample_logprobs=max(0, read_number(fields, "logprobs", int, 0) - 1),
         target_prompt_logprobs=read_target_tokens(body),
         prompt_alt_tokens_k=read_number(body, "prompt_alt_tokens_k", int, 0),
+        with_routes=bool(body.get("with_routes")),
     )
 
 
@@ -127,6 +129,8 @@ def describe_output(body: GenerateBody, output: SampleOutput) -> Mapping[str, An
             "token_ids": drawn.token_ids.tolist(),
             "logprobs": drawn.logprobs.tolist(),
         }
+    if output.prompt_routes is not None:
+        answer["prompt_routes"] = encode_routes(output.prompt_routes)
     return answer
 
 
@@ -173,11 +177,13 @@ def describe_choice(index: int, sequence: SampledSequence) -> Mapping[str, Any]:
         content = [
             {**each, "top_logprobs": best} for each, best in zip(content, ranked, strict=True)
         ]
+    routes = {} if sequence.routes is None else {"routes": encode_routes(sequence.routes)}
     return {
         "index": index,
         "token_ids": list(sequence.tokens),
         "finish_reason": sequence.stop_reason,
         "logprobs": {"content": content},
+        **routes,
     }
 
 

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from training.errors import InvalidInput
+from training.routing import decode_routes
 from training.sample_requests import describe_targets
 from training.types import (
+    IntArray,
     SampledSequence,
     SampleOutput,
     SampleRequest,
@@ -99,6 +101,8 @@ def build_extras(request: SampleRequest) -> dict[str, Any]:
         extras["target_prompt_logprobs"] = describe_targets(request.target_prompt_logprobs)
     if request.prompt_alt_tokens_k:
         extras["prompt_alt_tokens_k"] = request.prompt_alt_tokens_k
+    if request.with_routes:
+        extras["with_routes"] = True
     return extras
 
 
@@ -108,11 +112,12 @@ def read_output(answer: Mapping[str, Any], request: SampleRequest) -> SampleOutp
     rows = read_rows(answer, request)
     k = request.topk_prompt_logprobs
     return SampleOutput(
-        sequences=[read_choice(choice, request.topk_sample_logprobs) for choice in choices],
+        sequences=[read_choice(choice, request) for choice in choices],
         prompt_logprobs=read_prompt(request.prompt, rows) if request.prompt_logprobs else None,
         topk_prompt_logprobs=read_table(map(read_row, rows), k) if k else None,
         target_prompt_logprobs=read_targets(answer) if request.target_prompt_logprobs else None,
         prompt_alt_tokens=read_drawn(answer) if request.prompt_alt_tokens_k else None,
+        prompt_routes=read_routes(answer, "prompt_routes") if request.with_routes else None,
         prompt_cache_hit_tokens=read_cached(answer),
     )
 
@@ -167,14 +172,20 @@ def require(answer: Mapping[str, Any], name: str, *, asked: str = "") -> Any:
     return answer[name]
 
 
-def read_choice(choice: Mapping[str, Any], topk: int) -> SampledSequence:
-    content = choice["logprobs"]["content"]
+def read_routes(said: Mapping[str, Any], name: str) -> IntArray | None:
+    """None: of a prompt of one token there are none."""
+    return decode_routes(require(said, name, asked="with_routes"), name)
+
+
+def read_choice(choice: Mapping[str, Any], request: SampleRequest) -> SampledSequence:
+    content, topk = choice["logprobs"]["content"], request.topk_sample_logprobs
     ranked = map(read_ranked, content)
     return SampledSequence(
         tokens=choice["token_ids"],
         logprobs=[each["logprob"] for each in content],
         stop_reason=read_reason(choice["finish_reason"]),
         topk_logprobs=read_table(ranked, topk) if topk else None,
+        routes=read_routes(choice, "routes") if request.with_routes else None,
     )
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.engine.lora import Slice
-from training.engine.routes import FREE
 from training.engine.segments import Group, Segments
+from training.routing import FREE
 from training.types import Datum, IntArray
 
 MIN_SHARED = 16  # tokens; shorter ones save less than another call of attention costs

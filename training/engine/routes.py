@@ -19,9 +19,8 @@ import torch
 from torch import nn
 
 from training.errors import InvalidInput
+from training.routing import FREE
 from training.types import Datum, ForwardBackward, IntArray
-
-FREE = -1  # in a whole row of routes: this layer chooses for this token itself
 
 
 class Routing:

@@ -11,6 +11,7 @@ SCORES = (
     "topk_prompt_logprobs",
     "topk_sample_logprobs",
     "prompt_alt_tokens_k",
+    "with_routes",
 )
 
 

@@ -13,6 +13,7 @@ from training.types import (
     TokenLogprobs,
 )
 from webapp.wire import wire_pb2 as pb
+from webapp.wire.routes import write_routes
 
 
 def encode_sample_output(output: SampleOutput, request: SampleRequest) -> bytes:
@@ -20,6 +21,8 @@ def encode_sample_output(output: SampleOutput, request: SampleRequest) -> bytes:
         sequences=[_write_sequence(sequence) for sequence in output.sequences],
         prompt_cache_hit_tokens=output.prompt_cache_hit_tokens,
     )
+    if output.prompt_routes is not None:
+        message.prompt_routes.CopyFrom(write_routes(output.prompt_routes))
     if output.prompt_logprobs is not None:
         known = [math.nan if value is None else value for value in output.prompt_logprobs]
         message.prompt_logprobs = np.array(known, "<f4").tobytes()
@@ -41,6 +44,7 @@ def _write_sequence(sequence: SampledSequence) -> pb.SampledSequence:
         tokens=np.array(sequence.tokens, "<i4").tobytes(),
         logprobs=np.array(sequence.logprobs, "<f4").tobytes(),
         topk_sampled_logprobs=_write_topk(topk) if topk is not None else None,
+        routes=None if sequence.routes is None else write_routes(sequence.routes),
     )
 
 

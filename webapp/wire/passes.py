@@ -19,6 +19,7 @@ from training.types import (
 )
 from webapp.core.errors import UserError
 from webapp.wire import wire_pb2 as pb
+from webapp.wire.routes import read_routes, write_routes
 from webapp.wire.spans import read_spans
 
 PROTOBUF = "application/x-protobuf"
@@ -106,6 +107,9 @@ def _read_datum(datum: pb.Datum, index: int) -> Datum:
         tokens=tokens,
         inputs=inputs,
         sampled=read_spans(datum, len(tokens), num_targets, f"datum {index}"),
+        routes=read_routes(datum.routes, f"datum {index}: routes")
+        if datum.HasField("routes")
+        else None,
     )
 
 
@@ -200,6 +204,8 @@ def encode_forward_backward(model_id: str, seq: int, request: ForwardBackward) -
 
 def _write_datum(message: pb.Datum, datum: Datum) -> None:
     message.model_input.add().encoded_text.tokens = datum.tokens.astype("<i4").tobytes()
+    if datum.routes is not None:
+        message.routes.CopyFrom(write_routes(datum.routes))
     for key, values in datum.inputs.items():
         tensor = message.loss_fn_inputs[key]
         is_float = values.dtype.kind == "f"

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16webapp/wire/wire.proto\x12\x0bhone.tinker\"\xb0\x03\n\x16\x46orwardBackwardRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0e\n\x06seq_id\x18\x02 \x01(\x05\x12 \n\x04\x64\x61ta\x18\x03 \x03(\x0b\x32\x12.hone.tinker.Datum\x12\x0f\n\x07loss_fn\x18\x04 \x01(\t\x12M\n\x0eloss_fn_config\x18\x05 \x03(\x0b\x32\x35.hone.tinker.ForwardBackwardRequest.LossFnConfigEntry\x12\x14\n\x0c\x66orward_only\x18\x06 \x01(\x08\x12R\n\x11loss_fn_config_v2\x18\x07 \x03(\x0b\x32\x37.hone.tinker.ForwardBackwardRequest.LossFnConfigV2Entry\x1a\x33\n\x11LossFnConfigEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1aS\n\x13LossFnConfigV2Entry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.hone.tinker.LossConfigValue:\x02\x38\x01\"<\n\x0fLossConfigValue\x12\x10\n\x06number\x18\x01 \x01(\x01H\x00\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x42\x07\n\x05value\"\xaa\x02\n\x05\x44\x61tum\x12\'\n\x0bmodel_input\x18\x01 \x03(\x0b\x32\x12.hone.tinker.Chunk\x12<\n\x0eloss_fn_inputs\x18\x02 \x03(\x0b\x32$.hone.tinker.Datum.LossFnInputsEntry\x12\x36\n\x11model_input_spans\x18\x03 \x03(\x0b\x32\x1b.hone.tinker.ProvenanceSpan\x12\x38\n\x13loss_fn_input_spans\x18\x04 \x03(\x0b\x32\x1b.hone.tinker.ProvenanceSpan\x1aH\n\x11LossFnInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.hone.tinker.Tensor:\x02\x38\x01\"\x81\x01\n\x0eProvenanceSpan\x12\x32\n\rprompt_tokens\x18\x01 \x01(\x0b\x32\x19.hone.tinker.SequenceSpanH\x00\x12\x33\n\x0esampled_tokens\x18\x02 \x01(\x0b\x32\x19.hone.tinker.SequenceSpanH\x00\x42\x06\n\x04span\"C\n\x0cSequenceSpan\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0e\n\x06length\x18\x03 \x01(\x03\"c\n\x05\x43hunk\x12\x30\n\x0c\x65ncoded_text\x18\x01 \x01(\x0b\x32\x18.hone.tinker.EncodedTextH\x00\x12\x0f\n\x05image\x18\x02 \x01(\x0cH\x00\x12\x0e\n\x04\x64mel\x18\x03 \x01(\x0cH\x00\x42\x07\n\x05\x63hunk\"\x1d\n\x0b\x45ncodedText\x12\x0e\n\x06tokens\x18\x01 \x01(\x0c\"\x85\x01\n\x06Tensor\x12\x0f\n\x05\x64\x65nse\x18\x01 \x01(\x0cH\x00\x12,\n\nsparse_csr\x18\x02 \x01(\x0b\x32\x16.hone.tinker.SparseCsrH\x00\x12!\n\x05\x64type\x18\x03 \x01(\x0e\x32\x12.hone.tinker.DType\x12\r\n\x05shape\x18\x04 \x03(\x03\x42\n\n\x08\x65ncoding\"F\n\tSparseCsr\x12\x0e\n\x06values\x18\x01 \x01(\x0c\x12\x14\n\x0c\x63row_indices\x18\x02 \x01(\x0c\x12\x13\n\x0b\x63ol_indices\x18\x03 \x01(\x0c\"\xd9\x01\n\x15\x46orwardBackwardOutput\x12\x1b\n\x13loss_fn_output_type\x18\x01 \x01(\t\x12\x31\n\x0floss_fn_outputs\x18\x02 \x03(\x0b\x32\x18.hone.tinker.ArrayRecord\x12@\n\x07metrics\x18\x03 \x03(\x0b\x32/.hone.tinker.ForwardBackwardOutput.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xb4\x01\n\x0b\x41rrayRecord\x12\x10\n\x08type_tag\x18\x01 \x01(\t\x12\x34\n\x06\x66ields\x18\x02 \x03(\x0b\x32$.hone.tinker.ArrayRecord.FieldsEntry\x12\x12\n\nnum_datums\x18\x03 \x01(\x03\x1aI\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.hone.tinker.BatchedTensor:\x02\x38\x01\"i\n\rBatchedTensor\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0f\n\x07offsets\x18\x02 \x01(\x0c\x12!\n\x05\x64type\x18\x03 \x01(\x0e\x32\x12.hone.tinker.DType\x12\x16\n\x0etrailing_shape\x18\x04 \x03(\x03\"\x94\x03\n\x0eSampleResponse\x12/\n\tsequences\x18\x01 \x03(\x0b\x32\x1c.hone.tinker.SampledSequence\x12\x1c\n\x0fprompt_logprobs\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12<\n\x14topk_prompt_logprobs\x18\x03 \x01(\x0b\x32\x19.hone.tinker.TopkLogprobsH\x01\x88\x01\x01\x12\x1f\n\x17prompt_cache_hit_tokens\x18\x04 \x01(\x05\x12\x38\n\x16target_prompt_logprobs\x18\x05 \x01(\x0b\x32\x13.hone.tinker.TensorH\x02\x88\x01\x01\x12<\n\x11prompt_alt_tokens\x18\x06 \x01(\x0b\x32\x1c.hone.tinker.PromptAltTokensH\x03\x88\x01\x01\x42\x12\n\x10_prompt_logprobsB\x17\n\x15_topk_prompt_logprobsB\x19\n\x17_target_prompt_logprobsB\x14\n\x12_prompt_alt_tokens\"\xcc\x01\n\x0fSampledSequence\x12,\n\x0bstop_reason\x18\x01 \x01(\x0e\x32\x17.hone.tinker.StopReason\x12\x0e\n\x06tokens\x18\x02 \x01(\x0c\x12\x15\n\x08logprobs\x18\x03 \x01(\x0cH\x00\x88\x01\x01\x12=\n\x15topk_sampled_logprobs\x18\x04 \x01(\x0b\x32\x19.hone.tinker.TopkLogprobsH\x01\x88\x01\x01\x42\x0b\n\t_logprobsB\x18\n\x16_topk_sampled_logprobs\"N\n\x0cTopkLogprobs\x12\x11\n\ttoken_ids\x18\x01 \x01(\x0c\x12\x10\n\x08logprobs\x18\x02 \x01(\x0c\x12\t\n\x01k\x18\x03 \x01(\r\x12\x0e\n\x06length\x18\x04 \x01(\r\"]\n\x0fPromptAltTokens\x12#\n\x06tokens\x18\x01 \x01(\x0b\x32\x13.hone.tinker.Tensor\x12%\n\x08logprobs\x18\x02 \x01(\x0b\x32\x13.hone.tinker.Tensor*:\n\nStopReason\x12\x14\n\x10STOP_REASON_STOP\x10\x00\x12\x16\n\x12STOP_REASON_LENGTH\x10\x01*g\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x0f\n\x0b\x44TYPE_INT64\x10\x02\x12\x0f\n\x0b\x44TYPE_INT32\x10\x03\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16webapp/wire/wire.proto\x12\x0bhone.tinker\"\xb0\x03\n\x16\x46orwardBackwardRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0e\n\x06seq_id\x18\x02 \x01(\x05\x12 \n\x04\x64\x61ta\x18\x03 \x03(\x0b\x32\x12.hone.tinker.Datum\x12\x0f\n\x07loss_fn\x18\x04 \x01(\t\x12M\n\x0eloss_fn_config\x18\x05 \x03(\x0b\x32\x35.hone.tinker.ForwardBackwardRequest.LossFnConfigEntry\x12\x14\n\x0c\x66orward_only\x18\x06 \x01(\x08\x12R\n\x11loss_fn_config_v2\x18\x07 \x03(\x0b\x32\x37.hone.tinker.ForwardBackwardRequest.LossFnConfigV2Entry\x1a\x33\n\x11LossFnConfigEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1aS\n\x13LossFnConfigV2Entry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.hone.tinker.LossConfigValue:\x02\x38\x01\"<\n\x0fLossConfigValue\x12\x10\n\x06number\x18\x01 \x01(\x01H\x00\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x42\x07\n\x05value\"\xd0\x02\n\x05\x44\x61tum\x12\'\n\x0bmodel_input\x18\x01 \x03(\x0b\x32\x12.hone.tinker.Chunk\x12<\n\x0eloss_fn_inputs\x18\x02 \x03(\x0b\x32$.hone.tinker.Datum.LossFnInputsEntry\x12\x36\n\x11model_input_spans\x18\x03 \x03(\x0b\x32\x1b.hone.tinker.ProvenanceSpan\x12\x38\n\x13loss_fn_input_spans\x18\x04 \x03(\x0b\x32\x1b.hone.tinker.ProvenanceSpan\x12$\n\x06routes\x18\xe9\x07 \x01(\x0b\x32\x13.hone.tinker.Routes\x1aH\n\x11LossFnInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.hone.tinker.Tensor:\x02\x38\x01\"5\n\x06Routes\x12\x0b\n\x03ids\x18\x01 \x01(\x0c\x12\x0e\n\x06layers\x18\x02 \x01(\r\x12\x0e\n\x06\x63hosen\x18\x03 \x01(\r\"\x81\x01\n\x0eProvenanceSpan\x12\x32\n\rprompt_tokens\x18\x01 \x01(\x0b\x32\x19.hone.tinker.SequenceSpanH\x00\x12\x33\n\x0esampled_tokens\x18\x02 \x01(\x0b\x32\x19.hone.tinker.SequenceSpanH\x00\x42\x06\n\x04span\"C\n\x0cSequenceSpan\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0e\n\x06length\x18\x03 \x01(\x03\"c\n\x05\x43hunk\x12\x30\n\x0c\x65ncoded_text\x18\x01 \x01(\x0b\x32\x18.hone.tinker.EncodedTextH\x00\x12\x0f\n\x05image\x18\x02 \x01(\x0cH\x00\x12\x0e\n\x04\x64mel\x18\x03 \x01(\x0cH\x00\x42\x07\n\x05\x63hunk\"\x1d\n\x0b\x45ncodedText\x12\x0e\n\x06tokens\x18\x01 \x01(\x0c\"\x85\x01\n\x06Tensor\x12\x0f\n\x05\x64\x65nse\x18\x01 \x01(\x0cH\x00\x12,\n\nsparse_csr\x18\x02 \x01(\x0b\x32\x16.hone.tinker.SparseCsrH\x00\x12!\n\x05\x64type\x18\x03 \x01(\x0e\x32\x12.hone.tinker.DType\x12\r\n\x05shape\x18\x04 \x03(\x03\x42\n\n\x08\x65ncoding\"F\n\tSparseCsr\x12\x0e\n\x06values\x18\x01 \x01(\x0c\x12\x14\n\x0c\x63row_indices\x18\x02 \x01(\x0c\x12\x13\n\x0b\x63ol_indices\x18\x03 \x01(\x0c\"\xd9\x01\n\x15\x46orwardBackwardOutput\x12\x1b\n\x13loss_fn_output_type\x18\x01 \x01(\t\x12\x31\n\x0floss_fn_outputs\x18\x02 \x03(\x0b\x32\x18.hone.tinker.ArrayRecord\x12@\n\x07metrics\x18\x03 \x03(\x0b\x32/.hone.tinker.ForwardBackwardOutput.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xb4\x01\n\x0b\x41rrayRecord\x12\x10\n\x08type_tag\x18\x01 \x01(\t\x12\x34\n\x06\x66ields\x18\x02 \x03(\x0b\x32$.hone.tinker.ArrayRecord.FieldsEntry\x12\x12\n\nnum_datums\x18\x03 \x01(\x03\x1aI\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.hone.tinker.BatchedTensor:\x02\x38\x01\"i\n\rBatchedTensor\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0f\n\x07offsets\x18\x02 \x01(\x0c\x12!\n\x05\x64type\x18\x03 \x01(\x0e\x32\x12.hone.tinker.DType\x12\x16\n\x0etrailing_shape\x18\x04 \x03(\x03\"\xc1\x03\n\x0eSampleResponse\x12/\n\tsequences\x18\x01 \x03(\x0b\x32\x1c.hone.tinker.SampledSequence\x12\x1c\n\x0fprompt_logprobs\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12<\n\x14topk_prompt_logprobs\x18\x03 \x01(\x0b\x32\x19.hone.tinker.TopkLogprobsH\x01\x88\x01\x01\x12\x1f\n\x17prompt_cache_hit_tokens\x18\x04 \x01(\x05\x12\x38\n\x16target_prompt_logprobs\x18\x05 \x01(\x0b\x32\x13.hone.tinker.TensorH\x02\x88\x01\x01\x12<\n\x11prompt_alt_tokens\x18\x06 \x01(\x0b\x32\x1c.hone.tinker.PromptAltTokensH\x03\x88\x01\x01\x12+\n\rprompt_routes\x18\xe9\x07 \x01(\x0b\x32\x13.hone.tinker.RoutesB\x12\n\x10_prompt_logprobsB\x17\n\x15_topk_prompt_logprobsB\x19\n\x17_target_prompt_logprobsB\x14\n\x12_prompt_alt_tokens\"\xf2\x01\n\x0fSampledSequence\x12,\n\x0bstop_reason\x18\x01 \x01(\x0e\x32\x17.hone.tinker.StopReason\x12\x0e\n\x06tokens\x18\x02 \x01(\x0c\x12\x15\n\x08logprobs\x18\x03 \x01(\x0cH\x00\x88\x01\x01\x12=\n\x15topk_sampled_logprobs\x18\x04 \x01(\x0b\x32\x19.hone.tinker.TopkLogprobsH\x01\x88\x01\x01\x12$\n\x06routes\x18\xe9\x07 \x01(\x0b\x32\x13.hone.tinker.RoutesB\x0b\n\t_logprobsB\x18\n\x16_topk_sampled_logprobs\"N\n\x0cTopkLogprobs\x12\x11\n\ttoken_ids\x18\x01 \x01(\x0c\x12\x10\n\x08logprobs\x18\x02 \x01(\x0c\x12\t\n\x01k\x18\x03 \x01(\r\x12\x0e\n\x06length\x18\x04 \x01(\r\"]\n\x0fPromptAltTokens\x12#\n\x06tokens\x18\x01 \x01(\x0b\x32\x13.hone.tinker.Tensor\x12%\n\x08logprobs\x18\x02 \x01(\x0b\x32\x13.hone.tinker.Tensor*:\n\nStopReason\x12\x14\n\x10STOP_REASON_STOP\x10\x00\x12\x16\n\x12STOP_REASON_LENGTH\x10\x01*g\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x0f\n\x0b\x44TYPE_INT64\x10\x02\x12\x0f\n\x0b\x44TYPE_INT32\x10\x03\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,10 +41,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FORWARDBACKWARDOUTPUT_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_ARRAYRECORD_FIELDSENTRY']._loaded_options = None
   _globals['_ARRAYRECORD_FIELDSENTRY']._serialized_options = b'8\001'
-  _globals['_STOPREASON']._serialized_start=2677
-  _globals['_STOPREASON']._serialized_end=2735
-  _globals['_DTYPE']._serialized_start=2737
-  _globals['_DTYPE']._serialized_end=2840
+  _globals['_STOPREASON']._serialized_start=2853
+  _globals['_STOPREASON']._serialized_end=2911
+  _globals['_DTYPE']._serialized_start=2913
+  _globals['_DTYPE']._serialized_end=3016
   _globals['_FORWARDBACKWARDREQUEST']._serialized_start=40
   _globals['_FORWARDBACKWARDREQUEST']._serialized_end=472
   _globals['_FORWARDBACKWARDREQUEST_LOSSFNCONFIGENTRY']._serialized_start=336
@@ -54,37 +54,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOSSCONFIGVALUE']._serialized_start=474
   _globals['_LOSSCONFIGVALUE']._serialized_end=534
   _globals['_DATUM']._serialized_start=537
-  _globals['_DATUM']._serialized_end=835
-  _globals['_DATUM_LOSSFNINPUTSENTRY']._serialized_start=763
-  _globals['_DATUM_LOSSFNINPUTSENTRY']._serialized_end=835
-  _globals['_PROVENANCESPAN']._serialized_start=838
-  _globals['_PROVENANCESPAN']._serialized_end=967
-  _globals['_SEQUENCESPAN']._serialized_start=969
-  _globals['_SEQUENCESPAN']._serialized_end=1036
-  _globals['_CHUNK']._serialized_start=1038
-  _globals['_CHUNK']._serialized_end=1137
-  _globals['_ENCODEDTEXT']._serialized_start=1139
-  _globals['_ENCODEDTEXT']._serialized_end=1168
-  _globals['_TENSOR']._serialized_start=1171
-  _globals['_TENSOR']._serialized_end=1304
-  _globals['_SPARSECSR']._serialized_start=1306
-  _globals['_SPARSECSR']._serialized_end=1376
-  _globals['_FORWARDBACKWARDOUTPUT']._serialized_start=1379
-  _globals['_FORWARDBACKWARDOUTPUT']._serialized_end=1596
-  _globals['_FORWARDBACKWARDOUTPUT_METRICSENTRY']._serialized_start=1550
-  _globals['_FORWARDBACKWARDOUTPUT_METRICSENTRY']._serialized_end=1596
-  _globals['_ARRAYRECORD']._serialized_start=1599
-  _globals['_ARRAYRECORD']._serialized_end=1779
-  _globals['_ARRAYRECORD_FIELDSENTRY']._serialized_start=1706
-  _globals['_ARRAYRECORD_FIELDSENTRY']._serialized_end=1779
-  _globals['_BATCHEDTENSOR']._serialized_start=1781
-  _globals['_BATCHEDTENSOR']._serialized_end=1886
-  _globals['_SAMPLERESPONSE']._serialized_start=1889
-  _globals['_SAMPLERESPONSE']._serialized_end=2293
-  _globals['_SAMPLEDSEQUENCE']._serialized_start=2296
-  _globals['_SAMPLEDSEQUENCE']._serialized_end=2500
-  _globals['_TOPKLOGPROBS']._serialized_start=2502
-  _globals['_TOPKLOGPROBS']._serialized_end=2580
-  _globals['_PROMPTALTTOKENS']._serialized_start=2582
-  _globals['_PROMPTALTTOKENS']._serialized_end=2675
+  _globals['_DATUM']._serialized_end=873
+  _globals['_DATUM_LOSSFNINPUTSENTRY']._serialized_start=801
+  _globals['_DATUM_LOSSFNINPUTSENTRY']._serialized_end=873
+  _globals['_ROUTES']._serialized_start=875
+  _globals['_ROUTES']._serialized_end=928
+  _globals['_PROVENANCESPAN']._serialized_start=931
+  _globals['_PROVENANCESPAN']._serialized_end=1060
+  _globals['_SEQUENCESPAN']._serialized_start=1062
+  _globals['_SEQUENCESPAN']._serialized_end=1129
+  _globals['_CHUNK']._serialized_start=1131
+  _globals['_CHUNK']._serialized_end=1230
+  _globals['_ENCODEDTEXT']._serialized_start=1232
+  _globals['_ENCODEDTEXT']._serialized_end=1261
+  _globals['_TENSOR']._serialized_start=1264
+  _globals['_TENSOR']._serialized_end=1397
+  _globals['_SPARSECSR']._serialized_start=1399
+  _globals['_SPARSECSR']._serialized_end=1469
+  _globals['_FORWARDBACKWARDOUTPUT']._serialized_start=1472
+  _globals['_FORWARDBACKWARDOUTPUT']._serialized_end=1689
+  _globals['_FORWARDBACKWARDOUTPUT_METRICSENTRY']._serialized_start=1643
+  _globals['_FORWARDBACKWARDOUTPUT_METRICSENTRY']._serialized_end=1689
+  _globals['_ARRAYRECORD']._serialized_start=1692
+  _globals['_ARRAYRECORD']._serialized_end=1872
+  _globals['_ARRAYRECORD_FIELDSENTRY']._serialized_start=1799
+  _globals['_ARRAYRECORD_FIELDSENTRY']._serialized_end=1872
+  _globals['_BATCHEDTENSOR']._serialized_start=1874
+  _globals['_BATCHEDTENSOR']._serialized_end=1979
+  _globals['_SAMPLERESPONSE']._serialized_start=1982
+  _globals['_SAMPLERESPONSE']._serialized_end=2431
+  _globals['_SAMPLEDSEQUENCE']._serialized_start=2434
+  _globals['_SAMPLEDSEQUENCE']._serialized_end=2676
+  _globals['_TOPKLOGPROBS']._serialized_start=2678
+  _globals['_TOPKLOGPROBS']._serialized_end=2756
+  _globals['_PROMPTALTTOKENS']._serialized_start=2758
+  _globals['_PROMPTALTTOKENS']._serialized_end=2851
 # @@protoc_insertion_point(module_scope)

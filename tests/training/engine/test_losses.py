@@ -189,7 +189,7 @@ def test_dppo_leaves_a_token_alone_that_has_moved_too_far_the_way_it_is_pushed(
 def test_dapo_lets_a_ratio_grow_further_than_ppo_does() -> None:
     logprobs = torch.tensor([math.log(0.25)], requires_grad=True)
     inputs = {"logprobs": torch.tensor([math.log(0.2)]), "advantages": torch.ones(1)}
-    slopes = {}
+    slopes: dict[str, float] = {}
     for loss_fn in ("ppo", "dapo"):
         logprobs.grad = None
         compute_loss(loss_fn, logprobs, inputs, {}).backward()

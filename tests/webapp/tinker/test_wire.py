@@ -8,7 +8,8 @@ import pytest
 import zstandard
 
 from tests.webapp.tinker.conftest import make_datum, make_request
-from training.types import ForwardBackwardOutput
+from training.routing import FREE
+from training.types import Datum, ForwardBackward, ForwardBackwardOutput
 from webapp.core.errors import UserError
 from webapp.wire import passes
 from webapp.wire import wire_pb2 as pb
@@ -248,3 +249,30 @@ def test_an_output_of_several_shapes_is_a_record_a_series() -> None:
     assert trailing == [[], [3], [2], []]
     for left, right in zip(passes.decode_output(body).logprobs, logprobs, strict=True):
         np.testing.assert_array_equal(left, right, strict=True)
+
+
+def test_routes_of_a_datum_and_vectors_of_an_output_come_back_as_they_were() -> None:
+    ids = np.arange(3)
+    routes = np.array([[[0, 1]], [[FREE, FREE]], [[300, 2]]])
+    datum = Datum(tokens=ids, inputs={"target_tokens": ids}, routes=routes)
+    plain = Datum(tokens=ids, inputs={"target_tokens": ids})
+    body = passes.encode_forward_backward("m", 1, ForwardBackward(data=[datum, plain]))
+    _, _, request = passes.decode_forward_backward(body)
+    assert request.data[0].routes is not None
+    np.testing.assert_array_equal(request.data[0].routes, routes)
+    assert request.data[1].routes is None
+    vectors = [np.ones(4, np.float32), np.zeros(4, np.float32)]
+    output = ForwardBackwardOutput(
+        logprobs=[np.zeros(0, np.float32)] * 2, metrics={"loss:sum": 1.0}, vectors=vectors
+    )
+    found = passes.decode_output(passes.encode_output(output))
+    assert found.vector_name == "embedding"
+    np.testing.assert_array_equal(found.vectors or (), vectors)
+    assert [len(each) for each in found.logprobs] == [0, 0]
+
+
+def test_routes_that_fit_no_position_are_refused() -> None:
+    message = pb.ForwardBackwardRequest()
+    message.data.add().routes.ids = b"abc"
+    with pytest.raises(UserError, match="datum 0: routes: 3 bytes are no whole number"):
+        passes.decode_forward_backward(message.SerializeToString())

@@ -33,6 +33,14 @@ def read_int(name: str, default: int, *, least: int = 0) -> int:
     return number
 
 
+def read_choice(name: str, *choices: str) -> str:
+    """One of these words, the first where nothing is said."""
+    value = os.environ.get(name, "") or choices[0]
+    if value not in choices:
+        raise ImproperlyConfigured(f"{name} is {value!r}; say {' or '.join(choices)}")
+    return value
+
+
 def read_list(name: str, default: list[str]) -> list[str]:
     value = os.environ.get(name, "")
     return [part.strip() for part in value.split(",") if part.strip()] or default
@@ -85,7 +93,7 @@ INSTALLED_APPS = [
     "webapp.evals",
     "webapp.tinker",
     "webapp.firetitan",
-    "workers",  # for its commands: up, model, sampler
+    "workers",  # for its commands: up, model, serving, sampler
 ]
 
 MIDDLEWARE = [
@@ -219,10 +227,16 @@ SPECTACULAR_SETTINGS = {
     },
 }
 
-# Serving: the built-in server answers where no vLLM is named. One has to be started with
-# --enable-scale-out and, so that sampled log-probabilities follow the temperature as they do here,
-# with --logprobs-mode processed_logprobs.
+# Serving: `manage.py serving` starts the built-in server, or vLLM for each base model that is
+# wanted. One that somebody else starts, under HONE_SAMPLING_URL, needs --enable-scale-out and, so
+# that sampled log-probabilities follow the temperature as they do here, --logprobs-mode
+# processed_logprobs.
+SERVING = read_choice("HONE_SERVING", "built_in", "vllm")
 SAMPLING_SERVER_URL = os.environ.get("HONE_SAMPLING_URL", "")
+# Built-in servers that run whatever deployments want, and how long one that nobody wants any more
+# waits for the next call.
+SAMPLING_REPLICAS = read_int("HONE_REPLICAS", 1)
+IDLE_SECONDS = read_int("HONE_IDLE_SECONDS", 300)
 # Base models and whole ones that the built-in server holds at once, as far as memory goes.
 SAMPLING_MODELS = read_int("HONE_SAMPLING_MODELS", 2, least=1)
 PROBE_TOLERANCE = 1e-3  # nats; fp32 agrees to 1e-4, a wrong adapter is off by far more than this

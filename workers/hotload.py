@@ -67,6 +67,13 @@ class HotLoads:
         self.restored = find_restored(start.partition("/")[0])
         self.loaded: dict[str, Loaded] = {}
 
+    async def adopt(self) -> None:
+        """What another sampler, or one before us, has loaded here serves on."""
+        for load in await in_database(loads.list_served, server=self.start):
+            task = asyncio.create_task(give(load))
+            await asyncio.wait([task])
+            self.loaded[load.checkpoint_id] = Loaded(task=task, is_full=load.checkpoint.is_full)
+
     async def use(
         self, checkpoint: Checkpoint, work: Callable[[HotLoad], Awaitable[T]]
     ) -> tuple[HotLoad, T]:
@@ -100,13 +107,16 @@ class HotLoads:
         return entry
 
     async def _load(self, checkpoint: Checkpoint) -> HotLoad:
+        found = await in_database(loads.find_served, checkpoint, server=self.start)
+        if found is not None:
+            return found
         await self._make_room(checkpoint.is_full)
         load = await in_database(loads.begin_load, checkpoint, server=self.start)
         try:
             load = await self._prove(load)
         except InvalidInput as error:
             load = await in_database(loads.fail_load, load, str(error))
-        except ServerLost:
+        except (ServerLost, asyncio.CancelledError):
             await in_database(loads.lose_load, load)
             raise
         if load.status != HotLoad.Status.READY:
@@ -199,19 +209,22 @@ class HotLoads:
             await unload(name)
         await asyncio.to_thread(remove_restored, self.restored / name)
 
-    def forget_restored(self) -> None:
-        """What earlier starts of the server were given lies there for nobody."""
-        remove_restored(self.restored)
-
-    def cancel(self) -> None:
-        for entry in self.loaded.values():
-            entry.task.cancel()
+    async def close(self) -> None:
+        """The server keeps what is proven; what is on its way is nobody's any more."""
+        under_way = [entry.task for entry in self.loaded.values() if not entry.task.done()]
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
 
     @property
     def names(self) -> list[str]:
         return sorted(
             entry.task.result().adapter_name for entry in self.loaded.values() if is_served(entry)
         )
+
+
+async def give(load: HotLoad) -> HotLoad:
+    return load
 
 
 def is_served(entry: Loaded) -> bool:

@@ -279,7 +279,7 @@ class Residents:
             named = read_base_name(folder)
             matches = [name for name, path in models.items() if named in (name, str(path))]
             base = (matches or list(models))[0] if matches or len(models) == 1 else named
-        if base not in models:
+        if base not in self.models:  # also one that was added since this server started
             raise InvalidInput(
                 f"{folder} is an adapter of {base or 'no named model'}, which is not served here: "
                 "say base_model"

@@ -1,121 +1,163 @@
-"""Keeps a sampling server busy: takes calls, many at once, and brings their answers home."""
+"""Keeps sampling servers busy: takes calls, many at once, and brings their answers home."""
 
 import asyncio
 import logging
-import time
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from training.data.tokenizer import ChatTokenizer
 from training.errors import InvalidInput
-from webapp.deployments import abandoned, calls, loads, services
-from webapp.deployments.models import Deployment, HotLoad, SamplingCall
+from webapp.deployments import abandoned, calls, replicas, services
+from webapp.deployments.models import Deployment, HotLoad, Replica, SamplingCall
 from webapp.evals.services import settle_abandoned
 from webapp.fleet.models import BaseModel
 from webapp.fleet.services import beat_worker
+from webapp.fleet.workers import leads_samplers
 from workers.answers import Answer, make_request, store_answer, store_failure
 from workers.drawing import Drawing
 from workers.hotload import HotLoads, LoadFailed, in_database
 from workers.pieces import Publisher
+from workers.starts import (
+    IN_FLIGHT,
+    Start,
+    choose_for_checkpoint,
+    choose_start,
+    describe_answerable,
+    lose,
+    name_start,
+)
 from workers.vllm import ModelMissing, SamplingServer, ServerLost
 
 logger = logging.getLogger(__name__)
 
-IN_FLIGHT = 64  # what a server decodes together; more would only wait there instead of here
-MAX_LOSSES = 3  # a call under which the server breaks so often is what breaks it
-PAUSE_SECONDS = 1.0  # before a lost server is asked again
+MAX_LOSSES = 3  # a call under which servers break so often is what breaks them
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Sampler:
-    """The work of one start of one server. Everything that must last is in rows."""
+    """The work of one sampler process. Everything that must last is in rows."""
 
     worker: str
-    server: SamplingServer
-    loads: HotLoads
-    models: Container[str]  # names of the base models that the server was started with
+    connect: Callable[[str], SamplingServer] = SamplingServer
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     publisher: Publisher = field(default_factory=Publisher)
-    losses: Counter[int] = field(default_factory=Counter)  # calls that lost a server, by all starts
-    limit: int = IN_FLIGHT
+    losses: Counter[int] = field(default_factory=Counter)  # calls that lost a server
+    limit: int = IN_FLIGHT  # of one server
+    starts: dict[str, Start] = field(default_factory=dict)
+    leaving: list[Start] = field(default_factory=list)  # they may end what they are at
     tasks: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     proving: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     tokenizers: dict[str, ChatTokenizer] = field(default_factory=dict)
-    cold: Counter[str] = field(default_factory=Counter)  # calls in flight, by base model
-    warm: set[str] = field(default_factory=set)  # base models that have answered once
-    paused_until: float = 0.0
-    is_outdated: bool = False  # something asks for a base model that only the next start has
+    leads: bool = False  # of several samplers one proves what deployments are to serve
 
     async def begin(self) -> None:
-        """A new start of a server holds nothing of what earlier ones did."""
+        """One that was killed has left its calls behind."""
         await in_database(calls.requeue_calls, worker=self.worker)
-        await in_database(lose_everything, self.worker, self.loads.start)
-        await asyncio.to_thread(self.loads.forget_restored)
 
     async def run_once(self) -> bool:
         """Begin what waits and finds room. True: there may be more."""
-        if time.monotonic() < self.paused_until:
-            return False
+        await self.meet_replicas()
         await in_database(abandoned.cancel_unwanted)
-        for deployment in await in_database(services.list_loading):
-            if deployment.pk not in self.proving and self.has(deployment.base_model):
-                self.proving[deployment.pk] = asyncio.create_task(self.prove(deployment))
-        room = self.limit - len(self.tasks)
-        taken = await in_database(calls.claim_calls, worker=self.worker, limit=room)
-        for call in taken:
-            if self.has(call.base_model):
-                self.tasks[call.pk] = asyncio.create_task(self.answer(call))
+        await self.prove_deployments()
+        starts = [each for each in self.starts.values() if each.room]
+        room = sum(each.room for each in starts)
+        taken = await in_database(
+            calls.claim_calls, worker=self.worker, limit=room, among=describe_answerable(starts)
+        )
+        begun = [await self.begin_call(call) for call in taken]
+        return bool(taken) and len(taken) == room and all(begun)
+
+    async def meet_replicas(self) -> None:
+        """Open what has started since the last look, and let go of what has ended."""
+        ready = {name_start(each): each for each in await in_database(replicas.list_ready)}
+        for name in self.starts.keys() - ready.keys():
+            start = self.starts.pop(name)
+            self.leaving.append(start)
+        for name, replica in ready.items():
+            if name in self.starts:
+                self.starts[name].replica = replica
             else:
-                await in_database(calls.requeue_call, call, worker=self.worker)
-        return bool(taken) and len(taken) == room and not self.is_outdated
+                self.starts[name] = await self.open_start(replica)
+        await self.see_out()
 
-    def has(self, base_model: BaseModel) -> bool:
-        """One that was offered a moment ago waits for the next start instead of failing."""
-        is_there = base_model.name in self.models
-        self.is_outdated = self.is_outdated or not is_there
-        return is_there
+    async def open_start(self, replica: Replica) -> Start:
+        server = self.connect(replica.url)
+        loads = HotLoads(server, name_start(replica))
+        await loads.adopt()
+        return Start(replica=replica, server=server, loads=loads, limit=self.limit)
 
-    async def answer(self, call: SamplingCall) -> None:
+    async def see_out(self) -> None:
+        """Who was told to stop ends what it is at; who is lost answers nothing any more."""
+        if not self.leaving:
+            return
+        stopping = await in_database(replicas.list_stopping)
+        for start in list(self.leaving):
+            if start.name not in stopping:
+                start.is_lost = True
+                for pk in start.calls:
+                    self.tasks[pk].cancel()
+            if not start.calls:
+                self.leaving.remove(start)
+                await start.close()
+
+    async def begin_call(self, call: SamplingCall) -> bool:
+        """False: meanwhile none that could answer it has room, and it waits on."""
+        start = choose_start(self.starts.values(), call)
+        if start is None:
+            await in_database(calls.requeue_call, call, worker=self.worker)
+            return False
+        start.calls.add(call.pk)
+        self.tasks[call.pk] = asyncio.create_task(self.answer(call, start))
+        return True
+
+    async def answer(self, call: SamplingCall, start: Start) -> None:
         """Whatever goes wrong is this call's alone."""
         try:
-            answer = await self.sample_from(call.base_model, call)
+            answer = await self.sample_from(start, call)
             await in_database(store_answer, call, answer, self.worker)
         except InvalidInput as error:
             await in_database(store_failure, call, str(error), "user", self.worker)
         except (LoadFailed, ModelMissing) as error:
             await in_database(store_failure, call, str(error), "server", self.worker)
         except ServerLost as error:
-            await self.put_back(call, error)
+            await self.put_back(call, start, error)
+        except asyncio.CancelledError:
+            if not start.is_lost:
+                raise
+            await self.put_back(call, start, lose(start))
         except Exception:
             logger.exception("call %s failed", call.pk)
             text = f"Internal error: the sampler's log has the details under call {call.pk}."
             await in_database(store_failure, call, text, "server", self.worker)
         finally:
+            start.calls.discard(call.pk)
             del self.tasks[call.pk]
             self.woken.set()
 
-    async def sample_from(self, base_model: BaseModel, call: SamplingCall) -> Answer:
+    async def sample_from(self, start: Start, call: SamplingCall) -> Answer:
         """A server reads a base model when it is first asked for it, which may take a minute."""
-        self.cold[base_model.name] += 1
+        name, start.is_used = call.base_model.name, True
+        start.cold[name] += 1
         try:
-            answer = await self.sample(call)
-            self.warm.add(base_model.name)
+            await start.open_base(call.base_model)
+            answer = await self.sample(start, call)
+            start.warm.add(name)
             return answer
         finally:
-            self.cold[base_model.name] -= 1
+            start.cold[name] -= 1
 
-    async def sample(self, call: SamplingCall) -> Answer:
+    async def sample(self, start: Start, call: SamplingCall) -> Answer:
         tokenizer = await self.find_tokenizer(call.base_model)
         request = make_request(call, tokenizer)
         drawing = Drawing(call=call, request=request, tokenizer=tokenizer, tell=self.publisher.say)
         if call.checkpoint is None:
-            output = await drawing.sample(self.server, call.base_model.name)
+            output = await drawing.sample(start.server, call.base_model.name)
             return drawing.make_answer(output)
         if call.checkpoint.deleted_at is not None:
             raise InvalidInput(f"The checkpoint {call.checkpoint.name} was deleted.")
-        load, output = await self.loads.use(
-            call.checkpoint, lambda load: drawing.sample(self.server, load.adapter_name)
+        load, output = await start.loads.use(
+            call.checkpoint, lambda load: drawing.sample(start.server, load.adapter_name)
         )
         return drawing.make_answer(output, load)
 
@@ -126,9 +168,9 @@ class Sampler:
             )
         return self.tokenizers[base_model.path]
 
-    async def put_back(self, call: SamplingCall, error: ServerLost) -> None:
-        """The next start of the server answers it, unless it is what breaks servers."""
-        self.paused_until = time.monotonic() + PAUSE_SECONDS
+    async def put_back(self, call: SamplingCall, start: Start, error: ServerLost) -> None:
+        """Another start or another replica answers it, unless it is what breaks servers."""
+        start.pause()
         self.losses[call.pk] += 1
         if self.losses[call.pk] < MAX_LOSSES:
             logger.warning("call %s waits again: %s", call.pk, error)
@@ -137,23 +179,34 @@ class Sampler:
             text = f"The sampling server broke {MAX_LOSSES} times under this call: {error}"
             await in_database(store_failure, call, text, "server", self.worker)
 
-    async def prove(self, deployment: Deployment) -> None:
+    async def prove_deployments(self) -> None:
+        if not self.leads:
+            return
+        for deployment in await in_database(services.list_loading):
+            start = choose_for_checkpoint(
+                self.starts.values(), deployment.base_model, deployment.checkpoint
+            )
+            if deployment.pk not in self.proving and start is not None:
+                self.proving[deployment.pk] = asyncio.create_task(self.prove(deployment, start))
+
+    async def prove(self, deployment: Deployment, start: Start) -> None:
         """A deployment is ready when its checkpoint is loaded and agrees."""
         try:
-            load = await self.load_for(deployment)
+            load = await self.load_for(deployment, start)
             await in_database(services.mark_ready, deployment, load)
-        except (LoadFailed, ModelMissing) as error:
+        except (InvalidInput, LoadFailed, ModelMissing) as error:
             await in_database(services.mark_failed, deployment, str(error))
         except ServerLost:
-            self.paused_until = time.monotonic() + PAUSE_SECONDS
+            start.pause()
         finally:
             del self.proving[deployment.pk]
             self.woken.set()
 
-    async def load_for(self, deployment: Deployment) -> HotLoad | None:
+    async def load_for(self, deployment: Deployment, start: Start) -> HotLoad | None:
         if deployment.checkpoint is None:
             return None
-        load, _ = await self.loads.use(deployment.checkpoint, nothing_more)
+        await start.open_base(deployment.base_model)
+        load, _ = await start.loads.use(deployment.checkpoint, nothing_more)
         return load
 
     async def wait(self) -> None:
@@ -170,28 +223,36 @@ class Sampler:
             known[pk].cancel()
         await in_database(calls.requeue_expired)
         await in_database(settle_abandoned)
-        holds: dict[str, object] = {
-            "server": self.loads.start,
-            "adapters": self.loads.names,
+        await in_database(beat_worker, name=self.worker, holds=self.describe())
+        self.leads = await in_database(leads_samplers, self.worker)
+        await self.note_used()
+
+    def describe(self) -> dict[str, object]:
+        """What pages say of us."""
+        starts = list(self.starts.values())
+        return {
+            "server": ", ".join(sorted(self.starts)) or None,
+            "adapters": sorted(name for start in starts for name in start.loads.names),
             "calls": len(self.tasks),
-            "loading": sorted(set(+self.cold) - self.warm),
+            "loading": sorted({name for each in starts for name in set(+each.cold) - each.warm}),
         }
-        await in_database(beat_worker, name=self.worker, holds=holds)
+
+    async def note_used(self) -> None:
+        used = [each for each in self.starts.values() if each.is_used or each.calls]
+        for start in used:
+            start.is_used = False
+        if used:
+            await in_database(replicas.note_used, [each.replica.name for each in used])
 
     async def stop(self) -> None:
+        """The servers live on with what they hold: the next sampler finds it in rows."""
         tasks = [*self.tasks.values(), *self.proving.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self.loads.cancel()
-        await asyncio.to_thread(self.loads.forget_restored)
+        for start in [*self.starts.values(), *self.leaving]:
+            await start.close()
         await in_database(calls.requeue_calls, worker=self.worker)
-
-
-def lose_everything(worker: str, start: str = "") -> None:
-    """What this sampler's servers held but `start`; deployments wait to be proven again."""
-    loads.lose_loads(of=worker, but=start)
-    services.reload_deployments()
 
 
 async def nothing_more(_: HotLoad) -> None:

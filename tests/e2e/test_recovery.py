@@ -20,11 +20,21 @@ SIGNS = {  # of a command line
     "beat": " beat ",
     "cpu": "-Q cpu",
     "gpu": "-Q gpu.",
+    "serving": "manage.py serving",
     "sampler": "manage.py sampler",
     "valkey": "valkey-server",
     "server": "workers.generation",
 }
-KILLED_AT = {5: "gpu", 8: "cpu", 12: "web", 19: "valkey", 26: "sampler", 33: "beat", 36: "server"}
+KILLED_AT = {
+    5: "gpu",
+    8: "cpu",
+    12: "web",
+    16: "serving",
+    19: "valkey",
+    26: "sampler",
+    33: "beat",
+    36: "server",
+}
 PATIENCE = 120.0
 END_SECONDS = 30.0
 ROWS = "".join(

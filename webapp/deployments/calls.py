@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 from django.db import IntegrityError, transaction
-from django.db.models import F, QuerySet, Subquery
+from django.db.models import F, Q, QuerySet, Subquery
 from django.utils.timezone import now
 from redis import RedisError
 
@@ -29,6 +29,7 @@ CLAIM = timedelta(seconds=30)  # a sampler renews every few seconds; a dead one'
 Purpose = SamplingCall.Purpose
 Status = SamplingCall.Status
 
+EVERY = Q()
 LIVE = (Status.QUEUED, Status.RUNNING)  # each has an index of its own; both together have none
 
 
@@ -85,9 +86,9 @@ def digest_payload(payload: Mapping[str, Any]) -> str:
     return sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
 
 
-def claim_calls(*, worker: str, limit: int) -> list[SamplingCall]:
+def claim_calls(*, worker: str, limit: int, among: Q = EVERY) -> list[SamplingCall]:
     """Take up to `limit` waiting calls, those whose turn it is."""
-    wanted = choose_calls(limit)
+    wanted = choose_calls(limit, among)
     if not wanted:
         return []
     until = now() + CLAIM

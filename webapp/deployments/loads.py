@@ -67,6 +67,17 @@ def fail_load(load: HotLoad, error: str) -> HotLoad:
     return load
 
 
+def list_served(*, server: str) -> list[HotLoad]:
+    """What one start of a server holds, proven."""
+    served = HotLoad.objects.filter(server=server, status=Status.READY)
+    return list(served.select_related("checkpoint"))
+
+
+def find_served(checkpoint: Checkpoint, *, server: str) -> HotLoad | None:
+    served = HotLoad.objects.filter(checkpoint=checkpoint, server=server, status=Status.READY)
+    return served.select_related("checkpoint").first()
+
+
 def lose_load(load: HotLoad) -> None:
     """Its server let go of it; the next call loads it again."""
     live = HotLoad.objects.filter(pk=load.pk, status__in=(Status.READY, Status.LOADING))

@@ -120,9 +120,14 @@ def mark_failed(deployment: Deployment, error: str) -> bool:
 
 
 def reload_deployments() -> int:
-    """A new sampling server holds nothing: what was ready is loaded and proven again."""
-    ready = Deployment.objects.filter(status=Status.READY)
-    return sum(_change(ready.filter(pk=each.pk), each, status=Status.LOADING) for each in ready)
+    """What was ready and is held by no server now is loaded and proven again.
+
+    One that sleeps until somebody asks is proven then.
+    """
+    held = HotLoad.objects.filter(status=HotLoad.Status.READY)
+    ready = Deployment.objects.filter(status=Status.READY, num_replicas__gt=0)
+    gone = ready.exclude(checkpoint=None).exclude(checkpoint__in=held.values("checkpoint"))
+    return sum(_change(ready.filter(pk=each.pk), each, status=Status.LOADING) for each in gone)
 
 
 def ask(  # noqa: PLR0913 - who is asked, what and how, by name

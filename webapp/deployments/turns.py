@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
-from django.db.models import Count, Min, QuerySet
+from django.db.models import Count, Min, Q, QuerySet
 
 from webapp.core.errors import TooMany
 from webapp.deployments.models import SamplingCall
@@ -42,11 +42,14 @@ def check_room(owner: str) -> None:
         raise TooMany(f"{MOST_WAITING} samples of this session wait already: send more later.")
 
 
-def choose_calls(limit: int) -> list[int]:
-    """What people watch first; then of whoever has the fewest in hand, in order of arrival."""
+def choose_calls(limit: int, among: Q) -> list[int]:
+    """What people watch first; then of whoever has the fewest in hand, in order of arrival.
+
+    `among`: those that could be answered now.
+    """
     if limit <= 0:
         return []
-    waiting = SamplingCall.objects.filter(status=Status.QUEUED)
+    waiting = SamplingCall.objects.filter(among, status=Status.QUEUED)
     lines = [Line(*row) for row in _list_lines(waiting)]
     if not lines:
         return []

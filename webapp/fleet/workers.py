@@ -41,6 +41,12 @@ def find_alive(workers: QuerySet[Worker]) -> QuerySet[Worker]:
     return workers.filter(heartbeat_at__gt=now() - SILENCE)
 
 
+def leads_samplers(name: str) -> bool:
+    """Of the samplers that live one does what must be done once."""
+    alive = find_alive(Worker.objects.filter(kind=Worker.Kind.SAMPLER))
+    return alive.order_by("name").values_list("name", flat=True).first() == name
+
+
 def list_workers() -> list[WorkerState]:
     limit = now() - SILENCE
     return [

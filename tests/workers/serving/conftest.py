@@ -1,6 +1,6 @@
 """A trained adapter of the tiny model, its rows, and the built-in server in this process."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,13 @@ from training.engine.core import Engine
 from training.types import LoraSpec, SavedWeights
 from webapp.accounts.models import Actor, Membership, Project, Role, User
 from webapp.checkpoints.models import Checkpoint
+from webapp.deployments import replicas
+from webapp.deployments.models import Replica
+from webapp.deployments.wanted import Wanted
 from webapp.fleet.models import BaseModel, BaseModelName
 from webapp.runs.models import Origin, Run
 from workers.generation import App
-from workers.hotload import HotLoads
+from workers.hotload import in_database
 from workers.residents import Residents, Setup, TurnThread
 from workers.sampler import Sampler
 from workers.vllm import SamplingServer
@@ -26,6 +29,7 @@ from workers.vllm import SamplingServer
 TINY = Path(__file__).parents[2] / "assets" / "tiny-chatml-1m"
 MODEL = "tiny/chat"
 WORKER = "sampler-test"
+REPLICA = "built-in"
 
 Work = Callable[[Sampler], Awaitable[None]]
 
@@ -130,16 +134,31 @@ def transport(turns: TurnThread) -> httpx.AsyncBaseTransport:
     return httpx.ASGITransport(App(turns))
 
 
+def start_replica(start: str = "1", name: str = REPLICA, **wanted: Any) -> Replica:
+    """As the supervisor does: what an earlier start of it held is lost."""
+    found = Replica.objects.filter(name=name).first()
+    if found is None or found.start != start:
+        if found is not None:
+            replicas.mark_lost(name, start=found.start, error="It ended.")
+        defaults = {"engine": Replica.Engine.BUILT_IN}
+        spec = Wanted(name=name, **defaults | wanted)
+        replicas.begin_start(spec, start=start, url=f"http://{name}", pid=None)
+        replicas.mark_ready(name, start=start)
+    return Replica.objects.get(name=name)
+
+
 @asynccontextmanager
 async def open_sampler(
-    transport: httpx.AsyncBaseTransport, start: str = "1", models: Container[str] = (MODEL,)
+    transport: httpx.AsyncBaseTransport, start: str = "1", **wanted: Any
 ) -> AsyncIterator[Sampler]:
-    async with SamplingServer("http://sampler", transport=transport) as server:
-        loads = HotLoads(server, f"{WORKER}/{start}")
-        sampler = Sampler(worker=WORKER, server=server, loads=loads, models=models)
-        await sampler.begin()
-        yield sampler
-        await sampler.stop()
+    """A sampler of one replica."""
+    await in_database(start_replica, start, **wanted)
+    sampler = Sampler(
+        worker=WORKER, connect=lambda url: SamplingServer(url, transport=transport), leads=True
+    )
+    await sampler.begin()
+    yield sampler
+    await sampler.stop()
 
 
 async def finish(sampler: Sampler) -> None:

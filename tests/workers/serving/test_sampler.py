@@ -230,9 +230,10 @@ def test_a_call_that_breaks_every_server_fails(submit: Any, transport: Any) -> N
 
     async def break_thrice() -> None:
         broken = httpx.MockTransport(lambda _: httpx.Response(500, json={"message": "broken"}))
-        async with open_sampler(broken) as sampler:
+        async with open_sampler(broken, engine="external") as sampler:
             for _ in range(3):
-                sampler.paused_until = 0.0
+                for each in sampler.starts.values():
+                    each.paused_until = 0.0
                 await sampler.run_once()
                 await sampler.wait()
 
@@ -249,7 +250,7 @@ def test_no_more_calls_are_taken_than_there_is_room_for(submit: Any, transport: 
 
     async def take() -> None:
         async with open_sampler(transport) as sampler:
-            sampler.limit = 2
+            sampler.limit = 2  # of each server
             assert await sampler.run_once()
             seen.append(len(sampler.tasks))
 
@@ -295,11 +296,13 @@ def test_a_call_that_begins_while_the_sampler_beats_is_not_taken_for_a_cancelled
 
     async def begin_meanwhile() -> None:
         async with open_sampler(transport) as sampler:
+            await sampler.meet_replicas()
+            (start,) = sampler.starts.values()
             (taken,) = await in_database(calls.claim_calls, worker=WORKER, limit=1)
             loop = asyncio.get_running_loop()
 
             def begin() -> None:
-                sampler.tasks[taken.pk] = asyncio.create_task(sampler.answer(taken))
+                sampler.tasks[taken.pk] = asyncio.create_task(sampler.answer(taken, start))
 
             def renew(**asked: Any) -> set[int]:
                 held = renew_claims(**asked)

@@ -1,9 +1,8 @@
-"""One server after another: each start is a shift, and nothing is lost between them."""
+"""The sampler process: it finds the servers that answer in rows, and loses nothing with one."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +10,38 @@ import httpx
 import pytest
 from asgiref.sync import async_to_sync
 
-from tests.workers.serving.conftest import open_sampler
+from tests.workers.serving.conftest import REPLICA, start_replica
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
-from webapp.deployments import services
-from webapp.deployments.models import Deployment, HotLoad, SamplingCall
+from webapp.deployments import replicas, services
+from webapp.deployments.models import Deployment, HotLoad, Replica, SamplingCall
 from webapp.fleet.models import BaseModel, BaseModelName, Worker
 from workers import shifts
 from workers.hotload import in_database
-from workers.shifts import Shifts, list_models
+from workers.shifts import Shift
 from workers.vllm import SamplingServer
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 DEADLINE = 30.0
-
-
-@dataclass(slots=True, kw_only=True)
-class Machine:
-    """The server's process as the test plays it."""
-
-    server: SamplingServer
-    incarnation: str | None = "1"
+TINY = Path(__file__).parents[2] / "assets" / "tiny-chatml-1m"
 
 
 @dataclass(slots=True, kw_only=True)
 class Stage:
     """What the test can do to the sampler while it works."""
 
-    shifts: Shifts
-    opened: list[Mapping[str, Path]] = field(default_factory=list)
-    machine: Machine | None = None
+    shift: Shift
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(DEADLINE):
             while not await in_database(condition):
                 await asyncio.sleep(0.01)
+
+    async def start(self, number: str) -> None:
+        await in_database(start_replica, number)
+
+    async def lose(self, number: str) -> None:
+        await in_database(replicas.mark_lost, REPLICA, start=number, error="It ended.")
 
 
 @pytest.fixture
@@ -56,24 +52,18 @@ def play(
     monkeypatch.setattr(shifts, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(shifts, "BEAT_SECONDS", 0.02)
 
+    def connect(url: str) -> SamplingServer:
+        return SamplingServer(url, transport=transport)
+
     def play(scene: Callable[[Stage], Awaitable[None]]) -> Stage:
-        stage = Stage(shifts=Shifts(worker="sampler-test"))
-
-        @asynccontextmanager
-        async def open_server(models: Mapping[str, Path]) -> AsyncIterator[Machine]:
-            stage.opened.append(models)
-            async with SamplingServer("http://sampler", transport=transport) as server:
-                stage.machine = Machine(server=server)
-                yield stage.machine
-
-        monkeypatch.setattr(shifts, "open_server", open_server)
+        stage = Stage(shift=Shift(worker="sampler-test", connect=connect))
 
         async def run() -> None:
-            work = asyncio.create_task(stage.shifts.work())
+            work = asyncio.create_task(stage.shift.work())
             try:
                 await scene(stage)
             finally:
-                stage.shifts.end()
+                stage.shift.end()
                 await work
 
         async_to_sync(run)()
@@ -96,12 +86,13 @@ def test_it_registers_answers_and_takes_its_row_along(
     held: list[Any] = []
 
     async def scene(stage: Stage) -> None:
+        await stage.start("1")
         await stage.until(are_answered(call))
         await stage.until(lambda: bool(Worker.objects.get().holds.get("server")))
         held.append(await in_database(lambda: Worker.objects.get().holds["server"]))
 
     play(scene)
-    assert held == ["sampler-test/1"]
+    assert held == ["built-in/1"]
     assert not Worker.objects.exists()
 
 
@@ -111,91 +102,71 @@ def test_a_server_that_starts_again_proves_its_deployments_again(
     deployment = services.create_deployment(actor=alice, name="support", checkpoint=checkpoint)
 
     def is_ready_on(start: str) -> Callable[[], bool]:
-        loads = HotLoad.objects.filter(server=f"sampler-test/{start}", status="ready")
+        loads = HotLoad.objects.filter(server=f"built-in/{start}", status="ready")
         ready = Deployment.objects.filter(pk=deployment.pk, status="ready")
         return lambda: loads.exists() and ready.exists()
 
     async def scene(stage: Stage) -> None:
+        await stage.start("1")
         await stage.until(is_ready_on("1"))
-        assert stage.machine is not None
-        stage.machine.incarnation = None
-        await asyncio.sleep(0.05)
-        stage.machine.incarnation = "2"
+        await stage.lose("1")
+        assert not await in_database(is_ready_on("1"))
+        await stage.start("2")
         await stage.until(is_ready_on("2"))
 
     play(scene)
-    assert set(HotLoad.objects.values_list("status", flat=True)) == {"lost"}
-    deployment.refresh_from_db()
-    assert deployment.status == Deployment.Status.LOADING
+    assert list(HotLoad.objects.values_list("status", flat=True)) == ["ready", "lost"]
 
 
-def test_a_base_model_that_is_added_is_offered_without_a_restart_by_hand(
+def test_what_a_server_holds_is_not_loaded_again_by_the_next_sampler(
+    play: Any, alice: Actor, checkpoint: Checkpoint
+) -> None:
+    calls: list[SamplingCall] = []
+
+    async def scene(stage: Stage) -> None:
+        await stage.start("1")
+        calls.append(
+            await in_database(services.ask, actor=alice, checkpoint=checkpoint, messages=MESSAGES)
+        )
+        await stage.until(are_answered(*calls))
+
+    play(scene)
+    play(scene)
+    load = HotLoad.objects.get()
+    assert load.status == HotLoad.Status.READY
+    assert {call.hot_load_id for call in SamplingCall.objects.all()} == {load.pk}
+
+
+def test_a_base_model_that_was_added_since_the_server_started_is_answered_by_it(
     play: Any, alice: Actor, base_model: BaseModel, tmp_path: Path
 ) -> None:
     call = services.ask(actor=alice, base_model=base_model, messages=MESSAGES)
+    (tmp_path / "another").symlink_to(TINY)
 
-    def add_model() -> None:
-        added = BaseModel.objects.create(path=str(tmp_path))
+    def add_and_ask() -> SamplingCall:
+        added = BaseModel.objects.create(path=str(tmp_path / "another"), context_tokens=512)
         BaseModelName.objects.create(base_model=added, name="another")
+        return services.ask(actor=alice, base_model=added, messages=MESSAGES)
 
     async def scene(stage: Stage) -> None:
+        await stage.start("1")
         await stage.until(are_answered(call))
-        await in_database(add_model)
-        await stage.until(lambda: len(stage.opened) == 2)
+        await stage.until(are_answered(await in_database(add_and_ask)))
 
-    stage = play(scene)
-    assert [sorted(models) for models in stage.opened] == [["tiny/chat"], ["another", "tiny/chat"]]
-
-
-def test_a_question_to_a_base_model_of_a_moment_ago_brings_the_next_start(
-    play: Any, alice: Actor, base_model: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nobody waits for the beat that would have seen it."""
-    monkeypatch.setattr(shifts, "BEAT_SECONDS", 10 * DEADLINE)
-    call = services.ask(actor=alice, base_model=base_model, messages=MESSAGES)
-
-    def add_and_ask() -> None:
-        added = BaseModel.objects.create(path=str(tmp_path))
-        BaseModelName.objects.create(base_model=added, name="another")
-        services.ask(actor=alice, base_model=added, messages=MESSAGES)
-
-    async def scene(stage: Stage) -> None:
-        await stage.until(are_answered(call))
-        await in_database(add_and_ask)
-        await stage.until(lambda: len(stage.opened) == 2)
-
-    assert sorted(play(scene).opened[1]) == ["another", "tiny/chat"]
+    play(scene)
+    assert Replica.objects.get().start == "1"
 
 
-def test_what_a_server_was_not_started_with_waits_and_does_not_fail(
-    transport: httpx.AsyncBaseTransport, alice: Actor, base_model: BaseModel, checkpoint: Checkpoint
+def test_without_a_server_calls_wait_for_one(
+    play: Any, alice: Actor, base_model: BaseModel
 ) -> None:
     call = services.ask(actor=alice, base_model=base_model, messages=MESSAGES)
-    deployment = services.create_deployment(actor=alice, name="support", checkpoint=checkpoint)
-    seen: list[bool] = []
 
-    async def begin() -> None:
-        async with open_sampler(transport, models=()) as sampler:
-            seen.append(await sampler.run_once())
-            seen.append(sampler.is_outdated)
-            seen.append(bool(sampler.tasks or sampler.proving))
-
-    async_to_sync(begin)()
-    assert seen == [False, True, False]
-    call.refresh_from_db()
-    deployment.refresh_from_db()
-    assert (call.status, call.worker) == (SamplingCall.Status.QUEUED, "")
-    assert deployment.status == Deployment.Status.LOADING
-
-
-def test_without_a_base_model_it_waits_for_one(play: Any) -> None:
     async def scene(stage: Stage) -> None:
-        await stage.until(Worker.objects.exists)
-        await asyncio.sleep(0.05)
+        await stage.until(lambda: Worker.objects.filter(holds__has_key="calls").exists())
+        await in_database(call.refresh_from_db)
+        assert call.status == SamplingCall.Status.QUEUED
+        await stage.start("1")
+        await stage.until(are_answered(call))
 
-    assert play(scene).opened == []
-
-
-def test_every_base_model_is_offered_under_its_first_name(base_model: BaseModel) -> None:
-    BaseModelName.objects.create(base_model=base_model, name="alias")
-    assert list_models() == {"tiny/chat": Path(base_model.path)}
+    play(scene)

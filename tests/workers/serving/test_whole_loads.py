@@ -219,7 +219,7 @@ def test_a_server_of_one_model_refuses_in_words_and_the_deployment_says_them(
     deployment = create_deployment(actor=actor, name="all", checkpoint=base)
 
     async def run() -> None:
-        async with open_sampler(vllm) as sampler:
+        async with open_sampler(vllm, engine="external") as sampler:
             await finish(sampler)
 
     async_to_sync(run)()
@@ -259,15 +259,3 @@ def ask(like: Checkpoint, checkpoint: Checkpoint | None) -> SamplingCall:
             "prompt_logprobs": False,
         },
     )
-
-
-def test_a_new_start_of_a_server_forgets_what_was_restored_for_the_last(
-    load: Callable[..., None], delta: Checkpoint, home: Path, work: Callable[..., None]
-) -> None:
-    async def use(loads: HotLoads) -> None:
-        await loads.use(delta, nothing)
-
-    load(use)
-    assert len(list_restored(home)) == 1
-    work(start="2")
-    assert list_restored(home) == []

@@ -10,7 +10,7 @@ from workers.shifts import run_until_told
 
 
 class Command(BaseCommand):
-    help = "Start a sampling server, or use the one at HONE_SAMPLING_URL, and keep it busy."
+    help = "Take sampling calls, and keep the servers busy that `manage.py serving` watches."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(

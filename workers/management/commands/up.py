@@ -33,7 +33,7 @@ class Stopped(Exception):  # noqa: N818
 
 
 class Command(BaseCommand):
-    help = "Start web, beat, cpu, gpu and sampler on this machine, with SQLite and Valkey built in."
+    help = "Start all processes of an installation here, with SQLite and Valkey built in."
 
     def handle(self, **_: Any) -> None:
         signal.signal(signal.SIGTERM, _stop)
@@ -60,9 +60,10 @@ class Command(BaseCommand):
             environment = _child_environment(home)
             self.start_valkey(crew, environment, home)
             self.prepare_demo(environment, home)
-            crew.processes += _processes(environment, home / "logs")
-            self.say("Starting web, beat, cpu, gpu and sampler ...")
-            for process in crew.processes[-5:]:
+            processes = _processes(environment, home / "logs")
+            crew.processes += processes
+            self.say("Starting web, beat, cpu, gpu, serving and sampler ...")
+            for process in processes:
                 process.start()
             self.wait_until_ready(crew)
             self.welcome(connection, api_key)
@@ -182,6 +183,7 @@ def _processes(environment: dict[str, str], logs: Path) -> list[Process]:
             *worker, "-I", "workers.gpu", "-Q", f"gpu.{WORKER},gpu", "--concurrency", "1",
             "-n", f"gpu.{WORKER}@%h",
         ],
+        "serving": python(str(settings.ROOT / "manage.py"), "serving"),
         "sampler": python(str(settings.ROOT / "manage.py"), "sampler"),
     }  # fmt: skip
     return [

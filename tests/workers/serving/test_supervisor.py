@@ -1,0 +1,400 @@
+"""Servers run as rows want them: they are watched, start again, and end with their supervisor."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.utils.timezone import now
+
+from tests.workers.serving.fakes import Machines
+from webapp.accounts.models import Actor
+from webapp.checkpoints.models import Checkpoint
+from webapp.deployments import replicas, services
+from webapp.deployments.models import Deployment, HotLoad, Replica, SamplingCall
+from webapp.fleet.models import BaseModel
+from workers import supervisor
+from workers.hotload import in_database
+from workers.servers import explain_end, launch
+from workers.supervisor import AlreadyServed, Supervisor, end_left, lock_serving
+from workers.whole_folders import find_restored
+
+DEADLINE = 60.0
+MESSAGES = [{"role": "user", "content": "Hello"}]
+
+Status = Replica.Status
+Scene = Callable[[Machines], Awaitable[None]]
+
+
+@pytest.fixture
+def machines(monkeypatch: pytest.MonkeyPatch) -> Machines:
+    for name in ("LOOK_SECONDS", "CHECK_SECONDS", "KNOCK_SECONDS", "FIRST_WAIT_SECONDS"):
+        monkeypatch.setattr(supervisor, name, 0.01)
+    return Machines()
+
+
+@pytest.fixture
+def play(machines: Machines, db: None) -> Callable[[Scene], None]:
+    """Run the supervisor beside a scene, and end it after."""
+
+    def play(scene: Scene) -> None:
+        async def run() -> None:
+            kept = Supervisor(launch=machines.launch, connect=machines.connect)
+            work = asyncio.create_task(kept.work())
+            try:
+                await scene(machines)
+            finally:
+                kept.end()
+                await work
+
+        async_to_sync(run)()
+
+    return play
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE):
+        while not await in_database(condition):
+            await asyncio.sleep(0.01)
+
+
+def has(name: str = "built-in", **columns: Any) -> Callable[[], bool]:
+    return Replica.objects.filter(name=name, **columns).exists
+
+
+async def read(name: str = "built-in") -> Replica:
+    return await in_database(Replica.objects.get, name=name)
+
+
+def test_one_server_of_all_base_models_runs_until_the_supervisor_ends(
+    play: Any, machines: Machines, base_model: BaseModel
+) -> None:
+    async def scene(machines: Machines) -> None:
+        await until(has(status=Status.READY))
+        replica = await read()
+        assert (replica.url, replica.engine) == ("http://built-in.1", "built_in")
+        assert replica.start
+        assert replica.ready_at is not None
+
+    play(scene)
+    replica = Replica.objects.get()
+    assert (replica.status, replica.start, replica.url) == (Status.STOPPED, "", "")
+    assert machines.last("built-in").is_ended
+
+
+def test_a_server_that_dies_starts_again_under_a_new_start_and_what_it_held_is_lost(
+    play: Any, base_model: BaseModel, checkpoint: Checkpoint, alice: Actor
+) -> None:
+    deployment = services.create_deployment(actor=alice, name="support", checkpoint=checkpoint)
+
+    async def scene(machines: Machines) -> None:
+        await until(has(status=Status.READY))
+        first = await read()
+        load = await in_database(
+            HotLoad.objects.create,
+            checkpoint=checkpoint,
+            server=f"built-in/{first.start}",
+            adapter_name="a",
+            status="ready",
+        )
+        await in_database(services.mark_ready, deployment, load)
+        machines.last("built-in").die()
+        await until(has(status=Status.READY, url="http://built-in.2"))
+        second = await read()
+        assert (second.start != first.start, second.error) == (True, "")
+
+    play(scene)
+    assert HotLoad.objects.get().status == HotLoad.Status.LOST
+    deployment.refresh_from_db()
+    assert deployment.status == Deployment.Status.LOADING
+
+
+def test_a_server_that_cannot_start_is_tried_later_and_later_and_says_why(
+    play: Any, base_model: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    sleep = asyncio.sleep
+
+    async def note(seconds: float) -> None:
+        waits.append(seconds)
+        await sleep(min(seconds, 0.01))
+
+    monkeypatch.setattr(supervisor, "FIRST_WAIT_SECONDS", 5.0)
+    monkeypatch.setattr("workers.supervisor.asyncio.sleep", note)
+
+    async def scene(machines: Machines) -> None:
+        machines.refused = "There is no memory for it."
+        await until(lambda: len([each for each in waits if each > 1]) >= 5)
+        replica = await read()
+        assert replica.error == "There is no memory for it."
+        machines.refused = ""
+        await until(has(status=Status.READY, error=""))
+
+    play(scene)
+    assert [each for each in waits if each > 1][:5] == [10.0, 20.0, 40.0, 60.0, 60.0]
+
+
+def test_a_server_that_hangs_is_lost_at_once_and_ended(
+    play: Any, base_model: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "HUNG_SECONDS", 0.05)
+    errors: list[str] = []
+    mark_lost = replicas.mark_lost
+
+    def note(name: str, *, start: str, error: str) -> bool:
+        errors.append(error)
+        return mark_lost(name, start=start, error=error)
+
+    monkeypatch.setattr(replicas, "mark_lost", note)
+
+    async def scene(machines: Machines) -> None:
+        await until(has(status=Status.READY))
+        first = machines.last("built-in")
+        first.is_up = False
+        await until(lambda: first.is_ended)
+        await until(has(status=Status.READY, url="http://built-in.2"))
+
+    play(scene)
+    assert errors == ["The server gave no answer for 0 s."]
+
+
+def test_a_server_that_never_answers_is_ended(
+    play: Any, base_model: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "START_SECONDS", 0.05)
+
+    async def scene(machines: Machines) -> None:
+        machines.is_slow = True
+        await until(lambda: len(machines.started.get("built-in", [])) > 1)
+        assert machines.started["built-in"][0].is_ended
+        await until(has(error__startswith="The server did not answer within"))
+
+    play(scene)
+
+
+def test_replicas_come_and_go_with_what_deployments_want(
+    play: Any, alice: Actor, base_model: BaseModel
+) -> None:
+    deployment = services.create_deployment(actor=alice, name="support", base_model=base_model)
+
+    async def scale(num_replicas: int) -> None:
+        await in_database(
+            replicas.scale_deployment,
+            actor=alice,
+            deployment=deployment,
+            num_replicas=num_replicas,
+        )
+
+    def count(status: str) -> int:
+        return Replica.objects.filter(status=status).count()
+
+    async def scene(machines: Machines) -> None:
+        await scale(3)
+        await until(lambda: count(Status.READY) == 3)
+        await scale(1)
+        await until(lambda: count(Status.STOPPED) == 2)
+        assert [machines.last(name).is_ended for name in ("built-in-2", "built-in-3")] == [True] * 2
+        assert not machines.last("built-in").is_ended
+
+    play(scene)
+
+
+def test_without_a_base_model_nothing_runs(play: Any, machines: Machines) -> None:
+    looks: list[int] = []
+
+    async def scene(machines: Machines) -> None:
+        await asyncio.sleep(0.1)
+        looks.append(await in_database(Replica.objects.count))
+
+    play(scene)
+    assert (looks, machines.started) == ([0], {})
+
+
+@pytest.fixture
+def on_vllm(settings: Any) -> None:
+    settings.SERVING = "vllm"
+
+
+@pytest.mark.usefixtures("on_vllm")
+def test_vllm_starts_when_a_call_waits_and_stops_when_nobody_has_asked_for_long(
+    play: Any, alice: Actor, base_model: BaseModel, settings: Any
+) -> None:
+    name = f"vllm-tiny-chat-{base_model.pk[-4:]}"
+
+    async def scene(machines: Machines) -> None:
+        await asyncio.sleep(0.05)
+        assert machines.started == {}
+        call = await in_database(
+            services.ask, actor=alice, base_model=base_model, messages=MESSAGES
+        )
+        await until(has(name, status=Status.READY, base_model=base_model, engine="vllm"))
+        await in_database(replicas.note_used, [name])
+        await in_database(SamplingCall.objects.filter(pk=call.pk).update, status="done")
+        await asyncio.sleep(0.05)
+        assert not machines.last(name).is_ended
+        long_ago = now() - timedelta(seconds=settings.IDLE_SECONDS + 1)
+        await in_database(Replica.objects.filter(name=name).update, used_at=long_ago)
+        await until(has(name, status=Status.STOPPED))
+
+    play(scene)
+
+
+@pytest.mark.usefixtures("on_vllm")
+def test_a_deployment_that_is_scaled_to_zero_goes_to_sleep_and_wakes_when_it_is_asked(
+    play: Any, alice: Actor, base_model: BaseModel
+) -> None:
+    deployment = services.create_deployment(actor=alice, name="support", base_model=base_model)
+    name = f"vllm-tiny-chat-{base_model.pk[-4:]}"
+
+    async def scene(machines: Machines) -> None:
+        await until(has(name, status=Status.READY))
+        await in_database(services.mark_ready, deployment, None)
+        await in_database(replicas.note_used, [name])
+        await in_database(
+            replicas.scale_deployment, actor=alice, deployment=deployment, num_replicas=0
+        )
+        await until(has(name, status=Status.STOPPED, start=""))
+        await in_database(deployment.refresh_from_db)
+        await in_database(services.ask, actor=alice, deployment=deployment, messages=MESSAGES)
+        await until(has(name, status=Status.READY))
+        assert len(machines.started[name]) == 2
+
+    play(scene)
+
+
+@pytest.mark.usefixtures("on_vllm")
+def test_a_model_of_all_weights_has_a_server_of_its_own_on_vllm(
+    play: Any, alice: Actor, base_model: BaseModel, save: Callable[..., Checkpoint]
+) -> None:
+    whole = save(rank=0, type="base")
+    deployment = services.create_deployment(actor=alice, name="whole", checkpoint=whole)
+
+    async def scene(machines: Machines) -> None:
+        await until(has(f"vllm-{deployment.pk}", status=Status.READY, deployment=deployment))
+        assert list(machines.started) == [f"vllm-{deployment.pk}"]
+
+    play(scene)
+
+
+@pytest.mark.usefixtures("on_vllm")
+def test_a_model_of_all_weights_that_no_deployment_holds_wakes_the_built_in_server(
+    play: Any, alice: Actor, save: Callable[..., Checkpoint]
+) -> None:
+    whole = save(rank=0, type="base")
+    services.ask(actor=alice, checkpoint=whole, messages=MESSAGES)
+
+    async def scene(machines: Machines) -> None:
+        await until(has(status=Status.READY, engine="built_in"))
+        assert list(machines.started) == ["built-in"]
+
+    play(scene)
+
+
+def test_a_server_that_somebody_else_starts_is_watched_and_not_ended(
+    play: Any, base_model: BaseModel, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.SAMPLING_SERVER_URL = "http://elsewhere"
+    monkeypatch.setattr(supervisor, "HUNG_SECONDS", 0.05)
+
+    async def scene(machines: Machines) -> None:
+        await until(has("external", status=Status.READY, url="http://elsewhere"))
+        first = await read("external")
+        machines.last("external").is_up = False
+        await until(has("external", status=Status.STARTING))
+        await until(lambda: len(machines.started["external"]) == 2)
+        await until(has("external", status=Status.READY))
+        assert (await read("external")).start != first.start
+
+    play(scene)
+
+
+@pytest.mark.slow
+@pytest.mark.django_db(transaction=True)
+def test_the_built_in_server_runs_answers_and_ends_with_its_supervisor(
+    base_model: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.05)
+    pids: list[int] = []
+
+    async def run() -> None:
+        kept = Supervisor()
+        work = asyncio.create_task(kept.work())
+        try:
+            await until(has(status=Status.READY))
+            replica = await read()
+            assert replica.pid is not None
+            pids.append(replica.pid)
+            async with kept.connect(replica.url) as server:
+                assert await server.health()
+        finally:
+            kept.end()
+            await work
+
+    async_to_sync(run)()
+    assert not Path(f"/proc/{pids[0]}").exists()
+
+
+def test_what_a_killed_supervisor_has_left_is_ended_by_the_next(base_model: BaseModel) -> None:
+    stray = subprocess.Popen(
+        [sys.executable, "-m", "workers.watched", "sleep", "600"],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+    row = {"engine": "built_in", "status": Status.READY, "start": "1"}
+    Replica.objects.create(name="built-in", pid=stray.pid, **row)
+    other = Replica.objects.create(name="built-in-2", pid=os.getpid(), **row)
+    async_to_sync(end_left)()
+    assert stray.wait(20) < 0
+    assert stray.stdin is not None
+    stray.stdin.close()
+    other.refresh_from_db()
+    assert (other.status, other.pid) == (Status.LOST, None)
+
+
+def test_a_second_supervisor_of_the_same_installation_is_refused() -> None:
+    with lock_serving(), pytest.raises(AlreadyServed, match="Another process"), lock_serving():
+        pass
+    with lock_serving():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "sentence"),
+    [
+        (256 - signal.SIGKILL, "", "was killed, as the system does where memory runs out."),
+        (
+            1,
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",
+            "ran out of memory: torch.OutOfMemoryError: CUDA out of memory.",
+        ),
+        (
+            0,
+            "(EngineCore_0 pid=7) ValueError: llama9 is not known\n(APIServer pid=3) Bye",
+            "ended with code 0: ValueError: llama9 is not known.",
+        ),
+    ],
+)
+def test_why_a_server_has_ended_is_a_sentence(code: int, said: str, sentence: str) -> None:
+    assert sentence in explain_end(code, said, Path("logs/vllm.log"))
+
+
+def test_what_was_restored_for_an_earlier_start_is_removed_before_the_next(
+    base_model: BaseModel,
+) -> None:
+    left = find_restored("built-in") / "ckpt-1"
+    left.mkdir(parents=True)
+    wanted = replicas.Wanted(name="built-in", engine="built_in")
+
+    async def begin() -> None:
+        launched = await launch(wanted)
+        await launched.end()
+
+    async_to_sync(begin)()
+    assert not left.exists()

@@ -19,6 +19,7 @@ from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.deployments import replicas, services
 from webapp.deployments.models import Deployment, HotLoad, Replica, SamplingCall
+from webapp.deployments.wanted import Wanted
 from webapp.fleet.models import BaseModel
 from workers import supervisor
 from workers.hotload import in_database
@@ -390,7 +391,7 @@ def test_what_was_restored_for_an_earlier_start_is_removed_before_the_next(
 ) -> None:
     left = find_restored("built-in") / "ckpt-1"
     left.mkdir(parents=True)
-    wanted = replicas.Wanted(name="built-in", engine="built_in")
+    wanted = Wanted(name="built-in", engine="built_in")
 
     async def begin() -> None:
         launched = await launch(wanted)

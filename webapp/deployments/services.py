@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from django.db import IntegrityError, transaction
-from django.db.models import QuerySet
+from django.db.models import Exists, QuerySet
 from django.utils.timezone import now
 
 from webapp.accounts.audit import record_audit
@@ -108,10 +108,14 @@ def list_loading() -> list[Deployment]:
 
 
 def mark_ready(deployment: Deployment, hot_load: HotLoad | None) -> bool:
-    """False: meanwhile it was stopped, or another checkpoint was chosen."""
+    """False: meanwhile it was stopped, another checkpoint was chosen, or the load was lost."""
     if hot_load is not None and hot_load.deployment_id is None:
         HotLoad.objects.filter(pk=hot_load.pk).update(deployment=deployment)
-    return _change(_as_seen(deployment), deployment, status=Status.READY, error="")
+    seen = _as_seen(deployment)
+    if hot_load is not None:  # its server may have ended a moment ago
+        held = HotLoad.objects.filter(pk=hot_load.pk, status=HotLoad.Status.READY)
+        seen = seen.filter(Exists(held))
+    return _change(seen, deployment, status=Status.READY, error="")
 
 
 def mark_failed(deployment: Deployment, error: str) -> bool:

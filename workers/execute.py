@@ -209,16 +209,22 @@ def load_weights(held: Held, _operation: Operation, payload: Mapping[str, Any]) 
         raise InvalidInput(f"the checkpoint {checkpoint.name} was deleted: load another one")
     if checkpoint.is_full is not held.run.is_full:
         raise InvalidInput(f"{checkpoint.name} is of a run that trains other weights: load another")
-    folder = find_folder(checkpoint)
-    held.engine.load_weights(
-        held.run.pk, folder, optimizer=bool(payload["optimizer"]), kind=payload.get("kind", "adamw")
-    )
+    folder, is_adapter = find_folder(checkpoint), bool(payload.get("is_adapter"))
+    if is_adapter:  # into the run's own, which keeps its rank and layers
+        held.engine.load_adapter(held.run.pk, folder)
+    else:
+        held.engine.load_weights(
+            held.run.pk,
+            folder,
+            optimizer=bool(payload["optimizer"]),
+            kind=payload.get("kind", "adamw"),
+        )
     note_limits(held)
     held.tally = Tally()
     held.is_settled = True  # the checkpoint may go; what came of it stays in the autosave
     held.autosaved_at = -math.inf
     answered = {"path": checkpoint.tinker_path, "model_id": held.run.model_id}
-    return answer({**answered, "type": "load_weights"})
+    return answer({**answered, "type": "load_adapter" if is_adapter else "load_weights"})
 
 
 def optim_step(held: Held, _operation: Operation, payload: Mapping[str, Any]) -> Done:

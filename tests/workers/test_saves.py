@@ -79,3 +79,23 @@ def test_a_run_goes_on_after_its_parent_was_deleted_and_its_device_lost() -> Non
     again = branch.learn(5, forward_only=True)
     take_turns(make_device("w3"))
     assert read_loss(again) == pytest.approx(read_loss(scored), rel=1e-6)
+
+
+def test_a_run_takes_the_weights_of_an_adapter_into_its_own_also_after_a_crash() -> None:
+    program = Program()
+    program.create()
+    program.train(range(2))
+    program.send(Kind.SAVE_WEIGHTS_FOR_SAMPLER, name="source")
+    scored = program.learn(5, forward_only=True)
+    take_turns(make_device())
+    source = Checkpoint.objects.get()
+
+    branch = Program(run=make_client_run(1))
+    branch.create(seed=8)
+    load = branch.send(Kind.LOAD_WEIGHTS, checkpoint=source.pk, optimizer=False, is_adapter=True)
+    take_turns(make_device("w2"))
+    assert read_answer(load)["type"] == "load_adapter"
+    queue.release_worker(worker="w2")
+    again = branch.learn(5, forward_only=True)
+    take_turns(make_device("w3"))
+    assert read_loss(again) == pytest.approx(read_loss(scored), rel=1e-6)

@@ -25,6 +25,7 @@ from training.engine.optim import (
     update,
 )
 from training.engine.passes import run_pass
+from training.engine.peft_folder import read_weights
 from training.engine.probes import choose_probe_tokens, make_probe
 from training.engine.recompute import recompute_layers
 from training.engine.routes import check_routes
@@ -280,6 +281,20 @@ class Engine(Tenancy):
         if contents.optimizer is not None:
             checkpoint.copy_tensors(name_moments(adapter.view, state), contents.optimizer)
             state.num_steps = contents.step
+
+    def load_adapter(self, run: str, folder: Path) -> None:
+        """A PEFT folder's weights into the run's own adapter, which keeps its rank and layers. The
+        optimizer begins anew; gradients are dropped."""
+        if self.full is not None:
+            raise InvalidInput(
+                f"{folder.name} holds an adapter: a full-parameter run loads all weights of a model"
+            )
+        adapter = self._adapter(run)
+        weights = read_weights(folder, adapter, self.base_digest)
+        checkpoint.copy_tensors(adapter.tensors, weights)
+        adapter.drop_gradients()
+        kind = name_optimizer(self.optimizers[run])
+        self.optimizers[run] = STATES[kind].fresh(adapter.values)
 
     def _load_full(self, run: str, folder: Path, *, optimizer: bool) -> None:
         source = whole.Source(folder, base_digest=self.base_digest, optimizer=optimizer)

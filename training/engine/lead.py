@@ -143,6 +143,9 @@ class LeadEngine(RankedEngine):
     ) -> None:
         self._order("load_weights", run, folder, optimizer=optimizer, kind=kind)
 
+    def load_adapter(self, run: str, folder: Path) -> None:
+        self._order("load_adapter", run, folder)
+
     def drop_gradients(self, run: str) -> None:
         self._order("drop_gradients", run)
 

@@ -10,9 +10,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from training.engine.adapters import Adapters
+from training.engine.adapters import Adapter, Adapters
 from training.engine.lora import Adapted, Block, Pair, cut_stack
 from training.errors import InvalidInput
+from training.manifest import MANIFEST_FILE, read_manifest
 
 # Each changes what A and B mean, or names weights beside them.
 UNSUPPORTED = (
@@ -49,6 +50,53 @@ def read_pairs(folder: Path, adapters: Adapters) -> dict[str, Pair]:
     if tensors:
         raise InvalidInput(f"{folder}: the base model has no place for {min(tensors)}")
     return pairs
+
+
+def read_weights(folder: Path, adapter: Adapter, base_digest: str) -> dict[str, torch.Tensor]:
+    """What a run of that rank and those layers begins with, in float32: whoever made the folder,
+    its A and B are of the same layers and rank. Another alpha is made up for in the Bs.
+    """
+    check_base(folder, base_digest)
+    try:
+        config = _read_config(folder)
+        tensors = load_file(folder / "adapter_model.safetensors")
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        raise InvalidInput(f"{folder.name} cannot be read as an adapter: {error}") from None
+    check_layers(folder, tensors, adapter)
+    divisor = math.sqrt(adapter.spec.rank) if config.get("use_rslora") else adapter.spec.rank
+    share = config["lora_alpha"] / divisor / (adapter.spec.alpha / adapter.spec.rank)
+    bs = {name for _, block in adapter.blocks.values() for name in block.names}
+    return {
+        name: tensor.float() * (share if name in bs else 1.0) for name, tensor in tensors.items()
+    }
+
+
+def check_base(folder: Path, base_digest: str) -> None:
+    """Of a folder that this server has written. Of others only the shapes tell."""
+    if (folder / MANIFEST_FILE).is_file():
+        manifest = read_manifest(folder)
+        if manifest.type != "adapter":
+            raise InvalidInput(f"{folder.name} holds all weights of a model: that is no adapter")
+        if manifest.base_digest != base_digest:
+            raise InvalidInput(f"{folder.name} was trained on another base model than this one")
+
+
+def check_layers(folder: Path, tensors: Mapping[str, torch.Tensor], adapter: Adapter) -> None:
+    own = adapter.tensors
+    if missing := sorted(own.keys() - tensors.keys()):
+        raise InvalidInput(
+            f"{folder.name} does not train all that this run trains: {missing[0]} is missing"
+        )
+    if further := sorted(tensors.keys() - own.keys()):
+        raise InvalidInput(
+            f"{folder.name} trains more than this run does: it has no place for {further[0]}"
+        )
+    for name, tensor in sorted(tensors.items()):
+        if tensor.shape != own[name].shape:
+            raise InvalidInput(
+                f"{folder.name} has {tuple(tensor.shape)} for {name}, this run of rank "
+                f"{adapter.spec.rank} has {tuple(own[name].shape)}: take a run of its rank and base"
+            )
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:

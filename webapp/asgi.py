@@ -16,9 +16,10 @@ pages = get_asgi_application()
 from webapp.core.bodies import BoundedBodies  # noqa: E402
 from webapp.core.slashes import SingleSlashes  # noqa: E402
 from webapp.core.subscription import listen_for_ever, on_finished, on_pieces  # noqa: E402
-from webapp.core.threads import PooledHandler, Receive, Scope, Send  # noqa: E402
+from webapp.core.threads import App, PooledHandler, Receive, Scope, Send  # noqa: E402
 from webapp.deployments.streams import Streams  # noqa: E402
 from webapp.deployments.watching import AnswerStreams, is_watched, watches  # noqa: E402
+from webapp.firetitan.doors import find_trainer_path, open_doors  # noqa: E402
 from webapp.routing import websocket_urlpatterns  # noqa: E402
 from webapp.tinker import futures  # noqa: E402
 from webapp.wire import door, heartbeats, waiting  # noqa: E402
@@ -32,6 +33,7 @@ samplers = futures.ParkedSamplers(threads)
 beats = heartbeats.Heartbeats(threads)
 streams = Streams()
 doors = {waiting.PATH: polls, futures.PATH: samplers, heartbeats.PATH: beats}
+trainer_doors = open_doors(polls, beats)
 api = PooledHandler(num_threads=NUM_API_THREADS)
 watched = AuthMiddlewareStack(AnswerStreams(watches))
 on_finished(polls.wake)
@@ -40,9 +42,15 @@ on_finished(streams.wake)
 on_pieces(streams.hear)
 
 
+def find_door(scope: Scope) -> App | None:
+    path: str = scope["path"]
+    return doors.get(path) or trainer_doors.get(find_trainer_path(path))
+
+
 async def answer_http(scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["path"] in doors and scope["method"] == "POST":
-        await doors[scope["path"]](scope, receive, send)
+    chosen = find_door(scope) if scope["method"] == "POST" else None
+    if chosen is not None:
+        await chosen(scope, receive, send)
     elif scope["path"].startswith(API_PREFIXES):
         await api(scope, receive, send)
     elif is_watched(scope["path"]):

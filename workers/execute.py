@@ -32,11 +32,12 @@ from webapp.core.errors import UserError
 from webapp.deployments.calls import follow_inflight, open_sampling_session
 from webapp.runs.custom_losses import attach_loss
 from webapp.runs.models import Operation, Run
-from webapp.runs.services import note_shared_head
+from webapp.runs.services import finish_client_run, note_shared_head
 from webapp.wire.passes import JSON, PROTOBUF, decode_forward_backward, encode_output
 from workers.saves import choose_previous, export_weights, make_folder_name, save_sampler
 
 EPHEMERAL_SECONDS = 86_400  # of a sampling client's weights, after its session has ended
+NO_PAYLOAD: Mapping[str, Any] = {}
 STEP_OPTIONS = tuple(option.name for option in fields(StepOptions))  # of an optim_step's payload
 
 Kind = Operation.Kind
@@ -189,12 +190,12 @@ def count_custom(tally: Tally, metrics: Mapping[str, float]) -> None:
 
 
 def create_model(held: Held, _operation: Operation, payload: Mapping[str, Any]) -> Done:
-    spec = {key: value for key, value in payload.items() if key != "optimizer"}
+    spec = {key: value for key, value in payload.items() if key not in ("optimizer", "answer")}
     kind = payload.get("optimizer", "adamw")
     held.engine.create_adapter(held.run.pk, LoraSpec(**spec), kind)
     note_limits(held)
     held.tally = Tally()
-    return answer({"model_id": held.run.model_id, "type": "create_model"})
+    return answer({"model_id": held.run.model_id, "type": "create_model"}, payload)
 
 
 def note_limits(held: Held) -> None:
@@ -224,7 +225,8 @@ def load_weights(held: Held, _operation: Operation, payload: Mapping[str, Any]) 
     held.is_settled = True  # the checkpoint may go; what came of it stays in the autosave
     held.autosaved_at = -math.inf
     answered = {"path": checkpoint.tinker_path, "model_id": held.run.model_id}
-    return answer({**answered, "type": "load_adapter" if is_adapter else "load_weights"})
+    kind = "load_adapter" if is_adapter else "load_weights"
+    return answer({**answered, "type": kind}, payload)
 
 
 def optim_step(held: Held, _operation: Operation, payload: Mapping[str, Any]) -> Done:
@@ -277,9 +279,8 @@ def describe_tally(tally: Tally, seconds: float) -> dict[str, float]:
 
 def save_weights(held: Held, operation: Operation, payload: Mapping[str, Any]) -> Done:
     checkpoint = save_checkpoint(held, operation, payload, Checkpoint.Kind.TRAINING)
-    return answer(
-        {"path": checkpoint.tinker_path, "checkpoint": checkpoint.pk, "type": "save_weights"}
-    )
+    answered = {"path": checkpoint.tinker_path, "checkpoint": checkpoint.pk}
+    return answer({**answered, "type": "save_weights"}, payload)
 
 
 def save_weights_for_sampler(held: Held, operation: Operation, payload: Mapping[str, Any]) -> Done:
@@ -297,7 +298,7 @@ def save_weights_for_sampler(held: Held, operation: Operation, payload: Mapping[
     kind = {"checkpoint": checkpoint.pk, "type": "save_weights_for_sampler"}
     if checkpoint.is_full:
         kind["checkpoint_type"] = checkpoint.type
-    return answer({**answered, **kind})
+    return answer({**answered, **kind}, payload)
 
 
 def save_weights_external(held: Held, operation: Operation, payload: Mapping[str, Any]) -> Done:
@@ -352,8 +353,15 @@ def save_checkpoint(
         raise
 
 
-def answer(content: Mapping[str, Any]) -> Done:
-    return Done(result=json.dumps(content).encode())
+def unload_model(held: Held, _operation: Operation, _payload: Mapping[str, Any]) -> Done:
+    """Its weights go when the device is tidied, as those of every run that is over."""
+    finish_client_run(held.run, "success")
+    return answer({"model_id": held.run.model_id, "type": "unload_model"})
+
+
+def answer(content: Mapping[str, Any], payload: Mapping[str, Any] = NO_PAYLOAD) -> Done:
+    """Some dialects have their own words for a part of it: their payloads bring it along."""
+    return Done(result=json.dumps({**content, **payload.get("answer", {})}).encode())
 
 
 VERBS: Mapping[str, Callable[[Held, Operation, Mapping[str, Any]], Done]] = {
@@ -363,4 +371,5 @@ VERBS: Mapping[str, Callable[[Held, Operation, Mapping[str, Any]], Done]] = {
     Kind.SAVE_WEIGHTS: save_weights,
     Kind.SAVE_WEIGHTS_FOR_SAMPLER: save_weights_for_sampler,
     Kind.SAVE_WEIGHTS_EXTERNAL: save_weights_external,
+    Kind.UNLOAD_MODEL: unload_model,
 }

@@ -14,6 +14,7 @@ from webapp.fleet.models import BaseModel
 from webapp.fleet.services import add_base_model
 from webapp.runs import queue
 from webapp.runs.models import Operation, Run
+from webapp.runs.refusals import refuse_operation
 from webapp.wire.passes import decode_output, encode_forward_backward
 from workers.device import Device, Setup
 from workers.gpu import run_turn
@@ -92,7 +93,7 @@ class Program:
 
     def be_refused(self, kind: str = Kind.FORWARD_BACKWARD, **columns: Any) -> None:
         """As a request that was answered with a 4xx: its number is used up."""
-        queue.refuse_operation(self.run, seq=self.seq, kind=kind, error="no", **columns)
+        refuse_operation(self.run, seq=self.seq, kind=kind, error="no", **columns)
         self.seq += 1
 
     def step(self, learning_rate: float = 1e-2, **options: str) -> Operation:

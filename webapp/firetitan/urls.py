@@ -1,6 +1,6 @@
 """The paths of the Fireworks dialect. Verbs follow a colon; no path ends with a slash."""
 
-from django.urls import path, re_path
+from django.urls import include, path, re_path
 
 from webapp.firetitan import deployment_views, endpoints, job_views, model_views, views
 
@@ -29,6 +29,7 @@ urlpatterns = [
     path(SHAPE, job_views.shape_versions),
     path(f"{SHAPE}/<version>", job_views.shape_version),
     re_path("^v1/accounts/", endpoints.answer_unknown),
+    path(TRAINER, include("webapp.firetitan.trainer_urls")),
     re_path("^training/v1/", endpoints.answer_unknown),
     re_path("^hot_load/", endpoints.answer_unknown),
 ]

@@ -7,17 +7,30 @@ from contextlib import contextmanager
 from typing import Any
 
 from django.db import IntegrityError, transaction
+from django.utils.timezone import now
 
 from training.errors import InvalidInput
 from webapp.accounts.models import Actor
 from webapp.core.errors import NotFound, UserError
 from webapp.core.fields import Fields
-from webapp.runs.models import Operation, Run, RunQuerySet, Session
-from webapp.runs.queue import refuse_operation, submit_operation
+from webapp.fleet.models import BaseModel
+from webapp.runs.models import Operation, Origin, Run, RunQuerySet, Session
+from webapp.runs.queue import submit_operation
+from webapp.runs.refusals import refuse_operation
+from webapp.runs.services import (
+    LONGEST_NAME,
+    add_log,
+    announce,
+    check_parent,
+    check_rank,
+    choose_lora,
+    note_reading,
+)
 
 RENUMBERED = ("sampling_session_seq_id",)  # the SDK counts on when it repeats an ephemeral save
 LOG_COLUMNS = (
     *("session", "model_seq_id", "status", "done_seq", "worker", "lease_until", "optimizer"),
+    "is_reference",
     *("base_model__vocab_size", "base_model__context_tokens"),
 )
 
@@ -70,6 +83,81 @@ def find_run_among(runs: RunQuerySet, model_id: str) -> Run:
     if run is None:
         raise NotFound(f"There is no model {model_id[:100]}.")
     return run
+
+
+def open_client_run(  # noqa: PLR0913 - the row's columns, by name
+    *,
+    actor: Actor,
+    session: Session,
+    model_seq_id: int,
+    base_model: BaseModel,
+    asked_model: str = "",
+    lora: Mapping[str, Any] | None = None,
+    parent: Any | None = None,
+    with_optimizer: bool = False,
+    optimizer: str = "adamw",
+    user_metadata: Mapping[str, Any] | None = None,
+    origin: str = Origin.TINKER,
+    may_be_full: bool = False,
+    is_reference: bool = False,
+) -> Run:
+    """The run behind a training client; a retry with the same `model_seq_id` gets the first one.
+
+    `lora` holds rank, alpha, seed and the train flags; a run from a checkpoint has its parent's.
+    `may_be_full`: in this client's dialect rank 0 asks for all weights.
+    """
+    if session.finished_at is not None:
+        raise UserError("This session has ended: open another one.", field="session_id")
+    first = Run.objects.filter(session=session, model_seq_id=model_seq_id).first()
+    if first is not None:
+        return first
+    check_parent(parent, base_model, with_optimizer, optimizer)
+    rank, shape = (parent.rank, parent.run.lora) if parent else choose_size(lora, may_be_full)
+    run, is_new = Run.objects.get_or_create(
+        session=session,
+        model_seq_id=model_seq_id,
+        defaults={
+            "project": session.project,
+            "created_by": actor.user,
+            "name": name_run(session, model_seq_id, user_metadata or {}),
+            "origin": origin,
+            "base_model": base_model,
+            "asked_model": asked_model,
+            "rank": rank,
+            "lora": shape,
+            "is_reference": is_reference,
+            "config": {**session.user_metadata, **(user_metadata or {})},
+            "parent": parent,
+            "with_optimizer": with_optimizer,
+            "optimizer": optimizer,
+            "status": Run.Status.RUNNING,
+            "started_at": now(),
+        },
+    )
+    if is_new:
+        begins = f"the checkpoint {parent.name}" if parent else str(base_model)
+        add_log(run, f"Opened by {actor.user}'s program, from {begins}.")
+        note_reading(run, optimizer)
+        announce(run)
+    return run
+
+
+def choose_size(lora: Mapping[str, Any] | None, may_be_full: bool) -> tuple[int, Mapping[str, Any]]:
+    """Of an adapter its rank and its shape; of all weights there is nothing to say."""
+    chosen = dict(lora or {})
+    rank = chosen.pop("rank", 32)
+    if may_be_full and rank == 0:
+        return 0, {}
+    return check_rank(rank), choose_lora(chosen)
+
+
+def name_run(session: Session, model_seq_id: int, user_metadata: Mapping[str, Any]) -> str:
+    """What its program calls the run, else the session, else the recipe that it follows."""
+    told = {**session.user_metadata, **user_metadata}
+    recipe = str(told.get("recipe_name", "")).removeprefix("recipe_")
+    given = user_metadata.get("name") or session.display_name or recipe or "SDK run"
+    number = f" {model_seq_id + 1}" if model_seq_id else ""
+    return f"{given}"[: LONGEST_NAME - len(number)] + number
 
 
 def submit_json(run: Run, seq: int, kind: str, payload: Mapping[str, Any]) -> Operation:

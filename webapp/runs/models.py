@@ -216,6 +216,7 @@ class Operation(models.Model):
         SAVE_WEIGHTS_FOR_SAMPLER = "save_weights_for_sampler"
         SAVE_WEIGHTS_EXTERNAL = "save_weights_external"
         LOAD_WEIGHTS = "load_weights"
+        UNLOAD_MODEL = "unload_model"
 
     class Status(models.TextChoices):
         QUEUED = "queued"

@@ -45,7 +45,7 @@ def submit_operation(
 
     `identity` stands for the payload where a retry may differ in what does not matter.
     """
-    _check_seq(seq)
+    check_seq(seq)
     operation = Operation(
         run=run,
         seq=seq,
@@ -58,12 +58,12 @@ def submit_operation(
         forward_only=forward_only,
     )
     if seq <= run.done_seq:
-        return _find_first(operation)
+        return find_first(operation)
     try:
         with transaction.atomic():
             operation.save(force_insert=True)
     except IntegrityError:
-        return _find_first(operation)
+        return find_first(operation)
     transaction.on_commit(partial(_kick_for, operation))
     return operation
 
@@ -72,15 +72,15 @@ def _kick_for(operation: Operation) -> None:
     """Only where nothing before it is to be done: who ends that goes on with this one by itself."""
     run, before = operation.run, operation.seq - 1
     if run.done_seq >= before or Run.objects.filter(pk=run.pk, done_seq__gte=before).exists():
-        _kick(run)
+        kick(run)
 
 
-def _check_seq(seq: int) -> None:
+def check_seq(seq: int) -> None:
     if not 0 <= seq <= MAX_SEQ:
         raise UserError(f"seq_id {seq} is out of range: count from 1 upward.", field="seq_id")
 
 
-def _find_first(operation: Operation) -> Operation:
+def find_first(operation: Operation) -> Operation:
     """The row that has this seq already, where it asks for the same thing."""
     seq = operation.seq
     first = Operation.objects.filter(run=operation.run, seq=seq).defer("payload", "result").first()
@@ -99,23 +99,6 @@ def _find_first(operation: Operation) -> Operation:
         )
     first.run = operation.run
     return first
-
-
-def refuse_operation(
-    run: Run, *, seq: int, kind: str, error: str, forward_only: bool = False
-) -> None:
-    """Note that this seq was answered with a 4xx: it never comes again, and nobody waits for it."""
-    if not 0 <= seq <= MAX_SEQ:
-        return
-    with transaction.atomic():
-        # First the run's row: whoever advances the log meanwhile waits, then sees this refusal.
-        Run.objects.filter(pk=run.pk).update(last_request_at=now())
-        columns = {"kind": kind, "forward_only": forward_only, "error": error, "digest": ""}
-        _, is_new = Operation.objects.get_or_create(
-            run=run, seq=seq, defaults={**columns, "status": Status.REFUSED}
-        )
-        if is_new and _advance(run.pk):
-            _kick(run)
 
 
 def name_holder(worker: str, start: str) -> str:
@@ -280,12 +263,12 @@ def _end(operation: Operation, worker: str, **columns: object) -> bool:
             transaction.set_rollback(True)
             return False
         if Operation.objects.filter(run=operation.run_id, seq=seq + 1, status__in=ENDED).exists():
-            _advance(operation.run_id)
+            advance(operation.run_id)
         wake(operation.request_id)
     return True
 
 
-def _advance(run_id: str) -> bool:
+def advance(run_id: str) -> bool:
     """Move `done_seq` over what has ended behind it. True: it moved."""
     following = Operation.objects.filter(
         run=run_id, seq__gt=F("run__done_seq"), status__in=ENDED
@@ -324,7 +307,7 @@ def fail_waiting(run: Run, *, error: str, category: str) -> int:
     with transaction.atomic():
         Run.objects.filter(pk=run.pk).update(last_request_at=now())
         failed = _fail_queued(run, error, category)
-        _advance(run.pk)
+        advance(run.pk)
     return len(failed)
 
 
@@ -379,7 +362,7 @@ def kick_waiting() -> None:
         send_task(GPU_TURN, queue=queue)
 
 
-def _kick(run: Run) -> None:
+def kick(run: Run) -> None:
     count_work()
     transaction.on_commit(partial(_call, run))
 

@@ -1,6 +1,5 @@
 """A run's life: begun, driven by its recipe, steered by people, ended."""
 
-from collections.abc import Mapping
 from dataclasses import fields
 from datetime import timedelta
 from typing import Any
@@ -21,7 +20,7 @@ from webapp.core.errors import UserError
 from webapp.core.events import project_group, publish, run_group
 from webapp.datasets.models import DatasetVersion
 from webapp.fleet.models import BaseModel
-from webapp.runs.models import LogLine, Operation, Origin, Run, Session
+from webapp.runs.models import LogLine, Operation, Run, Session
 from webapp.runs.queue import fail_waiting
 from webapp.runs.room import predict_bytes
 
@@ -187,59 +186,6 @@ def check_parent(
         )
 
 
-def open_client_run(  # noqa: PLR0913 - the row's columns, by name
-    *,
-    actor: Actor,
-    session: Session,
-    model_seq_id: int,
-    base_model: BaseModel,
-    asked_model: str = "",
-    lora: Mapping[str, Any] | None = None,
-    parent: Any | None = None,
-    with_optimizer: bool = False,
-    optimizer: str = "adamw",
-    user_metadata: Mapping[str, Any] | None = None,
-    origin: str = Origin.TINKER,
-) -> Run:
-    """The run behind a training client; a retry with the same `model_seq_id` gets the first one.
-
-    `lora` holds rank, alpha, seed and the train flags; a run from a checkpoint has its parent's.
-    """
-    if session.finished_at is not None:
-        raise UserError("This session has ended: open another one.", field="session_id")
-    first = Run.objects.filter(session=session, model_seq_id=model_seq_id).first()
-    if first is not None:
-        return first
-    check_parent(parent, base_model, with_optimizer, optimizer)
-    chosen = dict(lora or {})
-    run, is_new = Run.objects.get_or_create(
-        session=session,
-        model_seq_id=model_seq_id,
-        defaults={
-            "project": session.project,
-            "created_by": actor.user,
-            "name": name_run(session, model_seq_id, user_metadata or {}),
-            "origin": origin,
-            "base_model": base_model,
-            "asked_model": asked_model,
-            "rank": parent.rank if parent else check_rank(chosen.pop("rank", 32)),
-            "lora": parent.run.lora if parent else choose_lora(chosen),
-            "config": {**session.user_metadata, **(user_metadata or {})},
-            "parent": parent,
-            "with_optimizer": with_optimizer,
-            "optimizer": optimizer,
-            "status": Status.RUNNING,
-            "started_at": now(),
-        },
-    )
-    if is_new:
-        begins = f"the checkpoint {parent.name}" if parent else str(base_model)
-        add_log(run, f"Opened by {actor.user}'s program, from {begins}.")
-        note_reading(run, optimizer)
-        announce(run)
-    return run
-
-
 def note_reading(run: Run, name: str) -> None:
     """The first time that a run uses what Hone had to define itself, its page says so."""
     if name in OWN_READINGS and name not in run.notes and note(run, name, OWN_READINGS[name]):
@@ -261,15 +207,6 @@ def note(run: Run, name: str, text: str) -> bool:
     return bool(changed.update(notes={**kept, name: text}))
 
 
-def name_run(session: Session, model_seq_id: int, user_metadata: Mapping[str, Any]) -> str:
-    """What its program calls the run, else the session, else the recipe that it follows."""
-    told = {**session.user_metadata, **user_metadata}
-    recipe = str(told.get("recipe_name", "")).removeprefix("recipe_")
-    given = user_metadata.get("name") or session.display_name or recipe or "SDK run"
-    number = f" {model_seq_id + 1}" if model_seq_id else ""
-    return f"{given}"[: LONGEST_NAME - len(number)] + number
-
-
 @transaction.atomic
 def finish_session(session: Session, *, reason: str, detail: str = "") -> bool:
     """End a session and the runs it holds: success, errored, interrupted or lost.
@@ -282,11 +219,11 @@ def finish_session(session: Session, *, reason: str, detail: str = "") -> bool:
     if not ended:
         return False
     for run in session.runs.filter(status=Status.RUNNING):
-        _finish_client_run(run, reason, detail)
+        finish_client_run(run, reason, detail)
     return True
 
 
-def _finish_client_run(run: Run, reason: str, detail: str) -> None:
+def finish_client_run(run: Run, reason: str, detail: str = "") -> None:
     status = {"errored": Status.FAILED, "interrupted": Status.CANCELLED}.get(reason, Status.DONE)
     untold = "Its program ended with an error and did not say which: look where it runs."
     error = (detail or untold) if status == Status.FAILED else ""

@@ -11,6 +11,7 @@ from webapp.runs.clients import (
     check_open,
     find_log,
     find_session,
+    open_client_run,
     open_session,
     refusing,
     submit_json,
@@ -20,7 +21,7 @@ from webapp.runs.models import CustomLoss, Operation, Session
 from webapp.runs.optimizers import read_params
 from webapp.runs.queue import MAX_SEQ, submit_operation
 from webapp.runs.room import check_data, check_spec
-from webapp.runs.services import LORA_FLAGS, note_reading, open_client_run
+from webapp.runs.services import LORA_FLAGS, note_reading
 from webapp.wire import passes
 
 CLIENT_RANK = 32  # what the SDK sends where its user says nothing

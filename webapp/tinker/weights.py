@@ -12,10 +12,9 @@ from webapp.checkpoints.names import read_name, read_ttl
 from webapp.checkpoints.services import find_by_tinker_path, find_loadable
 from webapp.core.errors import UserError
 from webapp.core.fields import Fields
-from webapp.runs.clients import find_run, find_session, refusing, submit_json
+from webapp.runs.clients import find_run, find_session, open_client_run, refusing, submit_json
 from webapp.runs.models import Operation
 from webapp.runs.queue import MAX_SEQ
-from webapp.runs.services import open_client_run
 from webapp.tinker.services import find_offered, read_optimizer
 
 KINDS = ("snapshot", "inflight")

@@ -136,7 +136,7 @@ def _read_tensor(tensor: pb.Tensor, where: str) -> NDArray[Any]:
     if tensor.WhichOneof("encoding") == "sparse_csr":
         values = _read_sparse(tensor, dtype, where)
     else:
-        values = _shape(_read_buffer(tensor.dense, dtype, where), tensor.shape, where)
+        values = shape_values(_read_buffer(tensor.dense, dtype, where), tensor.shape, where)
     return _widen(values, tensor.dtype)
 
 
@@ -148,7 +148,7 @@ def _read_buffer(data: bytes, dtype: np.dtype[Any], where: str) -> NDArray[Any]:
     return np.frombuffer(data, dtype)
 
 
-def _shape(values: NDArray[Any], shape: Sequence[int], where: str) -> NDArray[Any]:
+def shape_values(values: NDArray[Any], shape: Sequence[int], where: str) -> NDArray[Any]:
     if not shape:
         return values
     if len(shape) > MAX_DIMENSIONS or min(shape) < 0 or math.prod(shape) != values.size:
@@ -157,12 +157,24 @@ def _shape(values: NDArray[Any], shape: Sequence[int], where: str) -> NDArray[An
 
 
 def _read_sparse(tensor: pb.Tensor, dtype: np.dtype[Any], where: str) -> NDArray[Any]:
-    """Cells that are not listed are 0, in every field: each is made sparse by itself."""
     csr = tensor.sparse_csr
-    values = _read_buffer(csr.values, dtype, where)
-    row_starts = _read_buffer(csr.crow_indices, np.dtype("<i8"), where)
-    columns = _read_buffer(csr.col_indices, np.dtype("<i8"), where)
-    shape = list(tensor.shape)
+    return unpack_sparse(
+        _read_buffer(csr.values, dtype, where),
+        _read_buffer(csr.crow_indices, np.dtype("<i8"), where),
+        _read_buffer(csr.col_indices, np.dtype("<i8"), where),
+        list(tensor.shape),
+        where,
+    )
+
+
+def unpack_sparse(
+    values: NDArray[Any],
+    row_starts: NDArray[Any],
+    columns: NDArray[Any],
+    shape: list[int],
+    where: str,
+) -> NDArray[Any]:
+    """Cells that are not listed are 0, in every field: each is made sparse by itself."""
     if len(shape) != 2 or min(shape) < 0:
         raise UserError(f"{where}: a sparse tensor of the shape {shape} cannot be unpacked here.")
     num_rows, num_columns = shape
@@ -176,7 +188,7 @@ def _read_sparse(tensor: pb.Tensor, dtype: np.dtype[Any], where: str) -> NDArray
     )
     if not fits:
         raise UserError(f"{where}: the sparse rows and columns do not fit the shape {shape}.")
-    dense = np.zeros(shape, dtype)
+    dense = np.zeros(shape, values.dtype)
     dense[np.repeat(np.arange(num_rows), np.diff(row_starts)), columns] = values
     return dense
 

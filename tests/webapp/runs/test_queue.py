@@ -11,6 +11,7 @@ from webapp.core.errors import UserError
 from webapp.runs import queue
 from webapp.runs.models import Operation, Run
 from webapp.runs.outcomes import read_outcomes
+from webapp.runs.refusals import refuse_operation
 
 pytestmark = pytest.mark.django_db
 
@@ -109,18 +110,18 @@ def test_a_refused_seq_is_not_waited_for(run: Run) -> None:
     queue.lease_run(run, worker="w1")
     submit(run, 0)
     submit(run, 2)
-    queue.refuse_operation(run, seq=1, kind=Kind.OPTIM_STEP, error="no")
+    refuse_operation(run, seq=1, kind=Kind.OPTIM_STEP, error="no")
     assert [execute(run) for _ in range(3)] == [[0], [2], []]
 
 
 def test_a_refusal_that_is_next_in_line_frees_what_waits(run: Run) -> None:
     submit(run, 1)
-    queue.refuse_operation(run, seq=0, kind=Kind.OPTIM_STEP, error="no")
+    refuse_operation(run, seq=0, kind=Kind.OPTIM_STEP, error="no")
     assert queue.find_work("w1") == [run]
 
 
 def test_a_refused_seq_is_refused_again_with_its_reason(run: Run) -> None:
-    queue.refuse_operation(run, seq=0, kind=Kind.OPTIM_STEP, error="datum 3 is empty")
+    refuse_operation(run, seq=0, kind=Kind.OPTIM_STEP, error="datum 3 is empty")
     with pytest.raises(UserError, match="datum 3 is empty"):
         submit(run, 0)
 

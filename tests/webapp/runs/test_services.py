@@ -12,6 +12,7 @@ from webapp.core.errors import UserError
 from webapp.datasets.models import Dataset, DatasetVersion
 from webapp.fleet.models import BaseModel
 from webapp.runs import driving, services
+from webapp.runs.clients import open_client_run
 from webapp.runs.models import LogLine, Operation, Run, Session
 
 pytestmark = pytest.mark.django_db
@@ -244,7 +245,7 @@ def open_session(actor: Actor) -> Session:
 def test_the_same_model_seq_id_opens_the_same_run(actor: Actor, base_model: BaseModel) -> None:
     session = open_session(actor)
     first, again = (
-        services.open_client_run(
+        open_client_run(
             actor=actor,
             session=session,
             model_seq_id=0,
@@ -264,7 +265,7 @@ def test_a_run_inherits_what_its_session_says_of_itself(
 ) -> None:
     session = open_session(actor)
     session.user_metadata = {"recipe_name": "recipe_sl_basic", "renderer_name": "qwen3"}
-    run = services.open_client_run(
+    run = open_client_run(
         actor=actor,
         session=session,
         model_seq_id=0,
@@ -277,11 +278,9 @@ def test_a_run_inherits_what_its_session_says_of_itself(
 def test_a_program_that_gives_no_name_has_its_recipes(actor: Actor, base_model: BaseModel) -> None:
     session = open_session(actor)
     session.display_name, session.user_metadata = "", {"recipe_name": "recipe_sl_basic"}
-    of_recipe = services.open_client_run(
-        actor=actor, session=session, model_seq_id=0, base_model=base_model
-    )
+    of_recipe = open_client_run(actor=actor, session=session, model_seq_id=0, base_model=base_model)
     session.user_metadata = {}
-    of_nothing = services.open_client_run(
+    of_nothing = open_client_run(
         actor=actor, session=session, model_seq_id=1, base_model=base_model
     )
     assert (of_recipe.name, of_nothing.name) == ("sl_basic", "SDK run 2")
@@ -291,7 +290,7 @@ def test_a_long_name_keeps_what_tells_two_models_of_a_session_apart(
     actor: Actor, base_model: BaseModel
 ) -> None:
     session = open_session(actor)
-    run = services.open_client_run(
+    run = open_client_run(
         actor=actor,
         session=session,
         model_seq_id=1,
@@ -306,9 +305,7 @@ def test_an_ended_session_opens_nothing(actor: Actor, base_model: BaseModel) -> 
     services.finish_session(session, reason="success")
     session.refresh_from_db()
     with pytest.raises(UserError, match="session has ended"):
-        services.open_client_run(
-            actor=actor, session=session, model_seq_id=0, base_model=base_model
-        )
+        open_client_run(actor=actor, session=session, model_seq_id=0, base_model=base_model)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ again = jobs.create(config)
 other = TrainerJobConfig(base_model=MODEL, lora_rank=8, training_shape_ref=profile.training_shape)
 by_shape = jobs.create_and_wait(other)
 wrong = TrainerJobConfig(
-    base_model="accounts/fireworks/models/qwen3-8b", lora_rank=8, max_context_length=64
+    base_model="accounts/fireworks/models/qwen3-8b-unknown", lora_rank=8, max_context_length=64
 )
 try:
     jobs.create_and_wait(wrong)

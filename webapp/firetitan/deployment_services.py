@@ -7,7 +7,7 @@ from django.db import transaction
 
 from webapp.accounts.models import Actor
 from webapp.core.errors import NotFound, UserError
-from webapp.deployments import services
+from webapp.deployments import replicas, services
 from webapp.deployments.models import Deployment
 from webapp.firetitan.deployment_requests import DeploymentRequest, check_counts, count_replicas
 from webapp.firetitan.describing import name_job
@@ -95,9 +95,7 @@ def scale_deployment(*, actor: Actor, deployment: Deployment, num_replicas: int)
 def scale_as_told(actor: Actor, deployment: Deployment, terms: DeploymentTerms) -> None:
     wanted = count_replicas(terms.min_replica_count, terms.max_replica_count)
     if wanted != deployment.num_replicas:
-        mine = Deployment.objects.visible_to(actor).filter(pk=deployment.pk)
-        mine.update(num_replicas=wanted)
-        deployment.refresh_from_db()
+        replicas.scale_deployment(actor=actor, deployment=deployment, num_replicas=wanted)
 
 
 def check_job(actor: Actor, name: str, base_model_id: str) -> None:

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 
 from webapp.accounts.models import Actor
-from webapp.accounts.services import find_actor_of_key, hash_secret
+from webapp.accounts.services import find_actor_of_key, hash_key
 from webapp.accounts.tokens import is_token, read_token
 
 REMEMBER_SECONDS = 5.0  # a revoked key works for this much longer
@@ -50,7 +50,7 @@ def recall_actor(secret: str) -> Actor | None:
 def name_credential(secret: str) -> str | None:
     """All tokens of a key are one: each program has its own. None: it is invalid."""
     if not is_token(secret):
-        return hash_secret(secret)
+        return hash_key(secret)
     claims = read_token(secret)
     return claims["key"] if claims else None
 

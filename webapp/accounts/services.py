@@ -22,9 +22,21 @@ from webapp.accounts.tokens import is_token, read_token
 from webapp.core.errors import NotFound, UserError
 
 KEY_PREFIX = "tml-"  # the tinker SDK refuses keys that start otherwise
+OTHER_PREFIX = "fw_"  # the same key as the Fireworks SDK takes it, which refuses tinker's
 LINK_LIFETIME = timedelta(hours=24)
 MIN_SHARE, MAX_SHARE = 0.01, 1000
 TOUCH_EVERY = timedelta(minutes=1)  # a key's last use is good to the minute
+
+
+def hash_key(secret: str) -> str:
+    """A key may be written with either prefix."""
+    if secret.startswith(OTHER_PREFIX):
+        secret = KEY_PREFIX + secret.removeprefix(OTHER_PREFIX)
+    return hash_secret(secret)
+
+
+def spell_for_fireworks(secret: str) -> str:
+    return OTHER_PREFIX + secret.removeprefix(KEY_PREFIX)
 
 
 def hash_secret(secret: str) -> str:
@@ -137,7 +149,7 @@ def find_actor_of_key(secret: str) -> Actor | None:
 def _find_key(secret: str) -> ApiKey | None:
     keys = ApiKey.objects.select_related("project", "user").filter(revoked_at=None)
     if not is_token(secret):
-        return keys.filter(digest=hash_secret(secret)).first()
+        return keys.filter(digest=hash_key(secret)).first()
     claims = read_token(secret)
     return keys.filter(pk=claims["key"]).first() if claims else None
 

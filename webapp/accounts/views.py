@@ -115,6 +115,10 @@ def list_keys(request: ActorRequest) -> HttpResponse:
         "keys": ApiKey.objects.in_project(request.actor).select_related("user"),
         "secret": secret,
         "lines": f"export TINKER_BASE_URL={url}\nexport TINKER_API_KEY={secret or 'tml-...'}",
+        "fireworks_lines": (
+            f"export FIREWORKS_BASE_URL={url}\n"
+            f"export FIREWORKS_API_KEY={services.spell_for_fireworks(secret or 'tml-...')}"
+        ),
     }
     return render(request, "accounts/keys.html", context, status=400 if form.errors else 200)
 

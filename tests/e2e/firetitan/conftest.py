@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests.e2e.live import ROOT, Live
+from webapp.accounts.services import spell_for_fireworks
 
 PYTHON = ROOT / ".venv-fireworks" / "bin" / "python"
 TINY = ROOT / "tests" / "assets" / "tiny-chatml-1m"
@@ -38,7 +39,7 @@ def hub(live: Live, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def environment(live: Live, hub: Path) -> dict[str, str]:
     return {
-        "FIREWORKS_API_KEY": live.api_key,
+        "FIREWORKS_API_KEY": spell_for_fireworks(live.api_key),
         "FIREWORKS_BASE_URL": live.url,
         "HF_HUB_CACHE": str(hub),
     }

@@ -43,6 +43,8 @@ def test_a_key_is_shown_once_with_the_lines_for_the_sdk() -> None:
     assert found.user.username == "alice"
     assert f"export TINKER_API_KEY={secret}" in shown.content.decode()
     assert "export TINKER_BASE_URL=http://testserver" in shown.content.decode()
+    other = f"fw_{secret.removeprefix('tml-')}"
+    assert f"export FIREWORKS_API_KEY={other}" in shown.content.decode()
     later = browser.get("/settings/")
     assert secret not in later.content.decode()
     assert "laptop" in later.content.decode()

@@ -20,9 +20,11 @@ def test_a_key_has_exactly_one_account(program: Program) -> None:
     assert answer["nextPageToken"] == ""
 
 
-def test_either_header_opens_with_a_key_or_a_token(program: Program) -> None:
+def test_either_header_opens_with_a_key_in_either_spelling_or_a_token(program: Program) -> None:
     token = make_token(program.key)
+    as_theirs = f"fw_{program.secret.removeprefix('tml-')}"
     for headers in (
+        {"X-Api-Key": as_theirs},
         {"X-Api-Key": program.secret},
         {"Authorization": f"Bearer {program.secret}"},
         {"Authorization": f"Bearer {token}"},

@@ -19,6 +19,7 @@ import zstandard
 from training.errors import InvalidInput
 from training.manifest import DELTA_FILE, MANIFEST_FILE, Manifest, read_manifest
 from training.model_files import (
+    NUMBER_BYTES,
     ByteArray,
     Entry,
     Layout,
@@ -36,7 +37,6 @@ LENGTH_BYTES = 8
 BLOCK_BYTES = 32 << 20  # a multiple of every number's; blocks are compressed side by side
 T = TypeVar("T")
 S = TypeVar("S")
-NUMBER_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2}  # else 1
 
 
 def encode(before: ByteArray, after: ByteArray, width: int) -> bytes:

@@ -25,6 +25,7 @@ WEIGHTS_FILE = "model.safetensors"
 SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 
 ByteArray = NDArray[np.uint8]
+NUMBER_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2}  # else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,12 +98,23 @@ def _read_entry(name: str, field: Mapping[str, Any], begin: int) -> Entry:
 
 def lay_out_floats(file: str, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
     """A file of float32 tensors, in the format of safetensors whatever its name."""
-    fields, at = {}, 0
-    for name, shape in shapes.items():
-        size = 4 * math.prod(shape)
-        fields[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [at, at + size]}
+    return lay_out(file, {name: ("F32", shape) for name, shape in shapes.items()})
+
+
+def lay_out(
+    file: str,
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+    metadata: Mapping[str, str] | None = None,
+) -> Layout:
+    """Of a dtype and a shape each, one behind the other."""
+    fields: dict[str, Any] = {}
+    at = 0
+    for name, (dtype, shape) in tensors.items():
+        size = NUMBER_BYTES.get(dtype, 1) * math.prod(shape)
+        fields[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
         at += size
-    text = json.dumps(fields, separators=(",", ":")).encode()
+    marked = {"__metadata__": dict(metadata)} if metadata else {}
+    text = json.dumps({**marked, **fields}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that tensors begin at a multiple of their width
     header = len(text).to_bytes(8, "little") + text
     entries = [_read_entry(name, field, len(header)) for name, field in fields.items()]

@@ -37,7 +37,7 @@ PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 def read_pairs(folder: Path, adapters: Adapters) -> dict[str, Pair]:
     """Layer name -> A and B. Every tensor in the folder is used, or the folder is refused."""
     try:
-        config = _read_config(folder)
+        config = read_config(folder)
         tensors = load_file(folder / "adapter_model.safetensors")
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise InvalidInput(f"{folder} cannot be read as an adapter: {error}") from None
@@ -58,7 +58,7 @@ def read_weights(folder: Path, adapter: Adapter, base_digest: str) -> dict[str, 
     """
     check_base(folder, base_digest)
     try:
-        config = _read_config(folder)
+        config = read_config(folder)
         tensors = load_file(folder / "adapter_model.safetensors")
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise InvalidInput(f"{folder.name} cannot be read as an adapter: {error}") from None
@@ -99,7 +99,7 @@ def check_layers(folder: Path, tensors: Mapping[str, torch.Tensor], adapter: Ada
             )
 
 
-def _read_config(folder: Path) -> Mapping[str, Any]:
+def read_config(folder: Path) -> Mapping[str, Any]:
     path = folder / "adapter_config.json"
     if not path.is_file() or not (folder / "adapter_model.safetensors").is_file():
         raise InvalidInput(

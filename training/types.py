@@ -236,6 +236,7 @@ class SampleRequest:
     target_prompt_logprobs: TargetTokens | None = None
     prompt_alt_tokens_k: int = 0  # drawn at the request's temperature, without top-k and top-p
     with_routes: bool = False  # tell which experts were chosen; of a mixture only
+    with_both_logprobs: bool = False  # the model's own, and those of what was drawn from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,12 +260,16 @@ class SampledSequence:
 
     `logprobs` are of the distribution that was drawn from: scaled by the request's temperature,
     from before top-k and top-p. Temperature 0 draws nothing: there they are the model's own.
+    `raw_logprobs`, where they were asked for, are the model's own at any temperature, and
+    `drawn_logprobs` count top-k and top-p too; None: this server does not tell them apart.
     `routes`, where they were asked for, are of the positions that the tokens were drawn from.
     """
 
     tokens: Sequence[int]
     logprobs: Sequence[float]
     stop_reason: StopReason
+    raw_logprobs: Sequence[float | None] | None = None
+    drawn_logprobs: Sequence[float | None] | None = None
     topk_logprobs: TokenLogprobs | None = None  # at each place the likeliest, likeliest first
     routes: IntArray | None = None  # (N, L, k), as in `Datum`
 

@@ -20,11 +20,13 @@ from webapp.core.threads import App, PooledHandler, Receive, Scope, Send  # noqa
 from webapp.deployments.streams import Streams  # noqa: E402
 from webapp.deployments.watching import AnswerStreams, is_watched, watches  # noqa: E402
 from webapp.firetitan.doors import find_trainer_path, open_doors  # noqa: E402
+from webapp.openai.door import InferenceDoor  # noqa: E402
 from webapp.routing import websocket_urlpatterns  # noqa: E402
 from webapp.tinker import futures  # noqa: E402
 from webapp.wire import door, heartbeats, waiting  # noqa: E402
 
 NUM_API_THREADS = 8
+INFERENCE_PREFIXES = ("/v1/", "/inference/")
 API_PREFIXES = ("/api/", "/v1/accounts", "/training/", "/hot_load/")
 
 threads = ThreadPoolExecutor(door.NUM_THREADS, thread_name_prefix="door")
@@ -32,6 +34,7 @@ polls = waiting.ParkedPolls(threads)
 samplers = futures.ParkedSamplers(threads)
 beats = heartbeats.Heartbeats(threads)
 streams = Streams()
+inference = InferenceDoor(streams)
 doors = {waiting.PATH: polls, futures.PATH: samplers, heartbeats.PATH: beats}
 trainer_doors = open_doors(polls, beats)
 api = PooledHandler(num_threads=NUM_API_THREADS)
@@ -55,6 +58,8 @@ async def answer_http(scope: Scope, receive: Receive, send: Send) -> None:
         await api(scope, receive, send)
     elif is_watched(scope["path"]):
         await watched(scope, receive, send)
+    elif scope["path"].startswith(INFERENCE_PREFIXES):
+        await inference(scope, receive, send)
     else:
         await pages(scope, receive, send)
 

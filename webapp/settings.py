@@ -93,6 +93,7 @@ INSTALLED_APPS = [
     "webapp.evals",
     "webapp.tinker",
     "webapp.firetitan",
+    "webapp.openai",
     "workers",  # for its commands: up, model, serving, sampler
 ]
 

@@ -9,12 +9,12 @@ from hashlib import sha256
 from typing import Any
 
 from django.db import transaction
-from tokenizers.decoders import DecodeStream
 
-from training.data.tokenizer import ChatTokenizer
+from training.data.tokenizer import ChatTokenizer, Message
+from training.data.tool_calls import check_tools
 from training.errors import InvalidInput
 from training.recipes.grading import grade
-from training.types import SampledSequence, SampleOutput, SampleRequest
+from training.types import SampleOutput, SampleRequest
 from webapp.deployments import calls
 from webapp.deployments.models import HotLoad, SamplingCall
 from webapp.evals.models import EvalSuite, Evaluation
@@ -23,12 +23,9 @@ from webapp.runs.samples import record_sample
 from webapp.tinker.sample_payloads import read_payload
 from webapp.tinker.wire_samples import encode_sample_output
 from webapp.wire.passes import JSON, PROTOBUF
-from workers.streaming import list_stop_strings, name_table
-from workers.texts import cut_at_stop
+from workers.describing import CUT, Style
 
 Purpose = SamplingCall.Purpose
-
-CUT = (Purpose.OPENAI, Purpose.FIRETITAN)  # whose answers end before a stop string, not with it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +38,7 @@ class Answer:
     request: SampleRequest
     output: SampleOutput
     sequences: Sequence[Mapping[str, Any]]
+    prompt: Mapping[str, Any]  # empty: nobody asked to have it repeated
     load: HotLoad | None
     first_token_at: datetime | None  # where somebody watched
     template: str  # digest of the chat template that made the prompt; empty: it came as tokens
@@ -53,15 +51,25 @@ class Answer:
 def make_request(call: SamplingCall, tokenizer: ChatTokenizer) -> SampleRequest:
     payload = call.payload
     prompt, params = payload.get("prompt"), dict(payload.get("params") or {})
-    if prompt is None:
-        text = tokenizer.apply_template(
-            payload["messages"], add_generation_prompt=True, tools=payload.get("tools")
-        )
-        prompt = tokenizer.encode(text)
+    if "text" in payload:
+        prompt = tokenizer.encode_text(payload["text"])
+    elif prompt is None:
+        prompt = encode_messages(payload["messages"], payload.get("tools"), tokenizer)
         # Who sends messages cannot count tokens: the limit is theirs up to the model's own.
         room = max(1, call.base_model.context_tokens - len(prompt))
         params["max_tokens"] = min(params.get("max_tokens") or room, room)
     return read_payload(payload, prompt, params)
+
+
+def encode_messages(
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] | None,
+    tokenizer: ChatTokenizer,
+) -> list[int]:
+    if tools:
+        check_tools(tokenizer.template)
+    text = tokenizer.apply_template(messages, add_generation_prompt=True, tools=tools)
+    return tokenizer.encode(text)
 
 
 def make_answer(
@@ -72,39 +80,20 @@ def make_answer(
     load: HotLoad | None = None,
     first_token_at: datetime | None = None,
 ) -> Answer:
-    stops = list_stop_strings(request) if call.purpose in CUT else ()
+    style = Style.of(call, request, tokenizer)
     return Answer(
         request=request,
         output=output,
         sequences=[
-            describe_sequence(sequence, tokenizer, stops)
+            style.describe_sequence(sequence)
             for sequence in output.sequences
             if call.purpose != Purpose.TINKER
         ],
+        prompt=style.describe_prompt(output) if call.payload.get("echo") else {},
         load=load,
         first_token_at=first_token_at,
-        template="" if "prompt" in call.payload else digest_template(tokenizer),
+        template="" if "messages" not in call.payload else digest_template(tokenizer),
     )
-
-
-def describe_sequence(
-    sequence: SampledSequence, tokenizer: ChatTokenizer, stops: Sequence[str] = ()
-) -> dict[str, Any]:
-    topk = sequence.topk_logprobs
-    return {
-        "tokens": list(sequence.tokens),
-        "logprobs": list(sequence.logprobs),
-        "text": cut_at_stop(tokenizer.decode(sequence.tokens, skip_special=True), stops),
-        "pieces": split_pieces(sequence.tokens, tokenizer),
-        "stop_reason": sequence.stop_reason,
-        **({"alternatives": name_table(topk, tokenizer)} if topk else {}),
-    }
-
-
-def split_pieces(tokens: Sequence[int], tokenizer: ChatTokenizer) -> list[str]:
-    """One text a token, special ones spelled out. A character of several tokens is the last's."""
-    stream = DecodeStream(skip_special_tokens=False)
-    return [stream.step(tokenizer.tokenizer, token) or "" for token in tokens]
 
 
 def digest_template(tokenizer: ChatTokenizer) -> str:
@@ -122,6 +111,11 @@ def encode_answer(call: SamplingCall, answer: Answer) -> tuple[bytes, str]:
         "adapter": load.adapter_name if load else None,
         "digest": load.digest if load else call.base_model.digest,
     }
+    if call.purpose in CUT:
+        described |= {
+            "cached_tokens": answer.output.prompt_cache_hit_tokens,
+            "prompt": answer.prompt,
+        }
     if answer.output.prompt_logprobs is not None:
         described["prompt_logprobs"] = answer.output.prompt_logprobs
     return json.dumps(described).encode(), JSON

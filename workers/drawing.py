@@ -6,10 +6,13 @@ from datetime import datetime
 from functools import partial
 
 from training.data.tokenizer import ChatTokenizer
+from training.data.tool_calls import MARK
 from training.types import SampleOutput, SampleRequest
 from webapp.deployments.models import HotLoad, SamplingCall
 from webapp.deployments.pieces import Piece
-from workers.answers import CUT, Answer, make_answer
+from workers.answers import Answer, make_answer
+from workers.both_logprobs import complete_both
+from workers.describing import CUT, list_tools
 from workers.streaming import Watched, can_stream
 from workers.vllm import SamplingServer
 
@@ -26,10 +29,12 @@ class Drawing:
 
     async def sample(self, server: SamplingServer, model: str) -> SampleOutput:
         if not (self.call.is_streamed and can_stream(self.request)):
-            return await server.generate(model, self.request)
+            output = await server.generate(model, self.request)
+            return await complete_both(server, model, self.request, output)
         watched = Watched(
             tokenizer=self.tokenizer,
             tell=partial(self.tell, self.call.request_id),
+            marks=(MARK,) if list_tools(self.call, self.tokenizer) else (),
             is_cut=self.call.purpose in CUT,
         )
         output = await watched.sample(server, model, self.request)

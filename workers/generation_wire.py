@@ -1,6 +1,6 @@
 """The JSON of the sampling calls, in vLLM's words: checked on its way in, built on its way out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -70,6 +70,7 @@ def read_request(
         target_prompt_logprobs=read_target_tokens(body),
         prompt_alt_tokens_k=read_number(body, "prompt_alt_tokens_k", int, 0),
         with_routes=bool(body.get("with_routes")),
+        with_both_logprobs=bool(body.get("with_both_logprobs")),
     )
 
 
@@ -172,6 +173,8 @@ def describe_choice(index: int, sequence: SampledSequence) -> Mapping[str, Any]:
     content: list[dict[str, Any]] = [
         {"token_id": token, "logprob": value} for token, value in pairs
     ]
+    for name, column in list_columns(sequence):
+        content = [{**each, name: value} for each, value in zip(content, column, strict=True)]
     ranked = describe_rows(sequence.topk_logprobs)
     if ranked:
         content = [
@@ -185,6 +188,11 @@ def describe_choice(index: int, sequence: SampledSequence) -> Mapping[str, Any]:
         "logprobs": {"content": content},
         **routes,
     }
+
+
+def list_columns(sequence: SampledSequence) -> list[tuple[str, Sequence[float | None]]]:
+    both = (("raw_logprob", sequence.raw_logprobs), ("drawn_logprob", sequence.drawn_logprobs))
+    return [(name, column) for name, column in both if column is not None]
 
 
 def describe_token(body: GenerateBody, token: NewToken) -> Mapping[str, Any]:

@@ -104,6 +104,7 @@ def can_stream(request: SampleRequest) -> bool:
         or request.target_prompt_logprobs
         or request.prompt_alt_tokens_k
         or request.with_routes
+        or request.with_both_logprobs
     )
 
 

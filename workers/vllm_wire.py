@@ -103,6 +103,8 @@ def build_extras(request: SampleRequest) -> dict[str, Any]:
         extras["prompt_alt_tokens_k"] = request.prompt_alt_tokens_k
     if request.with_routes:
         extras["with_routes"] = True
+    if request.with_both_logprobs:
+        extras["with_both_logprobs"] = True
     return extras
 
 
@@ -184,9 +186,17 @@ def read_choice(choice: Mapping[str, Any], request: SampleRequest) -> SampledSeq
         tokens=choice["token_ids"],
         logprobs=[each["logprob"] for each in content],
         stop_reason=read_reason(choice["finish_reason"]),
+        raw_logprobs=read_column(content, "raw_logprob"),
+        drawn_logprobs=read_column(content, "drawn_logprob"),
         topk_logprobs=read_table(ranked, topk) if topk else None,
         routes=read_routes(choice, "routes") if request.with_routes else None,
     )
+
+
+def read_column(content: Sequence[Mapping[str, Any]], name: str) -> list[float | None] | None:
+    """None where the server has no such column."""
+    has_it = bool(content) and name in content[0]
+    return [each[name] for each in content] if has_it else None
 
 
 def read_ranked(said: Mapping[str, Any]) -> list[tuple[int, float]]:

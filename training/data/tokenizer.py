@@ -35,6 +35,7 @@ class ChatTokenizer:
     stop_ids: tuple[int, ...]  # the end tokens; empty where the model names none
     max_length: int | None  # None where the model names none
     render: Callable[..., str] | None
+    lead_ids: tuple[int, ...] = ()  # what the model expects before a text that no template made
 
     @classmethod
     def load(cls, path: Path | str) -> "ChatTokenizer":
@@ -51,6 +52,7 @@ class ChatTokenizer:
             stop_ids=find_stop_ids(folder, tokenizer, special),
             max_length=find_max_length(folder, config),
             render=None if template is None else compile_template(template),
+            lead_ids=find_lead(folder),
         )
 
     @property
@@ -76,6 +78,12 @@ class ChatTokenizer:
 
     def encode(self, text: str) -> list[int]:
         return self.encode_spans(text)[0]
+
+    def encode_text(self, text: str) -> list[int]:
+        """A text that no template made, with what the model expects before one."""
+        ids = self.encode(text)
+        lead = list(self.lead_ids)
+        return ids if ids[: len(lead)] == lead else lead + ids
 
     def encode_spans(self, text: str) -> tuple[list[int], Spans]:
         """Ids, and the characters each stands for; for a part of one character, that whole one."""
@@ -130,6 +138,16 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def find_lead(folder: Path) -> tuple[int, ...]:
+    """The tokens that the model's own post-processor puts before every text."""
+    whole = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    bare = whole.encode("a", add_special_tokens=False).ids
+    dressed = whole.encode("a").ids
+    places = range(len(dressed) - len(bare) + 1)
+    found = (at for at in places if dressed[at : at + len(bare)] == bare)
+    return tuple(dressed[: next(found, 0)])
 
 
 def read_special(config: Mapping[str, Any]) -> dict[str, str]:

@@ -121,6 +121,8 @@ class Sample:
     watch: TextWatch | None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    raw_logprobs: list[float] = field(default_factory=list)
+    drawn_logprobs: list[float] = field(default_factory=list)
     topk: list[tuple[list[int], list[float]]] = field(default_factory=list)
     log: RouteLog = field(init=False)
 
@@ -146,6 +148,8 @@ class Sample:
         return SampledSequence(
             tokens=self.tokens,
             logprobs=self.logprobs,
+            raw_logprobs=self.raw_logprobs or None,
+            drawn_logprobs=self.drawn_logprobs or None,
             stop_reason=reason,
             topk_logprobs=self._make_table() if self.topk else None,
             routes=self._join_routes() if self.call.request.with_routes else None,

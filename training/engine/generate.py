@@ -21,6 +21,7 @@ from training.engine.adapters import Adapters
 from training.engine.calls import Call, Finished, Listener, LoadedAdapter, Sample, Span
 from training.engine.kvcache import KvCache, Row, bytes_per_token
 from training.engine.lora import Slice
+from training.engine.noting import note_both, rank_samples
 from training.engine.packed_linear import can_pack, pack_linears
 from training.engine.peft_folder import read_pairs
 from training.engine.prefixes import find_loan, settle_loan
@@ -32,7 +33,6 @@ from training.engine.sampling import (
     choose_tokens,
     find_end_ids,
     logprobs_of,
-    rank_tokens,
     seed_draws,
     temper,
 )
@@ -317,10 +317,11 @@ class Generator:
 
     def _choose(self, samples: Sequence[Sample], logits_RV: Tensor) -> None:
         params = [sample.call.request.params for sample in samples]
-        logits_RV = temper(logits_RV, [each.temperature for each in params])
+        raw_RV, logits_RV = logits_RV, temper(logits_RV, [each.temperature for each in params])
         tokens_R = choose_tokens(logits_RV, params, [sample.draws.random() for sample in samples])
         logprobs = logprobs_of(logits_RV, tokens_R).tolist()
         rank_samples(samples, logits_RV)
+        note_both(samples, raw_RV, logits_RV, tokens_R)
         for sample, token, logprob in zip(samples, tokens_R.tolist(), logprobs, strict=True):
             if sample not in self.running:
                 continue  # another sample of its request has just failed
@@ -378,15 +379,3 @@ def merge_slices(slices: Sequence[Slice]) -> list[Slice]:
     groups = itertools.groupby(slices, key=lambda each: each.run)
     runs = ((run, list(group)) for run, group in groups if run)
     return [Slice(run, group[0].start, group[-1].stop) for run, group in runs]
-
-
-def rank_samples(samples: Sequence[Sample], logits_RV: Tensor) -> None:
-    """Note each one's likeliest next tokens, where its request asks for them."""
-    counts = [sample.call.request.topk_sample_logprobs for sample in samples]
-    asking = [index for index, count in enumerate(counts) if count]
-    if not asking:
-        return
-    ids, logprobs = rank_tokens(logits_RV[asking], max(counts))
-    for index, row_ids, row_logprobs in zip(asking, ids.tolist(), logprobs.tolist(), strict=True):
-        count = counts[index]
-        samples[index].topk.append((row_ids[:count], row_logprobs[:count]))

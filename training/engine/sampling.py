@@ -37,6 +37,20 @@ def logprobs_of(logits_RV: Tensor, tokens_R: Tensor) -> Tensor:
     return chosen_R - logits_RV.logsumexp(1)
 
 
+def drawn_logprobs_of(
+    logits_RV: Tensor, params: Sequence[SamplingParams], tokens_R: Tensor
+) -> Tensor:
+    """After top-k and top-p, of tempered logits that nobody needs any more. Temperature 0 draws
+    nothing: there they are the model's own.
+    """
+    logprobs_R = logprobs_of(logits_RV, tokens_R)
+    probs_RV = _probabilities(logits_RV, params)
+    chosen_R = probs_RV.gather(1, tokens_R[:, None])[:, 0]
+    drawn_R = (chosen_R / probs_RV.sum(1)).log()
+    is_cold = torch.tensor([each.temperature == 0 for each in params], device=logits_RV.device)
+    return torch.where(is_cold, logprobs_R, drawn_R)
+
+
 def rank_tokens(logits_RV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k likeliest of each row, likeliest first, with their log-probabilities."""
     best = logits_RV.topk(min(k, logits_RV.shape[1]), dim=1)

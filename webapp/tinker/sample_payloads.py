@@ -12,6 +12,7 @@ SCORES = (
     "topk_sample_logprobs",
     "prompt_alt_tokens_k",
     "with_routes",
+    "with_both_logprobs",
 )
 
 

@@ -1,0 +1,1 @@
+"""The dialects of inference: OpenAI's, and Fireworks' completions, over sampling calls."""

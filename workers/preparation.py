@@ -23,7 +23,7 @@ DEFAULT_DEMO = "smollm2"
 
 
 class CannotStart(Exception):  # noqa: N818 - reads as the sentence it begins
-    """Why this installation does not start, in a sentence."""
+    """Why this installation, or a server of it, does not start, in a sentence."""
 
 
 def lock_state(home: Path) -> TextIOWrapper:
@@ -88,6 +88,15 @@ def check_port(port: int) -> None:
             raise CannotStart(
                 f"Port {port} is taken ({error.strerror}). Choose another: make run PORT=8001."
             ) from None
+
+
+def check_vllm() -> None:
+    """It has an environment of its own, which only those who want it install."""
+    python: Path = settings.VLLM_PYTHON
+    if not python.exists():
+        raise CannotStart(
+            f"vLLM is not installed in {python.parents[1]}: `make run SERVING=vllm` does that."
+        )
 
 
 def migrate() -> None:

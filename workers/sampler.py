@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 from training.data.tokenizer import ChatTokenizer
 from training.errors import InvalidInput
-from webapp.deployments import abandoned, calls, replicas, services
+from webapp.deployments import abandoned, calls, loads, replicas, services
 from webapp.deployments.models import Deployment, HotLoad, Replica, SamplingCall
 from webapp.evals.services import settle_abandoned
 from webapp.fleet.models import BaseModel
 from webapp.fleet.services import beat_worker
-from webapp.fleet.workers import leads_samplers
+from webapp.fleet.workers import list_samplers
 from workers.answers import Answer, make_request, store_answer, store_failure
 from workers.drawing import Drawing
 from workers.hotload import HotLoads, LoadFailed, in_database
@@ -52,8 +52,10 @@ class Sampler:
     leads: bool = False  # of several samplers one proves what deployments are to serve
 
     async def begin(self) -> None:
-        """One that was killed has left its calls behind."""
+        """One that was killed has left its calls behind, and loads that nobody ends."""
         await in_database(calls.requeue_calls, worker=self.worker)
+        if not set(await in_database(list_samplers)) - {self.worker}:
+            await in_database(loads.lose_unfinished)
 
     async def run_once(self) -> bool:
         """Begin what waits and finds room. True: there may be more."""
@@ -223,17 +225,19 @@ class Sampler:
             known[pk].cancel()
         await in_database(calls.requeue_expired)
         await in_database(settle_abandoned)
-        await in_database(beat_worker, name=self.worker, holds=self.describe())
-        self.leads = await in_database(leads_samplers, self.worker)
+        await in_database(beat_worker, name=self.worker, holds=await self.describe())
+        self.leads = (await in_database(list_samplers))[:1] == [self.worker]
         await self.note_used()
 
-    def describe(self) -> dict[str, object]:
+    async def describe(self) -> dict[str, object]:
         """What pages say of us."""
         starts = list(self.starts.values())
         return {
             "server": ", ".join(sorted(self.starts)) or None,
             "adapters": sorted(name for start in starts for name in start.loads.names),
             "calls": len(self.tasks),
+            "starting": await in_database(replicas.count_starting),
+            "waits": await in_database(replicas.explain_waits),
             "loading": sorted({name for each in starts for name in set(+each.cold) - each.warm}),
         }
 

@@ -15,10 +15,19 @@ from webapp.deployments.models import Replica
 from webapp.deployments.wanted import Wanted
 from webapp.fleet.models import BaseModel
 from workers.hotload import in_database
+from workers.preparation import CannotStart, check_vllm
 from workers.processes import find_free_port
-from workers.vllm_process import build_command, build_environment, end_group
+from workers.vllm_process import (
+    Room,
+    build_command,
+    build_environment,
+    build_vllm_command,
+    build_vllm_environment,
+    end_group,
+)
 from workers.whole_folders import find_restored, remove_restored
 
+NVIDIA = Path("/dev/nvidiactl")
 TAIL_BYTES = 64_000
 DETAIL_CHARACTERS = 300
 OUT_OF_MEMORY = re.compile(
@@ -29,10 +38,6 @@ OUT_OF_MEMORY = re.compile(
 COMPLAINT = re.compile(r"^\W*(?:\(\S+ pid=\d+\)\s*)*((?:\w+\.)*\w*(?:Error|Exception): .+)$")
 
 Engine = Replica.Engine
-
-
-class CannotStart(Exception):  # noqa: N818 - reads as the sentence it begins
-    """There is nothing to start; the text says what is missing."""
 
 
 class Launched(Protocol):
@@ -92,8 +97,10 @@ async def launch(wanted: Wanted) -> Launched:
     # What earlier starts of this server were given lies there for nobody.
     await asyncio.to_thread(remove_restored, find_restored(wanted.name))
     port = find_free_port()
+    if wanted.engine == Engine.VLLM:
+        return await start_process(wanted.name, build_vllm(wanted, port), port, describe_vllm())
     command = await in_database(build_built_in, port)
-    return await start_process(wanted.name, command, port, build_environment())
+    return await start_process(wanted.name, command, port, {})
 
 
 def build_built_in(port: int) -> list[str]:
@@ -101,6 +108,28 @@ def build_built_in(port: int) -> list[str]:
     if not models:
         raise CannotStart("There is no base model to serve: add one.")
     return build_command(models, port=port, max_models=settings.SAMPLING_MODELS)
+
+
+def build_vllm(wanted: Wanted, port: int) -> list[str]:
+    model, python = wanted.base_model, settings.VLLM_PYTHON
+    assert model is not None  # each vLLM holds one
+    check_vllm()
+    if not Path(model.path, "config.json").exists():
+        raise CannotStart(f"The base model {model.name} is not at {model.path} any more.")
+    device = find_device()
+    cache = settings.VLLM_CACHE_MIB * 2**20 if device == "cpu" else None
+    room = Room(max_rank=wanted.max_rank, kv_cache_bytes=cache)
+    return build_vllm_command(
+        model.name, Path(model.path), port=port, python=python, device=device, room=room
+    )
+
+
+def describe_vllm() -> dict[str, str]:
+    return build_vllm_environment(device=find_device())
+
+
+def find_device() -> str:
+    return "cuda" if NVIDIA.exists() else "cpu"
 
 
 def list_models() -> dict[str, Path]:
@@ -123,7 +152,7 @@ async def start_process(
             stdout=output,
             stderr=output,
             cwd=settings.ROOT,
-            env=dict(environment),
+            env=build_environment(environment),
             start_new_session=True,
         )
         log_start = output.tell()

@@ -85,6 +85,11 @@ def lose_load(load: HotLoad) -> None:
     _announce(load)
 
 
+def lose_unfinished() -> int:
+    """Of a sampler that was killed in the midst of them, where no other one is at any."""
+    return HotLoad.objects.filter(status=Status.LOADING).update(status=Status.LOST)
+
+
 def lose_loads(*, of: str, but: str = "") -> int:
     """Everything that earlier starts of the server `of` held; `but` is the start that runs now."""
     lost = HotLoad.objects.filter(

@@ -1,6 +1,6 @@
 """Rows of sampling servers: every write to them, and which of them answer now."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from django.db.models import QuerySet
@@ -11,7 +11,7 @@ from webapp.core.errors import UserError
 from webapp.core.events import project_group, publish
 from webapp.deployments import loads, services
 from webapp.deployments.calls import kick_samplers
-from webapp.deployments.models import Deployment, Replica
+from webapp.deployments.models import Deployment, Replica, SamplingCall
 from webapp.deployments.wanted import Wanted
 
 MOST_REPLICAS = 16
@@ -39,10 +39,11 @@ def begin_start(wanted: Wanted, *, start: str, url: str, pid: int | None) -> Rep
     return replica
 
 
-def mark_ready(name: str, *, start: str, version: str = "") -> bool:
+def mark_ready(name: str, *, start: str, version: str = "", warning: str = "") -> bool:
     """False: meanwhile it ended, or is not wanted any more."""
     starting = _find(name, start).filter(status=Status.STARTING)
-    return _change(starting, name, status=Status.READY, ready_at=now(), version=version, error="")
+    facts = {"version": version, "error": warning}
+    return _change(starting, name, status=Status.READY, ready_at=now(), **facts)
 
 
 def mark_lost(name: str, *, start: str, error: str) -> bool:
@@ -51,9 +52,9 @@ def mark_lost(name: str, *, start: str, error: str) -> bool:
 
 
 def mark_stopping(name: str) -> bool:
-    """It gets no further calls; what it is at may end."""
-    running = Replica.objects.filter(name=name).exclude(status=Status.STOPPED)
-    return _change(running, name, status=Status.STOPPED)
+    """It gets no further calls; what it is at may end. False: it was not ready, and has none."""
+    ready = Replica.objects.filter(name=name, status=Status.READY)
+    return _change(ready, name, status=Status.STOPPED)
 
 
 def mark_stopped(name: str) -> bool:
@@ -85,6 +86,30 @@ def list_ready() -> list[Replica]:
     """Those that take calls."""
     ready = Replica.objects.filter(status=Status.READY)
     return list(ready.select_related("base_model", "deployment"))
+
+
+def explain_waits() -> dict[str, str]:
+    """Why calls of a base model, by its id, find no server: in words, for who waits."""
+    waiting = SamplingCall.objects.filter(status=SamplingCall.Status.QUEUED).order_by()
+    wanted = set(waiting.values_list("base_model_id", flat=True).distinct())
+    found = list(Replica.objects.filter(deployment=None).exclude(status=Status.STOPPED))
+    return {pk: reason for pk in sorted(wanted) if (reason := _explain_wait(pk, found))}
+
+
+def _explain_wait(base_model_id: str, found: Sequence[Replica]) -> str:
+    here = [each for each in found if each.base_model_id in (None, base_model_id)]
+    if any(each.status == Status.READY for each in here):
+        return ""
+    if not here:
+        return "a sampling server is about to start for it"
+    first = here[0]
+    if first.error:
+        return f"the sampling server {first.name} starts once more: {first.error}"
+    return f"the sampling server {first.name} is starting"
+
+
+def count_starting() -> int:
+    return Replica.objects.filter(status__in=(Status.STARTING, Status.LOST)).count()
 
 
 def list_stopping() -> set[str]:

@@ -1,7 +1,7 @@
 """Which sampling servers are wanted now: what settings, deployments and waiting calls ask for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from django.conf import settings
@@ -16,6 +16,7 @@ from webapp.fleet.models import BaseModel
 
 BUILT_IN = "built-in"
 EXTERNAL = "external"
+LEAST_RANK = 64  # what vLLM is ready for at least: a larger one takes a start of its own
 
 Engine = Replica.Engine
 Loading = DeploymentChange.Status.LOADING
@@ -29,7 +30,12 @@ class Wanted:
     engine: str
     base_model: BaseModel | None = None
     deployment: Deployment | None = None
+    max_rank: int = LEAST_RANK  # of the adapters that are asked for
     url: str = ""  # where somebody else starts it
+
+    def fits(self, running: "Wanted") -> bool:
+        """Whether a server that was started for another wish will do."""
+        return self.max_rank <= running.max_rank
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,9 +47,13 @@ class Asked:
     whole: set[str] = field(default_factory=set)  # checkpoints of all weights, by calls
     base_models: set[str] = field(default_factory=set)  # of all other calls
     awake: set[str] = field(default_factory=set)  # replicas that were used a moment ago
+    ranks: dict[str, int] = field(default_factory=dict)  # the largest, by base model
 
     def is_busy(self, deployment: Deployment) -> bool:
         return deployment.status == Deployment.Status.LOADING or deployment.pk in self.pending
+
+    def note_rank(self, base_model_id: str, rank: int) -> None:
+        self.ranks[base_model_id] = max(rank, self.ranks.get(base_model_id, LEAST_RANK))
 
     def list_targets(self, deployment: Deployment) -> list[Checkpoint | None]:
         """What it serves, and what it is about to serve."""
@@ -68,7 +78,8 @@ def list_wanted() -> list[Wanted]:
         return [*shared, *_want_own(asked), *_want_beside(asked)]
     is_called = bool(asked.whole or asked.base_models)
     num = asked.count(BUILT_IN, asked.deployments, is_called=is_called)
-    return _want(max(num, settings.SAMPLING_REPLICAS), name=BUILT_IN, engine=Engine.BUILT_IN)
+    num = max(num, settings.SAMPLING_REPLICAS)
+    return _want(num, Wanted(name=BUILT_IN, engine=Engine.BUILT_IN))
 
 
 def read_asked() -> Asked:
@@ -82,6 +93,9 @@ def read_asked() -> Asked:
     asked = Asked(
         deployments=list(deployments.prefetch_related("base_model__names")), pending=pending
     )
+    for deployment in asked.deployments:
+        for target in filter(None, asked.list_targets(deployment)):
+            asked.note_rank(deployment.base_model_id, target.rank)
     for status in LIVE:
         _read_calls(asked, status)
     idle = now() - timedelta(seconds=settings.IDLE_SECONDS)
@@ -97,6 +111,7 @@ def _read_calls(asked: Asked, status: str) -> None:
             asked.whole.add(str(checkpoint_id))
         else:
             asked.base_models.add(base_model_id)
+            asked.note_rank(base_model_id, rank or 0)
 
 
 def _want_shared(asked: Asked, base_model: BaseModel) -> list[Wanted]:
@@ -109,7 +124,9 @@ def _want_shared(asked: Asked, base_model: BaseModel) -> list[Wanted]:
     slug = slugify(base_model.name.replace("/", "-"))[:40]
     name = f"vllm-{slug}-{base_model.pk[-4:]}"
     num = asked.count(name, sharing, is_called=base_model.pk in asked.base_models)
-    return _want(num, name=name, engine=Engine.VLLM, base_model=base_model)
+    max_rank = asked.ranks.get(base_model.pk, LEAST_RANK)
+    like = Wanted(name=name, engine=Engine.VLLM, base_model=base_model, max_rank=max_rank)
+    return _want(num, like)
 
 
 def _want_own(asked: Asked) -> list[Wanted]:
@@ -120,8 +137,10 @@ def _want_own(asked: Asked) -> list[Wanted]:
         if whole:
             name = f"vllm-{each.pk}"
             num = asked.count(name, [each], is_called=bool(whole & asked.whole))
+            base_model = each.base_model
             wanted += _want(
-                num, name=name, engine=Engine.VLLM, base_model=each.base_model, deployment=each
+                num,
+                Wanted(name=name, engine=Engine.VLLM, base_model=base_model, deployment=each),
             )
     return wanted
 
@@ -130,22 +149,12 @@ def _want_beside(asked: Asked) -> list[Wanted]:
     """What no deployment holds is answered by the built-in server, which takes whole models."""
     held = {each.checkpoint_id for each in asked.deployments}
     num = asked.count(BUILT_IN, [], is_called=bool(asked.whole - held))
-    return _want(num, name=BUILT_IN, engine=Engine.BUILT_IN)
+    return _want(num, Wanted(name=BUILT_IN, engine=Engine.BUILT_IN))
 
 
-def _want(
-    num: int,
-    *,
-    name: str,
-    engine: str,
-    base_model: BaseModel | None = None,
-    deployment: Deployment | None = None,
-) -> list[Wanted]:
-    names = [name, *(f"{name}-{number}" for number in range(2, num + 1))][:num]
-    return [
-        Wanted(name=each, engine=engine, base_model=base_model, deployment=deployment)
-        for each in names
-    ]
+def _want(num: int, like: Wanted) -> list[Wanted]:
+    names = [like.name, *(f"{like.name}-{number}" for number in range(2, num + 1))][:num]
+    return [replace(like, name=name) for name in names]
 
 
 def is_whole(checkpoint: Checkpoint | None) -> bool:

@@ -21,6 +21,7 @@ class Capacity:
     loaders: Mapping[str, str] = field(default_factory=dict)  # names of models by gpu worker
     restoring: Mapping[str, str] = field(default_factory=dict)  # runs by gpu worker
     loading_to_sample: Mapping[str, str] = field(default_factory=dict)
+    waits: Mapping[str, str] = field(default_factory=dict)  # for a server, by base model's id
 
     def explain_load(self, base_model_id: str, worker: str, run_id: str) -> str:
         """What the gpu worker that leases a run brings into memory; `worker` empty: whoever loads
@@ -35,7 +36,8 @@ class Capacity:
         return f"the worker {worker} is restoring another run's weights" if restored else ""
 
     def explain_sampling(self, base_model_id: str) -> str:
-        return self.sampling or _describe_load(self.loading_to_sample.get(base_model_id))
+        waits = self.waits.get(base_model_id) or self.sampling
+        return waits or _describe_load(self.loading_to_sample.get(base_model_id))
 
 
 def _describe_load(name: str | None) -> str:
@@ -58,6 +60,7 @@ def read_capacity(workers: Sequence[WorkerState] | None = None) -> Capacity:
             row.name: row.holds["restoring"] for row in trainers if row.holds.get("restoring")
         },
         loading_to_sample=_read_loading(samplers),
+        waits={pk: why for row in samplers for pk, why in row.holds.get("waits", {}).items()},
     )
 
 

@@ -41,10 +41,10 @@ def find_alive(workers: QuerySet[Worker]) -> QuerySet[Worker]:
     return workers.filter(heartbeat_at__gt=now() - SILENCE)
 
 
-def leads_samplers(name: str) -> bool:
-    """Of the samplers that live one does what must be done once."""
+def list_samplers() -> list[str]:
+    """Those that live. What must be done once is done by the first."""
     alive = find_alive(Worker.objects.filter(kind=Worker.Kind.SAMPLER))
-    return alive.order_by("name").values_list("name", flat=True).first() == name
+    return list(alive.order_by("name").values_list("name", flat=True))
 
 
 def list_workers() -> list[WorkerState]:

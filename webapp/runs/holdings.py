@@ -26,7 +26,8 @@ class Holding:
 
     @property
     def is_starting(self) -> bool:
-        return self.is_sampler and not self.worker.row.holds.get("server")
+        holds = self.worker.row.holds
+        return self.is_sampler and not holds.get("server") and bool(holds.get("starting", True))
 
 
 def read_holdings(actor: Actor, workers: Sequence[WorkerState]) -> list[Holding]:

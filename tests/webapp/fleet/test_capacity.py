@@ -40,6 +40,13 @@ def test_a_sampler_without_its_server_says_that_it_is_starting() -> None:
     assert read_capacity().sampling == ""
 
 
+def test_why_a_base_model_has_no_server_is_told_to_those_who_want_it() -> None:
+    be_alive("sampler", server=None, waits={"base-1": "the sampling server vllm-1 is starting"})
+    capacity = read_capacity()
+    assert capacity.explain_sampling("base-1") == "the sampling server vllm-1 is starting"
+    assert capacity.explain_sampling("base-2") == SERVER_STARTS
+
+
 def test_a_model_on_its_way_into_memory_is_named_to_those_who_want_it() -> None:
     wanted, other = make_base_model("acme/Wanted"), make_base_model("acme/Other")
     be_alive("gpu", loading="acme/Wanted")

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from webapp.deployments.wanted import Wanted
-from workers.servers import CannotStart
+from workers.preparation import CannotStart
 from workers.vllm import SamplingServer
 
 Answer = Callable[[httpx.Request], httpx.Response]
@@ -21,6 +21,7 @@ class Machine:
     url: str
     pid: int | None = None
     is_up: bool = True  # it answers; where it does not, it is not gone
+    is_stuck: bool = False  # it says that it is well, and does nothing
     is_ended: bool = False  # by its supervisor
     died: asyncio.Future[str] = field(default_factory=asyncio.Future)
 
@@ -64,6 +65,8 @@ class Machines:
                 raise httpx.ConnectError("nobody there")
             if request.url.path == "/health":
                 return httpx.Response(200)
+            if self.by_url[url].is_stuck:
+                await asyncio.Future()
             return self.told(request)
 
         return SamplingServer(url, transport=httpx.MockTransport(answer))

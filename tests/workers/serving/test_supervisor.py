@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from asgiref.sync import async_to_sync
 from django.utils.timezone import now
@@ -21,7 +22,7 @@ from webapp.deployments import replicas, services
 from webapp.deployments.models import Deployment, HotLoad, Replica, SamplingCall
 from webapp.deployments.wanted import Wanted
 from webapp.fleet.models import BaseModel
-from workers import supervisor
+from workers import keeper, supervisor
 from workers.hotload import in_database
 from workers.servers import explain_end, launch
 from workers.supervisor import AlreadyServed, Supervisor, end_left, lock_serving
@@ -36,8 +37,9 @@ Scene = Callable[[Machines], Awaitable[None]]
 
 @pytest.fixture
 def machines(monkeypatch: pytest.MonkeyPatch) -> Machines:
-    for name in ("LOOK_SECONDS", "CHECK_SECONDS", "KNOCK_SECONDS", "FIRST_WAIT_SECONDS"):
-        monkeypatch.setattr(supervisor, name, 0.01)
+    monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.01)
+    for name in ("CHECK", "KNOCK", "FIRST_WAIT", "WORK", "STATS"):
+        monkeypatch.setattr(keeper, f"{name}_SECONDS", 0.01)
     return Machines()
 
 
@@ -127,8 +129,8 @@ def test_a_server_that_cannot_start_is_tried_later_and_later_and_says_why(
         waits.append(seconds)
         await sleep(min(seconds, 0.01))
 
-    monkeypatch.setattr(supervisor, "FIRST_WAIT_SECONDS", 5.0)
-    monkeypatch.setattr("workers.supervisor.asyncio.sleep", note)
+    monkeypatch.setattr(keeper, "FIRST_WAIT_SECONDS", 5.0)
+    monkeypatch.setattr("workers.keeper.asyncio.sleep", note)
 
     async def scene(machines: Machines) -> None:
         machines.refused = "There is no memory for it."
@@ -145,7 +147,7 @@ def test_a_server_that_cannot_start_is_tried_later_and_later_and_says_why(
 def test_a_server_that_hangs_is_lost_at_once_and_ended(
     play: Any, base_model: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "HUNG_SECONDS", 0.05)
+    monkeypatch.setattr(keeper, "HUNG_SECONDS", 0.05)
     errors: list[str] = []
     mark_lost = replicas.mark_lost
 
@@ -166,10 +168,55 @@ def test_a_server_that_hangs_is_lost_at_once_and_ended(
     assert errors == ["The server gave no answer for 0 s."]
 
 
+def test_a_server_whose_engine_hangs_behind_a_good_health_is_ended(
+    play: Any, base_model: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "READING_SECONDS", 0.05)
+
+    async def scene(machines: Machines) -> None:
+        await until(has(status=Status.READY))
+        first = machines.last("built-in")
+        first.is_stuck = True
+        await until(lambda: first.is_ended)
+        await until(has(status=Status.READY, url="http://built-in.2"))
+
+    play(scene)
+
+
+@pytest.mark.usefixtures("on_vllm")
+def test_what_a_server_says_of_itself_stands_in_its_row(
+    play: Any, alice: Actor, base_model: BaseModel
+) -> None:
+    services.create_deployment(actor=alice, name="support", base_model=base_model)
+    name = f"vllm-tiny-chat-{base_model.pk[-4:]}"
+    num_tokens = iter(range(0, 100_000, 50))
+
+    def tell(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/version":
+            return httpx.Response(200, json={"version": "0.99.0"})
+        if request.url.path == "/metrics":
+            lines = [
+                f"vllm:generation_tokens_total {next(num_tokens)}",
+                "vllm:num_requests_running 2",
+            ]
+            return httpx.Response(200, text="\n".join(lines))
+        return httpx.Response(404, json={"detail": "Not Found"})
+
+    async def scene(machines: Machines) -> None:
+        machines.told = tell
+        await until(has(name, stats__sampled_tokens_per_second__gt=0))
+        replica = await read(name)
+        assert (replica.version, replica.stats["running"]) == ("0.99.0", 2)
+        assert "This is vLLM 0.99.0" in replica.error
+        assert replica.status == Status.READY
+
+    play(scene)
+
+
 def test_a_server_that_never_answers_is_ended(
     play: Any, base_model: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "START_SECONDS", 0.05)
+    monkeypatch.setattr(keeper, "START_SECONDS", 0.05)
 
     async def scene(machines: Machines) -> None:
         machines.is_slow = True
@@ -193,14 +240,14 @@ def test_replicas_come_and_go_with_what_deployments_want(
             num_replicas=num_replicas,
         )
 
-    def count(status: str) -> int:
-        return Replica.objects.filter(status=status).count()
+    def count(**columns: Any) -> int:
+        return Replica.objects.filter(**columns).count()
 
     async def scene(machines: Machines) -> None:
         await scale(3)
-        await until(lambda: count(Status.READY) == 3)
+        await until(lambda: count(status=Status.READY) == 3)
         await scale(1)
-        await until(lambda: count(Status.STOPPED) == 2)
+        await until(lambda: count(status=Status.STOPPED, start="") == 2)
         assert [machines.last(name).is_ended for name in ("built-in-2", "built-in-3")] == [True] * 2
         assert not machines.last("built-in").is_ended
 
@@ -302,7 +349,7 @@ def test_a_server_that_somebody_else_starts_is_watched_and_not_ended(
     play: Any, base_model: BaseModel, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.SAMPLING_SERVER_URL = "http://elsewhere"
-    monkeypatch.setattr(supervisor, "HUNG_SECONDS", 0.05)
+    monkeypatch.setattr(keeper, "HUNG_SECONDS", 0.05)
 
     async def scene(machines: Machines) -> None:
         await until(has("external", status=Status.READY, url="http://elsewhere"))

@@ -80,6 +80,8 @@ class Command(BaseCommand):
         preparation.check_disk(home)
         preparation.check_state_version(home)
         preparation.check_port(settings.PORT)
+        if settings.SERVING == "vllm" and not settings.SAMPLING_SERVER_URL:
+            preparation.check_vllm()
         (home / "logs").mkdir(exist_ok=True)
         self.say(f"Preparing the database and the pages in {home} ...")
         preparation.migrate()

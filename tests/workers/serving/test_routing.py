@@ -1,0 +1,290 @@
+"""Calls spread over replicas: alike ones together, none on a server that cannot answer it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from asgiref.sync import async_to_sync
+
+from tests.workers.serving.conftest import WORKER, finish, start_replica
+from webapp.accounts.models import Actor
+from webapp.checkpoints.models import Checkpoint
+from webapp.deployments import calls, replicas, services
+from webapp.deployments.models import Deployment, HotLoad, SamplingCall
+from webapp.fleet.models import BaseModel, BaseModelName, Worker
+from workers.hotload import in_database
+from workers.sampler import Sampler
+from workers.starts import choose_start, weigh
+from workers.vllm import SamplingServer
+
+Status = SamplingCall.Status
+NAMES = ("one", "two", "three")
+
+
+class Network(httpx.AsyncBaseTransport):
+    """Several servers by their hosts' names. A test kills one in mid-sample, or lets it hang."""
+
+    def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
+        self.inner = inner
+        self.gone: set[str] = set()
+        self.silent: set[str] = set()
+        self.asked: list[str] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        host, is_call = request.url.host, request.url.path == "/inference/v1/generate"
+        if is_call:
+            self.asked.append(host)
+        if host in self.gone and is_call:
+            raise httpx.ReadError("it was killed")
+        if host in self.silent and is_call:
+            await asyncio.Future()
+        return await self.inner.handle_async_request(request)
+
+
+@pytest.fixture
+def network(transport: httpx.AsyncBaseTransport) -> Network:
+    return Network(transport)
+
+
+@asynccontextmanager
+async def open_sampler(network: Network, worker: str = WORKER) -> AsyncIterator[Sampler]:
+    def connect(url: str) -> SamplingServer:
+        return SamplingServer(url, transport=network)
+
+    sampler = Sampler(worker=worker, connect=connect, leads=True)
+    await sampler.begin()
+    yield sampler
+    await sampler.stop()
+
+
+@pytest.fixture
+def submit(alice: Actor, base_model: BaseModel) -> Callable[..., SamplingCall]:
+    def submit(*prompt: int, **columns: Any) -> SamplingCall:
+        params = {"max_tokens": 2, "temperature": 0.0, "seed": 1}
+        defaults: dict[str, Any] = {
+            "project": alice.project,
+            "purpose": SamplingCall.Purpose.REST,
+            "base_model": base_model,
+            "payload": {"prompt": list(prompt or (1, 5)), "num_samples": 1, "params": params},
+        }
+        return calls.submit_call(**defaults | columns)
+
+    return submit
+
+
+def answer_all(network: Network) -> None:
+    async def run() -> None:
+        async with open_sampler(network) as sampler:
+            await finish(sampler)
+
+    async_to_sync(run)()
+
+
+def are_done() -> bool:
+    return not SamplingCall.objects.exclude(status=Status.DONE).exists()
+
+
+def test_prompts_that_begin_alike_go_to_one_replica_and_different_ones_spread(
+    network: Network, submit: Any
+) -> None:
+    for name in NAMES:
+        start_replica(name=name)
+    for _ in range(4):
+        submit(1, 5, 9)
+        answer_all(network)
+    assert len(set(network.asked)) == 1
+    for number in range(40):
+        submit(1, 5, number + 1)
+    answer_all(network)
+    assert {name: network.asked.count(name) > 4 for name in NAMES} == dict.fromkeys(NAMES, True)
+    assert are_done()
+
+
+def test_many_alike_prompts_at_once_do_not_wait_for_one_busy_replica(
+    network: Network, submit: Any
+) -> None:
+    for name in NAMES:
+        start_replica(name=name)
+    for _ in range(30):
+        submit(1, 5, 9)
+
+    async def take() -> None:
+        async with open_sampler(network) as sampler:
+            await sampler.run_once()
+            counts.update({each.replica.name: len(each.calls) for each in sampler.starts.values()})
+
+    counts: dict[str, int] = {}
+    async_to_sync(take)()
+    assert sum(counts.values()) == 30
+    assert max(counts.values()) <= 13  # a quarter more than its share
+
+
+def test_when_a_replica_goes_only_its_own_prompts_move() -> None:
+    def find_first(key: str, names: tuple[str, ...]) -> str:
+        return max(names, key=lambda name: weigh(key, name))
+
+    for number in range(50):
+        first = find_first(str(number), NAMES)
+        if first != "two":
+            assert find_first(str(number), ("one", "three")) == first
+
+
+def test_calls_of_a_replica_that_dies_are_answered_by_another(
+    network: Network, submit: Any
+) -> None:
+    for name in NAMES:
+        start_replica(name=name)
+    for number in range(12):
+        submit(1, 5, number + 1)
+    network.gone = {"one", "two"}
+    answer_all(network)
+    assert are_done()
+    assert {"one", "two"} & set(network.asked)
+
+
+def test_calls_of_a_replica_that_hangs_are_answered_by_another_once_it_is_said_to_be_lost(
+    network: Network, submit: Any
+) -> None:
+    start_replica(name="one")
+    network.silent = {"one"}
+    call = submit()
+
+    async def run() -> None:
+        async with open_sampler(network) as sampler:
+            await sampler.run_once()
+            await in_database(replicas.mark_lost, "one", start="1", error="It hangs.")
+            await in_database(start_replica, name="two")
+            while sampler.tasks:
+                await sampler.run_once()
+                await sampler.wait()
+            await finish(sampler)
+
+    async_to_sync(run)()
+    call.refresh_from_db()
+    assert (call.status, network.asked) == (Status.DONE, ["one", "two"])
+
+
+def test_a_replica_that_stops_ends_what_it_is_at_and_gets_nothing_more(
+    network: Network, submit: Any
+) -> None:
+    start_replica(name="one")
+    first = submit()
+
+    async def run() -> None:
+        async with open_sampler(network) as sampler:
+            await sampler.run_once()
+            await in_database(replicas.mark_stopping, "one")
+            await in_database(start_replica, name="two")
+            await in_database(submit)
+            await finish(sampler)
+            assert not sampler.leaving
+
+    async_to_sync(run)()
+    first.refresh_from_db()
+    assert (first.status, sorted(network.asked)) == (Status.DONE, ["one", "two"])
+
+
+def test_calls_wait_for_a_server_of_their_base_model_and_hold_up_nobody(
+    network: Network, submit: Any, base_model: BaseModel
+) -> None:
+    other = BaseModel.objects.create(path="/models/other")
+    BaseModelName.objects.create(base_model=other, name="other")
+    waits = [submit(base_model=other) for _ in range(3)]
+    answered = submit()
+    start_replica(name="vllm-tiny", engine="vllm", base_model=base_model)
+    answer_all(network)
+    answered.refresh_from_db()
+    assert answered.status == Status.DONE
+    for each in waits:
+        each.refresh_from_db()
+        assert (each.status, each.started_at) == (Status.QUEUED, None)
+
+
+def test_a_model_of_all_weights_is_no_call_for_a_vllm_that_others_share(
+    network: Network, submit: Any, base_model: BaseModel, save: Callable[..., Checkpoint]
+) -> None:
+    whole = submit(checkpoint=save(rank=0, type="base"))
+    start_replica(name="vllm-tiny", engine="vllm", base_model=base_model)
+    answer_all(network)
+    whole.refresh_from_db()
+    assert (whole.status, network.asked) == (Status.QUEUED, [])
+
+
+def test_a_checkpoint_that_two_samplers_serve_is_loaded_once_into_one_server(
+    network: Network, submit: Any, checkpoint: Checkpoint
+) -> None:
+    start_replica(name="one")
+
+    async def run() -> None:
+        async with open_sampler(network) as first, open_sampler(network, "second") as second:
+            for sampler in (first, second, first):
+                await in_database(submit, checkpoint=checkpoint)
+                await finish(sampler)
+
+    async_to_sync(run)()
+    assert are_done()
+    assert HotLoad.objects.count() == 1
+
+
+def test_of_two_samplers_one_proves_what_a_deployment_serves(
+    network: Network, alice: Actor, checkpoint: Checkpoint
+) -> None:
+    start_replica(name="one")
+    services.create_deployment(actor=alice, name="support", checkpoint=checkpoint)
+    for name in ("a", "b"):
+        Worker.objects.create(name=name, kind=Worker.Kind.SAMPLER)
+    proving: list[int] = []
+
+    async def run() -> None:
+        async with open_sampler(network, "b") as later, open_sampler(network, "a") as first:
+            for sampler in (later, first):
+                await sampler.beat()
+                await sampler.run_once()
+                proving.append(len(sampler.proving))
+                await finish(sampler)
+
+    async_to_sync(run)()
+    assert proving == [0, 1]
+    assert Deployment.objects.get().status == Deployment.Status.READY
+
+
+def test_loads_of_a_sampler_that_was_killed_do_not_stay_on_their_way_for_ever(
+    network: Network, checkpoint: Checkpoint
+) -> None:
+    row = {"checkpoint": checkpoint, "server": "one/1"}
+    HotLoad.objects.create(adapter_name="a", status="loading", **row)
+
+    async def begin() -> None:
+        async with open_sampler(network):
+            pass
+
+    Worker.objects.create(name="other", kind=Worker.Kind.SAMPLER)
+    async_to_sync(begin)()
+    assert HotLoad.objects.get().status == HotLoad.Status.LOADING
+    Worker.objects.all().delete()
+    async_to_sync(begin)()
+    assert HotLoad.objects.get().status == HotLoad.Status.LOST
+
+
+def test_why_calls_find_no_server_is_told_by_base_model(
+    network: Network, submit: Any, base_model: BaseModel
+) -> None:
+    submit()
+    told = [replicas.explain_waits()]
+    start_replica(name="one", start="1")
+    told.append(replicas.explain_waits())
+    replicas.mark_lost("one", start="1", error="The server ran out of memory.")
+    told.append(replicas.explain_waits())
+    pk = base_model.pk
+    assert told == [
+        {pk: "a sampling server is about to start for it"},
+        {},
+        {pk: "the sampling server one starts once more: The server ran out of memory."},
+    ]
+
+
+def test_a_call_goes_nowhere_where_nothing_has_started(submit: Any) -> None:
+    assert choose_start([], submit()) is None

@@ -6,22 +6,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from training.requests import MASK
+from training.routing import decode_routes
 from training.types import Datum, ForwardBackward, IntArray
 from webapp.core.errors import UserError
 from webapp.core.fields import Fields
 from webapp.wire.passes import MAX_BODY_BYTES, shape_values, unpack_sparse
 
 DTYPES: dict[str, Any] = {"float32": np.float32, "int64": np.int64}
+REFERENCES = ("routing_references", "top_sampling_references", "sampling_mask_references")
 SPARSE = ("sparse_crow_indices", "sparse_col_indices")
 
 
 def read_pass(fields: Fields, *, forward_only: bool) -> ForwardBackward:
     """What stands below `forward_input` or `forward_backward_input`."""
-    given = fields.list_of("data", dict)
+    given, loss_fn = fields.list_of("data", dict), fields.text("loss_fn")
     check_unpacked(given)
     return ForwardBackward(
-        data=[read_datum(Fields(values), f"datum {i}") for i, values in enumerate(given)],
-        loss_fn=fields.text("loss_fn"),
+        data=[
+            read_datum(Fields(values, f"datum {i}: "), f"datum {i}", loss_fn)
+            for i, values in enumerate(given)
+        ],
+        loss_fn=loss_fn,
         config=read_config(fields.inner("loss_fn_config")),
         forward_only=forward_only,
     )
@@ -41,14 +47,28 @@ def read_number(fields: Fields, key: str) -> float:
     return float(value) if isinstance(value, bool) else fields.number(key)
 
 
-def read_datum(fields: Fields, where: str) -> Datum:
-    inputs = Fields(fields.inner("loss_fn_inputs").values, f"{where}: ")
+def read_datum(fields: Fields, where: str, loss_fn: str) -> Datum:
+    given, model_input = fields.inner("loss_fn_inputs"), fields.inner("model_input")
+    inputs = {name: read_tensor(given.inner(name), f"{where}: {name}") for name in given.values}
+    if loss_fn == "gspo" and MASK not in inputs and "advantages" in inputs:
+        # In this dialect a sequence's ratio is the mean of the tokens that have an advantage.
+        inputs[MASK] = (inputs["advantages"] != 0).astype(np.float32)
     return Datum(
-        tokens=read_tokens(Fields(fields.inner("model_input").values, f"{where}: "), where),
-        inputs={
-            name: read_tensor(inputs.inner(name), f"{where}: {name}") for name in inputs.values
-        },
+        tokens=read_tokens(model_input, where),
+        inputs=inputs,
+        routes=read_routes(model_input, where),
     )
+
+
+def read_routes(model_input: Fields, where: str) -> IntArray | None:
+    if any(model_input.has(name) for name in REFERENCES):
+        raise UserError(
+            f"{where}: only what stands in the request is read here: send routing_matrices, one"
+            " base64 text a position, and no references to files."
+        )
+    if not model_input.has("routing_matrices"):
+        return None
+    return decode_routes(model_input.list_of("routing_matrices", str), f"{where}: routing_matrices")
 
 
 def read_tokens(model_input: Fields, where: str) -> IntArray:
@@ -74,7 +94,9 @@ def read_tensor(tensor: Fields, where: str) -> NDArray[Any]:
     values = read_values(tensor.values.get("data"), DTYPES[name], where)
     shape = tensor.list_of("shape", int)
     if any(tensor.has(key) for key in SPARSE):
-        starts, columns = (read_values(tensor.values.get(key), np.int64, where) for key in SPARSE)
+        starts, columns = (
+            read_values(tensor.values.get(key), np.int64, f"{where}: {key}") for key in SPARSE
+        )
         return unpack_sparse(values, starts, columns, shape, where)
     return shape_values(values, shape, where)
 

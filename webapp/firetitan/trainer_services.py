@@ -9,6 +9,7 @@ from training.types import MAX_RANK
 from webapp.accounts.models import Actor
 from webapp.core.errors import NotFound, UserError
 from webapp.core.fields import LARGEST, Fields
+from webapp.firetitan.describing import has_experts
 from webapp.firetitan.models import TrainerJob
 from webapp.firetitan.names import find_base_model
 from webapp.firetitan.services import note_seen
@@ -81,7 +82,9 @@ def create_model(*, actor: Actor, job: TrainerJob, fields: Fields) -> Operation:
     asked = {"rank": shape["rank"], "reference": is_reference}
     if asked != {"rank": run.rank, "reference": run.is_reference}:
         raise UserError(f"model_seq_id {run.model_seq_id} already names a model of {run}.")
-    return submit_json(run, 0, Kind.CREATE_MODEL, {**spec, "answer": describe_abilities()})
+    return submit_json(
+        run, 0, Kind.CREATE_MODEL, {**spec, "answer": describe_abilities(base_model)}
+    )
 
 
 def find_offered(job: TrainerJob, fields: Fields) -> BaseModel:
@@ -127,9 +130,12 @@ def read_shape(fields: Fields, is_reference: bool) -> dict[str, Any]:
     }
 
 
-def describe_abilities() -> dict[str, Any]:
+def describe_abilities(base_model: BaseModel) -> dict[str, Any]:
     """What a client refuses by itself unless its model says that it can."""
-    return {"supports_reinforce": "reinforce" in LOSS_INPUTS, "supports_router_replay": False}
+    return {
+        "supports_reinforce": "reinforce" in LOSS_INPUTS,
+        "supports_router_replay": has_experts(base_model),
+    }
 
 
 @transaction.atomic

@@ -55,8 +55,8 @@ def save_for_sampler(*, job: TrainerJob, fields: Fields) -> Operation:
     run, seq = find_model(job, fields.text("model_id")), read_seq(fields)
     with refusing(run, seq, Kind.SAVE_WEIGHTS_FOR_SAMPLER):
         check_trains(run)
-        name, kind = read_name(fields), fields.text("checkpoint_type", "base")
-        check_export(run, kind, fields.text("export_precision", "source"))
+        name, kind = read_name(fields), read_type(run, fields)
+        check_precision(fields.text("export_precision", "source"))
         payload = {
             "name": name,
             "overwrite": True,
@@ -69,7 +69,8 @@ def save_for_sampler(*, job: TrainerJob, fields: Fields) -> Operation:
         return submit_json(run, seq, Kind.SAVE_WEIGHTS_FOR_SAMPLER, payload)
 
 
-def check_export(run: Run, kind: str, precision: str) -> None:
+def read_type(run: Run, fields: Fields) -> str:
+    kind = fields.text("checkpoint_type", "base")
     if kind not in TYPES:
         raise UserError(
             f"checkpoint_type is {kind[:40]!r}: send one of {', '.join(TYPES)}.",
@@ -81,6 +82,10 @@ def check_export(run: Run, kind: str, precision: str) -> None:
             " served and exported as it is.",
             field="checkpoint_type",
         )
+    return "base" if kind == "merged_base" else kind  # all weights have nothing to merge
+
+
+def check_precision(precision: str) -> None:
     if precision not in PRECISIONS:
         raise UserError(
             f"export_precision is {precision[:40]!r}: send one of {', '.join(PRECISIONS)}.",

@@ -70,6 +70,11 @@ def find_chain(folder: Path) -> list[tuple[Path, Manifest]]:
     """The base, then each delta up to this folder, which may be a base itself."""
     chain: list[tuple[Path, Manifest]] = []
     while True:
+        if chain and not folder.is_dir():
+            raise InvalidInput(
+                f"{chain[0][0].name} holds only what differs from {folder.name}, which is not there"
+                " any more"
+            )
         manifest = read_manifest(folder)
         if chain and manifest.digest != chain[0][1].previous_digest:
             raise InvalidInput(
@@ -170,3 +175,23 @@ def restore_folder(folder: Path, target: Path) -> None:
     files = {layout.file: write_layout(target, layout, tensors) for layout, tensors in chain}
     if digest_weights(files) != chain.folders[-1][1].digest:
         raise InvalidInput(f"{folder.name} is damaged: its weights do not have their digest")
+
+
+def restore_next(folder: Path, before: Path, target: Path) -> None:
+    """As `restore_folder` does, by one delta alone: `before` is where the weights that it is the
+    difference to lie restored. InvalidInput where they are not what they were."""
+    chain = find_chain(folder)
+    manifest = chain[-1][1]
+    check_files(folder, manifest)
+    base, first = chain[0]
+    sides = copy_sides(base, target)
+    if changed := [name for name, digest in sides.items() if first.files.get(name) != digest]:
+        raise InvalidInput(f"{base.name} is damaged: {changed[0]} is not as it was written")
+    with (folder / DELTA_FILE).open("rb") as delta:
+        files = {}
+        for layout in read_layouts(before):
+            with (before / layout.file).open("rb") as stream:
+                tensors = _read_tensors(stream, layout, [delta])
+                files[layout.file] = write_layout(target, layout, tensors)
+    if digest_weights(files) != manifest.digest:
+        raise InvalidInput(f"{folder.name} cannot be restored from {before.name} alone")

@@ -17,6 +17,7 @@ from training.errors import InvalidInput
 from training.types import CheckpointType, LoraSpec, Optimizer, Probe
 
 FORMAT = 1
+TRACE_LENGTH = 16  # letters of a digest on its way
 MANIFEST_FILE = "manifest.json"
 DELTA_FILE = "weights.delta"
 # Of whole models, in the format of safetensors; but loaders take every *.safetensors for weights.
@@ -42,6 +43,9 @@ class Manifest:
     previous: str = ""  # a delta's: the name of the folder that it is the difference to
     previous_digest: str = ""  # and of that one's weights
     ratio: float | None = None  # a delta's bytes to those of all weights
+    # Of an adapter, by tensor: how its digest begins, taken up to the end of that tensor. They say
+    # which one was changed on disk.
+    tensors: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def has_optimizer(self) -> bool:

@@ -321,6 +321,7 @@ def save_checkpoint(
     path = f"checkpoints/{held.run.pk}/{make_folder_name(name)}-{operation.seq}"
     folder = Path(settings.HONE_HOME) / path
     previous = None
+    started = time.perf_counter()
     if kind == Checkpoint.Kind.EXTERNAL:
         saved = export_weights(held.engine, held.run, folder, payload)
     elif kind == Checkpoint.Kind.TRAINING:
@@ -339,6 +340,7 @@ def save_checkpoint(
         path=path,
         saved=saved,
         previous=previous if saved.type == "delta" else None,
+        export_milliseconds=1000 * (time.perf_counter() - started),
         ttl_seconds=payload.get("ttl_seconds") or default_ttl,
         is_ephemeral=is_ephemeral,
         is_inflight=bool(payload.get("is_inflight")),

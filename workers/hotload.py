@@ -1,47 +1,48 @@
 """Loads checkpoints into a sampling server, each with the proof that it is that checkpoint."""
 
 import asyncio
-import json
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.db import close_old_connections
+from django.db import close_old_connections, connection
 
 from training.errors import InvalidInput
-from training.types import SampleRequest, SamplingParams
 from webapp.checkpoints.models import Checkpoint
 from webapp.deployments import loads
-from webapp.deployments.models import HotLoad
+from webapp.deployments.models import DeploymentChange, HotLoad, Replica
+from workers.proof import check_adapter, check_digest, probe
 from workers.vllm import ModelMissing, SamplingServer, ServerLost
 from workers.whole_folders import find_restored, open_model, remove_restored
 
 T = TypeVar("T")
 
-ADAPTER_FILE = "adapter_model.safetensors"
 RETRY_SECONDS = 30.0  # a load that failed is not tried again for each of a hundred waiting calls
 MAX_LOADED = 64
 MAX_WHOLE = 4  # models by name: each may be restored on disk, and asked for in turns
-HASHED_BYTES = 1 << 20
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+RELOADS = 3  # for one call: a server that forgets what it has just loaded is no server
 
 
 class LoadFailed(Exception):  # noqa: N818 - reads as the sentence it begins
     """The checkpoint is not served; the text says why."""
 
 
+class WeightsMoved(ServerLost):
+    """The server holds, or may have answered with, other weights than the ones asked for."""
+
+
 async def in_database(work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """The one way from the event loop to rows."""
 
     def run() -> T:
-        close_old_connections()
+        if not connection.in_atomic_block:  # what a caller's transaction stands on stays open
+            close_old_connections()
         return work(*args, **kwargs)
 
     return await sync_to_async(run)()
@@ -59,11 +60,23 @@ class Loaded:
 
 
 class HotLoads:
-    """What one start of one server holds. Whoever wants a checkpoint waits for the same load."""
+    """What one start of one server holds, each under a name of its own. Whoever wants a checkpoint
+    waits for the same load."""
 
-    def __init__(self, server: SamplingServer, start: str) -> None:
+    is_in_place = False
+
+    def __init__(
+        self,
+        server: SamplingServer,
+        start: str,
+        *,
+        replica: Replica | None = None,
+        max_loaded: int = MAX_LOADED,
+    ) -> None:
         self.server = server
         self.start = start  # as HotLoad.server says it
+        self.replica = replica
+        self.max_loaded = max_loaded
         self.restored = find_restored(start.partition("/")[0])
         self.loaded: dict[str, Loaded] = {}
 
@@ -77,13 +90,31 @@ class HotLoads:
     async def use(
         self, checkpoint: Checkpoint, work: Callable[[HotLoad], Awaitable[T]]
     ) -> tuple[HotLoad, T]:
-        """Do it with the proven load. One that the server has let go of is loaded again, once."""
-        entry = self._find(checkpoint)
-        try:
-            return await self._use(entry, work)
-        except ModelMissing:
-            await self._forget(checkpoint, entry)
-            return await self._use(self._find(checkpoint), work)
+        """Do it with the proven load. One that the server has let go of is loaded again."""
+        for _ in range(RELOADS):
+            entry = self._find(checkpoint)
+            try:
+                return await self._use(entry, work)
+            except ModelMissing:
+                await self._forget(checkpoint, entry)
+        raise ServerLost(f"it forgot {checkpoint.name} {RELOADS} times")
+
+    async def serve(self, change: DeploymentChange) -> HotLoad | None:
+        """Load and prove what a deployment is to serve. None: the base model, which is there."""
+        if change.checkpoint is None:
+            return None
+        entry = self.loaded.get(change.checkpoint.pk)
+        if entry is not None and entry.failed_at:  # whoever asks once more wants it tried
+            del self.loaded[change.checkpoint.pk]
+        load, _ = await self.use(change.checkpoint, nothing_more)
+        return load
+
+    async def take_back(self, change: DeploymentChange) -> None:
+        """Under a name of its own it is nobody's who did not ask for it."""
+
+    def name_model(self, load: HotLoad) -> str:
+        """What the server knows it by."""
+        return load.adapter_name
 
     async def _use(
         self, entry: Loaded, work: Callable[[HotLoad], Awaitable[T]]
@@ -111,14 +142,18 @@ class HotLoads:
         if found is not None:
             return found
         await self._make_room(checkpoint.is_full)
-        load = await in_database(loads.begin_load, checkpoint, server=self.start)
+        load = await in_database(
+            loads.begin_load, checkpoint, server=self.start, replica=self.replica
+        )
         try:
             load = await self._prove(load)
         except InvalidInput as error:
             load = await in_database(loads.fail_load, load, str(error))
-        except (ServerLost, asyncio.CancelledError):
-            await in_database(loads.lose_load, load)
-            raise
+        except (ServerLost, ModelMissing) as error:
+            raise ServerLost(f"the sampling server was lost during a load: {error}") from error
+        finally:
+            if load.status == HotLoad.Status.LOADING:
+                await in_database(loads.lose_load, load)
         if load.status != HotLoad.Status.READY:
             await self._unload(load)
             raise LoadFailed(load.error)
@@ -126,58 +161,47 @@ class HotLoads:
 
     async def _prove(self, load: HotLoad) -> HotLoad:
         checkpoint = load.checkpoint
-        if checkpoint.deleted_at is not None:
-            raise InvalidInput(f"The checkpoint {checkpoint.name} was deleted.")
-        folder, digest = await asyncio.to_thread(self._open, load)
-        if digest != checkpoint.digest:
-            raise InvalidInput(
-                f"The files of {checkpoint.name} have the digest {digest[:12]}, and "
-                f"{checkpoint.digest[:12]} was saved: they were changed on disk."
-            )
-        base = await in_database(name_base, checkpoint)
         began = time.perf_counter()
-        if checkpoint.is_full:
-            await self.server.load_model(load.adapter_name, folder)
-        else:
-            await self.server.load_adapter(load.adapter_name, folder, base=base)
-        loaded = time.perf_counter()
-        logprobs = await self._probe(load.adapter_name, checkpoint)
+        folder, digest = await self._open(load)
+        opened = time.perf_counter()
+        await self._give(load, folder)
+        given = time.perf_counter()
+        logprobs = await probe(self.server, load.adapter_name, checkpoint)
         proof = loads.Proof(
             digest=digest,
-            load_milliseconds=1000 * (loaded - began),
-            probe_milliseconds=1000 * (time.perf_counter() - loaded),
+            transfer_milliseconds=1000 * (opened - began),
+            load_milliseconds=1000 * (given - opened),
+            probe_milliseconds=1000 * (time.perf_counter() - given),
             server_logprobs=logprobs,
-            max_difference=measure_difference(checkpoint.probe["logprobs"], logprobs),
             tolerance=settings.PROBE_TOLERANCE,
         )
         return await in_database(loads.prove_load, load, proof)
 
-    def _open(self, load: HotLoad) -> tuple[Path, str]:
+    async def _open(self, load: HotLoad) -> tuple[Path, str]:
         """The folder to load, and the digest of what was found in it."""
-        folder = settings.HONE_HOME / load.checkpoint.path
-        if load.checkpoint.is_full:
-            return open_model(folder, self.restored / load.adapter_name)
-        return folder, digest_adapter(folder / ADAPTER_FILE)
+        checkpoint, target = load.checkpoint, self.restored / load.adapter_name
+        _, base = await in_database(read_base, checkpoint)
+        before = self._find_restored(checkpoint)
+        return await asyncio.to_thread(open_checkpoint, checkpoint, base, target, before)
 
-    async def _probe(self, adapter_name: str, checkpoint: Checkpoint) -> list[float]:
-        """The probe's log-probabilities through the path that answers everybody."""
-        tokens = checkpoint.probe.get("tokens")
-        if not tokens:
-            raise InvalidInput(
-                f"{checkpoint.name} was saved without a probe, so nothing can prove that it is "
-                "what the server holds."
-            )
-        request = SampleRequest(
-            prompt=tokens,
-            params=SamplingParams(max_tokens=1, temperature=0.0),
-            prompt_logprobs=True,
-        )
-        output = await self.server.generate(adapter_name, request)
-        found = list(output.prompt_logprobs or ())[1:]
-        logprobs = [value for value in found if value is not None and math.isfinite(value)]
-        if len(logprobs) != len(tokens) - 1:
-            raise InvalidInput("The server gave no finite log-probabilities for the probe.")
-        return logprobs
+    def _find_restored(self, checkpoint: Checkpoint) -> Path | None:
+        """Where the weights that a delta differs from lie whole, for a load that is in use."""
+        entry = self.loaded.get(checkpoint.previous_id or "")
+        if entry is None or not is_served(entry):
+            return None
+        folder = self.restored / entry.task.result().adapter_name
+        return folder if folder.is_dir() else None
+
+    async def _give(self, load: HotLoad, folder: Path) -> None:
+        name, checkpoint = load.adapter_name, load.checkpoint
+        try:
+            if checkpoint.is_full:
+                await self.server.load_model(name, folder)
+            else:
+                base, _ = await in_database(read_base, checkpoint)
+                await self.server.load_adapter(name, folder, base=base)
+        except ModelMissing as error:  # it did not find the folder, or takes no adapters at all
+            raise InvalidInput(f"The sampling server refused it: {error}") from error
 
     async def _forget(self, checkpoint: Checkpoint, entry: Loaded) -> None:
         """The server does not hold it any more. Another call may have seen that before us."""
@@ -192,7 +216,7 @@ class HotLoads:
         """Let go of the longest unused ones; a later call loads them again under a new name."""
         alike = [key for key, entry in self.loaded.items() if entry.is_full is is_full]
         served = [key for key in alike if is_served(self.loaded[key])]
-        limit = MAX_WHOLE if is_full else MAX_LOADED
+        limit = MAX_WHOLE if is_full else self.max_loaded
         idle = sorted(
             (key for key in served if not self.loaded[key].num_users),
             key=lambda key: self.loaded[key].used_at,
@@ -246,29 +270,27 @@ def note_failure(entry: Loaded, task: asyncio.Task[HotLoad]) -> None:
         entry.failed_at = time.monotonic() if isinstance(error, LoadFailed) else -math.inf
 
 
-def name_base(checkpoint: Checkpoint) -> str:
-    return checkpoint.base_model.name
+async def nothing_more(_: HotLoad) -> None:
+    """A deployment asks for the load alone."""
 
 
-def measure_difference(trainer: list[float], server: list[float]) -> float:
-    return max(abs(a - b) for a, b in zip(trainer, server, strict=True))
+def read_base(checkpoint: Checkpoint) -> tuple[str, Path]:
+    """Its base model's name and folder."""
+    return checkpoint.base_model.name, Path(checkpoint.base_model.path)
 
 
-def digest_adapter(file: Path) -> str:
-    """What training.engine.checkpoint.digest_tensors says of the file's tensors, without torch."""
-    digest = sha256()
-    try:
-        with file.open("rb") as stream:
-            start = 8 + int.from_bytes(stream.read(8), "little")
-            header: Mapping[str, Any] = json.loads(stream.read(start - 8))
-            for name in sorted(header.keys() - {"__metadata__"}):
-                tensor = header[name]
-                shape = tuple(tensor["shape"])
-                digest.update(f"{name} torch.{DTYPES[tensor['dtype']]} {shape}\n".encode())
-                begin, end = tensor["data_offsets"]
-                stream.seek(start + begin)
-                for left in range(end - begin, 0, -HASHED_BYTES):
-                    digest.update(stream.read(min(left, HASHED_BYTES)))
-    except (OSError, ValueError, KeyError) as error:
-        raise InvalidInput(f"{file.parent.name} cannot be read: {error}") from error
-    return digest.hexdigest()
+def open_checkpoint(
+    checkpoint: Checkpoint, base: Path, target: Path, before: Path | None
+) -> tuple[Path, str]:
+    """The folder that a server is to read, once what is in it was compared with what was saved."""
+    if checkpoint.deleted_at is not None:
+        raise InvalidInput(f"The checkpoint {checkpoint.name} was deleted.")
+    folder = settings.HONE_HOME / checkpoint.path
+    if not folder.is_dir():
+        raise InvalidInput(f"The files of {checkpoint.name} are not there any more.")
+    if checkpoint.is_full:
+        found, digest = open_model(folder, target, before)
+    else:
+        found, digest = folder, check_adapter(folder, base)
+    check_digest(checkpoint, digest)
+    return found, digest

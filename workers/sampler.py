@@ -3,20 +3,23 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from training.data.tokenizer import ChatTokenizer
 from training.errors import InvalidInput
+from training.types import SampleOutput
+from webapp.checkpoints.models import Checkpoint
 from webapp.deployments import abandoned, calls, loads, replicas, services
-from webapp.deployments.models import Deployment, HotLoad, Replica, SamplingCall
+from webapp.deployments.models import Deployment, DeploymentChange, HotLoad, Replica, SamplingCall
 from webapp.evals.services import settle_abandoned
 from webapp.fleet.models import BaseModel
 from webapp.fleet.services import beat_worker
 from webapp.fleet.workers import list_samplers
 from workers.answers import Answer, make_request, store_answer, store_failure
+from workers.changes import Changes
 from workers.drawing import Drawing
-from workers.hotload import HotLoads, LoadFailed, in_database
+from workers.hotload import HotLoads, LoadFailed, WeightsMoved, in_database, nothing_more
 from workers.pieces import Publisher
 from workers.starts import (
     IN_FLIGHT,
@@ -50,6 +53,24 @@ class Sampler:
     proving: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     tokenizers: dict[str, ChatTokenizer] = field(default_factory=dict)
     leads: bool = False  # of several samplers one proves what deployments are to serve
+    changes: Changes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.changes = Changes(self.find_holders, self.guard)
+
+    def find_holders(self, change: DeploymentChange) -> list[Start]:
+        return [each for each in self.starts.values() if each.can_hold(change)]
+
+    async def guard(self, change: DeploymentChange, work: Awaitable[None]) -> None:
+        """Whatever goes wrong is this change's alone."""
+        try:
+            await work
+        except Exception:
+            logger.exception("change %s failed", change.pk)
+            text = f"Internal error: the sampler's log has the details under change {change.pk}."
+            await in_database(services.settle_change, change, error=text)
+        finally:
+            self.woken.set()
 
     async def begin(self) -> None:
         """One that was killed has left its calls behind, and loads that nobody ends."""
@@ -85,7 +106,7 @@ class Sampler:
 
     async def open_start(self, replica: Replica) -> Start:
         server = self.connect(replica.url)
-        loads = HotLoads(server, name_start(replica))
+        loads = HotLoads(server, name_start(replica), replica=replica)
         await loads.adopt()
         return Start(replica=replica, server=server, loads=loads, limit=self.limit)
 
@@ -122,6 +143,8 @@ class Sampler:
             await in_database(store_failure, call, str(error), "user", self.worker)
         except (LoadFailed, ModelMissing) as error:
             await in_database(store_failure, call, str(error), "server", self.worker)
+        except WeightsMoved:
+            await in_database(calls.requeue_call, call, worker=self.worker)
         except ServerLost as error:
             await self.put_back(call, start, error)
         except asyncio.CancelledError:
@@ -153,15 +176,21 @@ class Sampler:
         tokenizer = await self.find_tokenizer(call.base_model)
         request = make_request(call, tokenizer)
         drawing = Drawing(call=call, request=request, tokenizer=tokenizer, tell=self.publisher.say)
-        if call.checkpoint is None:
-            output = await drawing.sample(start.server, call.base_model.name)
-            return drawing.make_answer(output)
-        if call.checkpoint.deleted_at is not None:
-            raise InvalidInput(f"The checkpoint {call.checkpoint.name} was deleted.")
-        load, output = await start.loads.use(
-            call.checkpoint, lambda load: drawing.sample(start.server, load.adapter_name)
+        load, output = await self.changes.answer(
+            call, lambda checkpoint: self.draw(start, call, checkpoint, drawing)
         )
         return drawing.make_answer(output, load)
+
+    async def draw(
+        self, start: Start, call: SamplingCall, checkpoint: Checkpoint | None, drawing: Drawing
+    ) -> tuple[HotLoad | None, SampleOutput]:
+        if checkpoint is None:
+            return None, await drawing.sample(start.server, call.base_model.name)
+        if checkpoint.deleted_at is not None:
+            raise InvalidInput(f"The checkpoint {checkpoint.name} was deleted.")
+        return await start.loads.use(
+            checkpoint, lambda load: drawing.sample(start.server, start.loads.name_model(load))
+        )
 
     async def find_tokenizer(self, base_model: BaseModel) -> ChatTokenizer:
         if base_model.path not in self.tokenizers:
@@ -184,6 +213,7 @@ class Sampler:
     async def prove_deployments(self) -> None:
         if not self.leads:
             return
+        await self.changes.begin()
         for deployment in await in_database(services.list_loading):
             start = choose_for_checkpoint(
                 self.starts.values(), deployment.base_model, deployment.checkpoint
@@ -213,7 +243,7 @@ class Sampler:
 
     async def wait(self) -> None:
         """Until something that was begun has ended."""
-        tasks = [*self.tasks.values(), *self.proving.values()]
+        tasks = [*self.tasks.values(), *self.proving.values(), *self.changes.tasks.values()]
         if tasks:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
@@ -250,14 +280,10 @@ class Sampler:
 
     async def stop(self) -> None:
         """The servers live on with what they hold: the next sampler finds it in rows."""
-        tasks = [*self.tasks.values(), *self.proving.values()]
+        tasks = [*self.tasks.values(), *self.proving.values(), *self.changes.tasks.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for start in [*self.starts.values(), *self.leaving]:
             await start.close()
         await in_database(calls.requeue_calls, worker=self.worker)
-
-
-async def nothing_more(_: HotLoad) -> None:
-    """A deployment asks for the load alone."""

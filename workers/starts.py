@@ -11,10 +11,11 @@ from pathlib import Path
 
 from django.db.models import Q
 
+from training.errors import InvalidInput
 from webapp.checkpoints.models import Checkpoint
-from webapp.deployments.models import Replica, SamplingCall
+from webapp.deployments.models import DeploymentChange, HotLoad, Replica, SamplingCall
 from webapp.fleet.models import BaseModel
-from workers.hotload import HotLoads
+from workers.hotload import HotLoads, LoadFailed
 from workers.vllm import SamplingServer, ServerLost
 
 IN_FLIGHT = 64  # what a server decodes together; more would only wait there instead of here
@@ -71,6 +72,31 @@ class Start:
     async def close(self) -> None:
         await self.loads.close()
         await self.server.aclose()
+
+    @property
+    def is_in_place(self) -> bool:
+        return self.loads.is_in_place
+
+    async def serve(self, change: DeploymentChange) -> HotLoad | None:
+        """Load and prove what a deployment is to serve. LoadFailed says why it is not served."""
+        try:
+            await self.open_base(change.deployment.base_model)
+            return await self.loads.serve(change)
+        except InvalidInput as error:
+            raise LoadFailed(str(error)) from error
+
+    async def take_back(self, change: DeploymentChange) -> None:
+        await self.loads.take_back(change)
+
+    def can_hold(self, change: DeploymentChange) -> bool:
+        """What a change is to serve, beside what is served now or in its place."""
+        replica, checkpoint = self.replica, change.checkpoint
+        if self.is_lost:
+            return False
+        if replica.deployment_id is not None:
+            is_whole = checkpoint is None or checkpoint.is_full
+            return is_whole and replica.deployment_id == change.deployment_id
+        return self.can_answer(change.deployment.base_model, checkpoint)
 
     async def open_base(self, base_model: BaseModel) -> None:
         """One that was added since the built-in server started is read when it is asked for."""

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from training.errors import InvalidInput
-from training.manifest import MANIFEST_FILE, Manifest, read_manifest
+from training.manifest import MANIFEST_FILE, TRACE_LENGTH, Manifest, read_manifest
 from training.types import LoraSpec, Optimizer, Probe
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -39,26 +39,19 @@ class Contents:
 
 
 def digest_tensors(tensors: Tensors) -> str:
-    """sha256 over names, types, shapes and bytes, in the order of the names."""
-    digest = hashlib.sha256()
+    return trace_tensors(tensors)[0]
+
+
+def trace_tensors(tensors: Tensors) -> tuple[str, dict[str, str]]:
+    """sha256 over names, types, shapes and bytes, in the order of the names; and how it begins
+    after each."""
+    digest, trace = hashlib.sha256(), {}
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def digest_model(path: Path) -> str:
-    """Tells base models apart in milliseconds: config, sizes, 64 places of each weights file."""
-    digest = hashlib.sha256((path / "config.json").read_bytes())
-    for file in sorted(path.glob("*.safetensors")):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}\n".encode())
-        with file.open("rb") as stream:
-            for place in range(64):
-                stream.seek(size * place // 64)
-                digest.update(stream.read(1 << 16))
-    return digest.hexdigest()
+        trace[name] = digest.copy().hexdigest()[:TRACE_LENGTH]
+    return digest.hexdigest(), trace
 
 
 def write_folder(
@@ -71,8 +64,9 @@ def write_folder(
     modules: list[str],
 ) -> Manifest:
     """The folder appears complete, by a rename, or not at all; one that was there is replaced."""
+    digest, trace = trace_tensors(contents.adapter)
     manifest = Manifest(
-        digest=digest_tensors(contents.adapter),
+        digest=digest,
         optimizer_digest=digest_tensors(contents.optimizer) if contents.optimizer else None,
         base_digest=base_digest,
         spec=contents.spec,
@@ -80,6 +74,7 @@ def write_folder(
         optimizer=contents.kind,
         probe=probe,
         versions={"torch": torch.__version__, "transformers": transformers.__version__},
+        tensors=trace,
     )
     with drafting(folder) as draft:
         write_adapter(draft, contents.adapter, describe_adapter(contents.spec, modules, str(base)))

@@ -35,6 +35,7 @@ from training.engine.tenancy import Tenancy
 from training.errors import InvalidInput
 from training.fairness import Shares
 from training.manifest import read_manifest
+from training.model_files import digest_model
 from training.requests import check_request
 from training.types import (
     ForwardBackward,
@@ -71,7 +72,7 @@ class Engine(Tenancy):
         engine = cls(
             model,
             path=path,
-            base_digest=checkpoint.digest_model(path),
+            base_digest=digest_model(path),
             token_budget=token_budget,
         )
         check_agreement(model, engine.adapters)

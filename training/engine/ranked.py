@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from training.engine import checkpoint
 from training.engine.core import Engine
 from training.engine.cut import cut_model, keep_own_gradients
 from training.engine.cycle import Pack
@@ -35,6 +34,7 @@ from training.engine.tally import Tally, make_blank
 from training.engine.traced import Meter
 from training.errors import InvalidInput
 from training.memory import Room
+from training.model_files import digest_model
 from training.types import (
     Datum,
     FloatArray,
@@ -170,7 +170,7 @@ class RankedEngine(Engine):
         engine = cls(
             model,
             path=path,
-            base_digest=checkpoint.digest_model(path),
+            base_digest=digest_model(path),
             token_budget=token_budget * (1 if sharing == "tensor" else ranks.plan.size),
         )
         engine.ranks, engine.round_budget, engine.kept = ranks, token_budget, {}

@@ -51,6 +51,7 @@ def register_checkpoint(  # noqa: PLR0913 - the row's columns, by name
     path: str,
     saved: SavedWeights,
     previous: Checkpoint | None = None,
+    export_milliseconds: float | None = None,
     ttl_seconds: int | None = None,
     is_ephemeral: bool = False,
     is_inflight: bool = False,
@@ -83,6 +84,7 @@ def register_checkpoint(  # noqa: PLR0913 - the row's columns, by name
             type=saved.type,
             previous=previous,
             ratio=saved.ratio,
+            export_milliseconds=export_milliseconds,
             has_optimizer=saved.has_optimizer,
             probe={"tokens": list(saved.probe.tokens), "logprobs": list(saved.probe.logprobs)},
             user_metadata=dict(user_metadata or {}),
@@ -226,8 +228,8 @@ def without_users(checkpoints: CheckpointQuerySet) -> CheckpointQuerySet:
 
 
 def without_work(checkpoints: CheckpointQuerySet) -> CheckpointQuerySet:
-    """Not served, not being sampled from, no live run has yet to begin with them, and no delta
-    builds on them.
+    """Not served nor about to be, not being sampled from, no live run has yet to begin with them,
+    and no delta builds on them.
 
     One that has begun has made them its own: its autosave holds what it loaded.
     """
@@ -237,6 +239,7 @@ def without_work(checkpoints: CheckpointQuerySet) -> CheckpointQuerySet:
     return (
         without_deltas(checkpoints)
         .exclude(deployments__status__in=("loading", "ready", "failed"))
+        .exclude(changes__status="loading")
         .exclude(sampling_calls__status__in=LIVE)
         .exclude(evaluations__status__in=LIVE)
         .exclude(pk__in=awaited)

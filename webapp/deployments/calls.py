@@ -127,6 +127,13 @@ def requeue_call(call: SamplingCall, *, worker: str) -> bool:
     return _held_by(worker, call).update(**waits) == 1
 
 
+def note_checkpoint(call: SamplingCall, checkpoint: Checkpoint | None) -> None:
+    """A call that named a deployment is answered by what that serves by now."""
+    if call.checkpoint != checkpoint:
+        call.checkpoint = checkpoint
+        SamplingCall.objects.filter(pk=call.pk).update(checkpoint=checkpoint)
+
+
 def finish_call(
     call: SamplingCall,
     *,

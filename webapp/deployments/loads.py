@@ -6,7 +6,7 @@ from django.db import IntegrityError, transaction
 
 from webapp.checkpoints.models import Checkpoint
 from webapp.core.events import project_group, publish
-from webapp.deployments.models import HotLoad
+from webapp.deployments.models import Deployment, HotLoad, Replica
 
 Status = HotLoad.Status
 
@@ -16,14 +16,21 @@ class Proof:
     """What a load measured. Agreement is judged by who writes it."""
 
     digest: str
+    transfer_milliseconds: float
     load_milliseconds: float
     probe_milliseconds: float
     server_logprobs: list[float]
-    max_difference: float
     tolerance: float
+    pause_milliseconds: float = 0.0  # weights under a name of their own hold nobody up
 
 
-def begin_load(checkpoint: Checkpoint, *, server: str) -> HotLoad:
+def begin_load(
+    checkpoint: Checkpoint,
+    *,
+    server: str,
+    replica: Replica | None = None,
+    deployment: Deployment | None = None,
+) -> HotLoad:
     """A row with a name that no server has seen: caches of an earlier load cannot answer for it."""
     count = HotLoad.objects.filter(checkpoint=checkpoint).count()
     while True:
@@ -32,7 +39,12 @@ def begin_load(checkpoint: Checkpoint, *, server: str) -> HotLoad:
         try:
             with transaction.atomic():
                 return HotLoad.objects.create(
-                    checkpoint=checkpoint, server=server, adapter_name=name
+                    checkpoint=checkpoint,
+                    server=server,
+                    replica=replica,
+                    deployment=deployment,
+                    adapter_name=name,
+                    export_milliseconds=checkpoint.export_milliseconds,
                 )
         except IntegrityError:
             continue  # another server took the name at this moment
@@ -40,26 +52,46 @@ def begin_load(checkpoint: Checkpoint, *, server: str) -> HotLoad:
 
 def prove_load(load: HotLoad, proof: Proof) -> HotLoad:
     """READY where trainer and server agree, FAILED where they do not."""
+    differences = measure_differences(load.checkpoint.probe["logprobs"], proof.server_logprobs)
     load.digest = proof.digest
+    load.transfer_milliseconds = proof.transfer_milliseconds
     load.load_milliseconds = proof.load_milliseconds
     load.probe_milliseconds = proof.probe_milliseconds
+    load.pause_milliseconds = proof.pause_milliseconds
     load.server_logprobs = proof.server_logprobs
-    load.max_difference = proof.max_difference
+    load.mean_difference = sum(differences) / len(differences)
+    load.max_difference = max(differences)
     load.tolerance = proof.tolerance
-    agrees = proof.max_difference <= proof.tolerance
+    agrees = load.max_difference <= proof.tolerance
     load.status = Status.READY if agrees else Status.FAILED
     if not agrees:
-        load.error = (
-            "The server's log-probabilities of the probe differ from the trainer's by up to "
-            f"{proof.max_difference:.2g} nats; {proof.tolerance:.2g} is allowed. "
-            "Nothing is served as this checkpoint."
-        )
+        load.error = describe_difference(load, differences)
     load.save()
     _announce(load)
     return load
 
 
+def measure_differences(trainer: list[float], server: list[float]) -> list[float]:
+    """Of each token of the probe but the first, which follows nothing."""
+    return [abs(a - b) for a, b in zip(trainer, server, strict=True)]
+
+
+def describe_difference(load: HotLoad, differences: list[float]) -> str:
+    largest = max(range(len(differences)), key=differences.__getitem__)
+    token = load.checkpoint.probe["tokens"][largest + 1]
+    return (
+        "The server's log-probabilities of the probe differ from the trainer's by up to "
+        f"{load.max_difference:.2g} nats, at its token {largest + 2} (id {token}), and by "
+        f"{load.mean_difference:.2g} on average; {load.tolerance:.2g} is allowed. "
+        "Nothing is served as this checkpoint."
+    )
+
+
 def fail_load(load: HotLoad, error: str) -> HotLoad:
+    """What is wrong with files that somebody has deleted meanwhile is that."""
+    load.checkpoint.refresh_from_db(fields=["deleted_at"])
+    if load.checkpoint.deleted_at is not None:
+        error = f"The checkpoint {load.checkpoint.name} was deleted."
     load.status = Status.FAILED
     load.error = error
     load.save(update_fields=["status", "error"])

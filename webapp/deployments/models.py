@@ -149,7 +149,7 @@ class DeploymentChange(models.Model):
 
     deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="changes")
     checkpoint = models.ForeignKey(  # null: the base model as it is
-        Checkpoint, on_delete=models.CASCADE, null=True, related_name="+"
+        Checkpoint, on_delete=models.CASCADE, null=True, related_name="changes"
     )
     previous = models.ForeignKey(Checkpoint, on_delete=models.SET_NULL, null=True, related_name="+")
     transition = models.CharField(max_length=5, choices=Transition.choices, blank=True)

@@ -4,20 +4,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from django.db import IntegrityError, transaction
-from django.db.models import Exists, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils.timezone import now
 
 from webapp.accounts.audit import record_audit
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import check_loadable
-from webapp.core.errors import UserError
+from webapp.core.errors import NotFound, UserError
 from webapp.core.events import project_group, publish
 from webapp.deployments.calls import kick_samplers, submit_call
-from webapp.deployments.models import Deployment, HotLoad, SamplingCall
+from webapp.deployments.models import Deployment, DeploymentChange, HotLoad, SamplingCall
 from webapp.fleet.models import BaseModel
 
 Status = Deployment.Status
+ChangeStatus = DeploymentChange.Status
+Transition = DeploymentChange.Transition
 
 DEFAULT_SEED = 7  # a fixed one: two models asked side by side draw the same numbers
 MAX_SAMPLES = 16
@@ -49,6 +51,9 @@ def create_deployment(
             deployment = Deployment.objects.create(
                 project=actor.project, name=name, base_model=base_model, checkpoint=checkpoint
             )
+            DeploymentChange.objects.create(
+                deployment=deployment, checkpoint=checkpoint, user=actor.user
+            )
     except IntegrityError:
         raise UserError(
             f"There is a deployment named {name} already: change what it serves, or choose "
@@ -59,32 +64,135 @@ def create_deployment(
     return deployment
 
 
+@transaction.atomic
 def change_checkpoint(
-    *, actor: Actor, deployment: Deployment, checkpoint: Checkpoint | None
-) -> None:
-    """Serve other weights of the same base model; a stopped deployment starts again.
+    *,
+    actor: Actor,
+    deployment: Deployment,
+    checkpoint: Checkpoint | None,
+    transition: str = "",
+    identity: str = "",
+) -> DeploymentChange:
+    """Serve other weights of the same base model; None: the base model as it is.
 
-    None: the base model as it is. Answers come from the new weights once they are proven.
+    What is served stays so until the new weights are proven. A deployment that serves nothing, as
+    one that was stopped, starts with them. A change that still waits is superseded.
     """
-    if checkpoint is not None:
-        _check_alive(checkpoint)
-        if checkpoint.base_model_id != deployment.base_model_id:
-            raise UserError(
-                f"{deployment.name} serves {deployment.base_model}, and the checkpoint "
-                f"{checkpoint.name} belongs to {checkpoint.base_model}.",
-                field="checkpoint",
-            )
-    Deployment.objects.visible_to(actor).filter(pk=deployment.pk).update(
-        checkpoint=checkpoint, status=Status.LOADING, error="", changed_at=now()
-    )
+    if transition not in Transition.values:
+        raise UserError(
+            f"transition is {transition!r}; it is async, sync, or left out.", field="transition"
+        )
+    _check_fits(deployment, checkpoint)
+    mine = Deployment.objects.visible_to(actor).filter(pk=deployment.pk)
+    starting = {"checkpoint": checkpoint, "status": Status.LOADING, "error": ""}
+    started = mine.filter(_serves_nothing()).update(**starting)
+    if mine.update(changed_at=now()) != 1:
+        raise NotFound(f"There is no deployment {deployment.pk}.")
+    previous_id = deployment.checkpoint_id
     deployment.refresh_from_db()
-    _announce(deployment)
-
-
-def stop_deployment(*, actor: Actor, deployment: Deployment) -> None:
-    Deployment.objects.visible_to(actor).filter(pk=deployment.pk).update(
-        status=Status.STOPPED, error="", changed_at=now()
+    _supersede(deployment)
+    change = DeploymentChange.objects.create(
+        deployment=deployment,
+        checkpoint=checkpoint,
+        previous_id=previous_id if started else deployment.checkpoint_id,
+        transition=transition,
+        identity=identity[:200],
+        user=actor.user,
     )
+    _announce(deployment)
+    return change
+
+
+def _serves_nothing() -> Q:
+    """Stopped, failed, or still waiting for its first weights; not one that only loads again."""
+    served = DeploymentChange.objects.filter(deployment=OuterRef("pk"), status=ChangeStatus.SERVED)
+    is_new = Q(status=Status.LOADING) & ~Exists(served)
+    return is_new | Q(status__in=(Status.STOPPED, Status.FAILED))
+
+
+def roll_back(*, actor: Actor, deployment: Deployment) -> DeploymentChange:
+    """Serve again what was served before the weights that are served now."""
+    served = deployment.changes.filter(status=ChangeStatus.SERVED).select_related("checkpoint")
+    before = [each for each in served if each.checkpoint_id != deployment.checkpoint_id]
+    if not before:
+        raise UserError(f"{deployment.name} has served nothing else: there is no way back.")
+    return change_checkpoint(
+        actor=actor,
+        deployment=deployment,
+        checkpoint=before[0].checkpoint,
+        identity=before[0].identity,
+    )
+
+
+def list_changes() -> list[DeploymentChange]:
+    """What samplers have to load and prove: the newest wish of each deployment."""
+    newest: dict[str, DeploymentChange] = {}
+    pending = DeploymentChange.objects.filter(status=ChangeStatus.LOADING)
+    whole = pending.select_related("deployment__base_model", "checkpoint__base_model", "previous")
+    for change in whole.prefetch_related("deployment__base_model__names").order_by("pk"):
+        newest[change.deployment_id] = change
+    return list(newest.values())
+
+
+@transaction.atomic
+def settle_change(
+    change: DeploymentChange,
+    *,
+    load: HotLoad | None = None,
+    error: str = "",
+    pause_milliseconds: float | None = None,
+) -> bool:
+    """The new weights are proven and answer from now on, or `error` says why the old ones stay.
+
+    False: a newer change came first, or the deployment was stopped.
+    """
+    pending = DeploymentChange.objects.filter(pk=change.pk, status=ChangeStatus.LOADING)
+    ended = pending.update(
+        status=ChangeStatus.FAILED if error else ChangeStatus.SERVED,
+        error=error,
+        hot_load=load,
+        pause_milliseconds=pause_milliseconds,
+        ended_at=now(),
+    )
+    if ended and error:
+        _fail_first(change, error)
+    elif ended:
+        _serve(change, load)
+    publish(project_group(change.deployment.project_id), "deployments")
+    return ended == 1
+
+
+def _serve(change: DeploymentChange, load: HotLoad | None) -> None:
+    if load is not None and load.deployment_id is None:
+        HotLoad.objects.filter(pk=load.pk).update(deployment=change.deployment_id)
+    Deployment.objects.filter(pk=change.deployment_id).update(
+        checkpoint=change.checkpoint_id, status=Status.READY, error="", changed_at=now()
+    )
+    waiting = SamplingCall.objects.filter(
+        deployment=change.deployment_id, status=SamplingCall.Status.QUEUED
+    )
+    waiting.update(checkpoint=change.checkpoint_id)
+
+
+def _fail_first(change: DeploymentChange, error: str) -> None:
+    """A deployment that served nothing before it still does not."""
+    waits = Deployment.objects.filter(
+        pk=change.deployment_id, status=Status.LOADING, checkpoint=change.checkpoint_id
+    )
+    waits.update(status=Status.FAILED, error=error, changed_at=now())
+
+
+def find_served(deployment_id: str) -> Checkpoint | None:
+    """What a deployment serves at this moment; None: its base model."""
+    whole = Deployment.objects.select_related("checkpoint__base_model")
+    return whole.get(pk=deployment_id).checkpoint
+
+
+@transaction.atomic
+def stop_deployment(*, actor: Actor, deployment: Deployment) -> None:
+    mine = Deployment.objects.visible_to(actor).filter(pk=deployment.pk)
+    if mine.update(status=Status.STOPPED, error="", changed_at=now()) == 1:
+        _supersede(deployment, error="The deployment was stopped.")
     deployment.refresh_from_db()
     _announce(deployment)
 
@@ -100,9 +208,17 @@ def delete_deployment(*, actor: Actor, deployment: Deployment) -> None:
     _announce(deployment)
 
 
+def _supersede(deployment: Deployment, error: str = "") -> None:
+    pending = deployment.changes.filter(status=ChangeStatus.LOADING)
+    pending.update(status=ChangeStatus.SUPERSEDED, error=error, ended_at=now())
+
+
 def list_loading() -> list[Deployment]:
-    """What a sampler has to load and prove."""
-    loading = Deployment.objects.filter(status=Status.LOADING)
+    """What a sampler has to load and prove again; what is new to a deployment is a change."""
+    pending = DeploymentChange.objects.filter(
+        deployment=OuterRef("pk"), checkpoint=OuterRef("checkpoint"), status=ChangeStatus.LOADING
+    )
+    loading = Deployment.objects.filter(~Exists(pending), status=Status.LOADING)
     whole = loading.select_related("base_model", "checkpoint")
     return list(whole.prefetch_related("base_model__names"))
 
@@ -231,6 +347,18 @@ def _choose_base_model(base_model: BaseModel | None, checkpoint: Checkpoint | No
     if base_model is None:
         raise UserError("Choose a checkpoint or a base model.", field="checkpoint")
     return base_model
+
+
+def _check_fits(deployment: Deployment, checkpoint: Checkpoint | None) -> None:
+    if checkpoint is None:
+        return
+    _check_alive(checkpoint)
+    if checkpoint.base_model_id != deployment.base_model_id:
+        raise UserError(
+            f"{deployment.name} serves {deployment.base_model}, and the checkpoint "
+            f"{checkpoint.name} belongs to {checkpoint.base_model}.",
+            field="checkpoint",
+        )
 
 
 def _check_alive(checkpoint: Checkpoint) -> None:

@@ -147,17 +147,17 @@ def test_each_load_is_a_row(browser: Client, deployment: Deployment) -> None:
 
 
 def test_another_checkpoint_of_the_same_base_is_chosen(
-    browser: Client, run: Run, deployment: Deployment
+    browser: Client, run: Run, deployment: Deployment, checkpoint: Checkpoint
 ) -> None:
     better = make_checkpoint(run, name="better")
     url = f"/deployments/{deployment.pk}/"
     assert f'value="{better.pk}"' in read(browser, url)
     browser.post(f"{url}change/", {"checkpoint": better.pk})
-    deployment.refresh_from_db()
-    assert (deployment.checkpoint, deployment.status) == (better, Status.LOADING)
     browser.post(f"{url}change/", {"checkpoint": deployment.base_model_id})
+    wished = [(each.checkpoint, each.status) for each in deployment.changes.all()]
+    assert wished == [(None, "loading"), (better, "superseded")]
     deployment.refresh_from_db()
-    assert deployment.checkpoint is None
+    assert (deployment.checkpoint, deployment.status) == (checkpoint, Status.READY)
 
 
 def test_a_change_to_nothing_is_refused_beside_the_field(

@@ -55,15 +55,6 @@ def test_a_deleted_checkpoint_cannot_be_served(alice: Actor, run: Run) -> None:
         services.create_deployment(actor=alice, name="support", checkpoint=gone)
 
 
-def test_another_checkpoint_is_loaded_before_it_is_ready(
-    deployment: Deployment, alice: Actor, run: Run
-) -> None:
-    services.mark_ready(deployment, None)
-    newer = make_checkpoint(run, name="step-20")
-    services.change_checkpoint(actor=alice, deployment=deployment, checkpoint=newer)
-    assert (deployment.status, deployment.checkpoint) == (Status.LOADING, newer)
-
-
 def test_a_checkpoint_of_another_base_model_is_refused(
     deployment: Deployment, alice: Actor, run: Run
 ) -> None:

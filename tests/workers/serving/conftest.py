@@ -163,7 +163,7 @@ async def open_sampler(
 
 async def finish(sampler: Sampler) -> None:
     """Turns until nothing waits and nothing is on its way."""
-    while await sampler.run_once() or sampler.tasks or sampler.proving:
+    while await sampler.run_once() or sampler.tasks or sampler.proving or sampler.changes.tasks:
         await sampler.wait()
 
 

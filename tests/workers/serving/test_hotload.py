@@ -11,12 +11,13 @@ from asgiref.sync import async_to_sync
 from safetensors.torch import load_file
 
 from tests.workers.serving.conftest import Saved
-from training.engine.checkpoint import digest_tensors
+from training.engine.checkpoint import trace_tensors
 from training.errors import InvalidInput
 from webapp.checkpoints.models import Checkpoint
 from webapp.deployments.models import HotLoad
 from workers import hotload
-from workers.hotload import HotLoads, LoadFailed, digest_adapter, in_database
+from workers.hotload import HotLoads, LoadFailed, in_database
+from workers.proof import trace_adapter
 from workers.vllm import ModelMissing, SamplingServer
 
 Status = HotLoad.Status
@@ -57,14 +58,16 @@ class Changing(httpx.AsyncBaseTransport):
 
 def test_the_digest_of_a_file_is_what_the_trainer_says_of_its_tensors(saved: Saved) -> None:
     file = saved.home / "first" / "adapter_model.safetensors"
-    assert digest_adapter(file) == digest_tensors(load_file(file)) == saved.first.digest
+    found = trace_adapter(file)
+    assert found == trace_tensors(load_file(file))
+    assert found[0] == saved.first.digest
 
 
 def test_a_file_that_is_no_adapter_is_said_to_be_unreadable(tmp_path: Path) -> None:
     file = tmp_path / "adapter_model.safetensors"
     file.write_bytes(b"\x02\0\0\0\0\0\0\0no")
     with pytest.raises(InvalidInput, match="cannot be read"):
-        digest_adapter(file)
+        trace_adapter(file)
 
 
 def test_a_load_is_proven_by_what_the_server_makes_of_the_trainers_probe(
@@ -186,13 +189,13 @@ def test_what_the_server_has_dropped_is_loaded_again_under_a_new_name(
 
 
 def test_the_longest_unused_checkpoint_makes_room(
-    load: Load, save: Callable[..., Checkpoint], monkeypatch: pytest.MonkeyPatch
+    load: Load, save: Callable[..., Checkpoint]
 ) -> None:
-    monkeypatch.setattr(hotload, "MAX_LOADED", 1)
     first, second = save("first"), save("second")
     names: list[list[str]] = []
 
     async def work(loads: HotLoads) -> None:
+        loads.max_loaded = 1
         for checkpoint in (first, second, first):
             await loads.use(checkpoint, nothing)
             names.append(loads.names)

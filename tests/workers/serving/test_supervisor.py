@@ -299,11 +299,12 @@ def test_a_deployment_that_is_scaled_to_zero_goes_to_sleep_and_wakes_when_it_is_
     play: Any, alice: Actor, base_model: BaseModel
 ) -> None:
     deployment = services.create_deployment(actor=alice, name="support", base_model=base_model)
+    (first,) = services.list_changes()
     name = f"vllm-tiny-chat-{base_model.pk[-4:]}"
 
     async def scene(machines: Machines) -> None:
         await until(has(name, status=Status.READY))
-        await in_database(services.mark_ready, deployment, None)
+        await in_database(services.settle_change, first)
         await in_database(replicas.note_used, [name])
         await in_database(
             replicas.scale_deployment, actor=alice, deployment=deployment, num_replicas=0

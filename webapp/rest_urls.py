@@ -5,6 +5,7 @@ from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
 from webapp.accounts import rest as accounts
 from webapp.accounts import schema as _schema  # noqa: F401 - registers how keys are described
+from webapp.checkpoints import export_rest as exports
 from webapp.checkpoints import rest as checkpoints
 from webapp.datasets import rest as datasets
 from webapp.deployments import rest as deployments
@@ -54,6 +55,9 @@ urlpatterns = [
     path("checkpoints/<str:checkpoint_id>", checkpoints.CheckpointDetail.as_view()),
     path("checkpoints/<str:checkpoint_id>/keep", checkpoints.CheckpointKeep.as_view()),
     path("checkpoints/<str:checkpoint_id>/download", checkpoints.CheckpointDownload.as_view()),
+    path("checkpoints/<str:checkpoint_id>/exports", exports.ExportList.as_view()),
+    path("exports/<str:export_id>", exports.ExportDetail.as_view()),
+    path("exports/<str:export_id>/download", exports.ExportDownload.as_view()),
     # /rest/deployments/<str:id>
     path("deployments", deployments.DeploymentList.as_view()),
     path("deployments/<str:deployment_id>", deployments.DeploymentDetail.as_view()),

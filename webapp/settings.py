@@ -225,6 +225,9 @@ SPECTACULAR_SETTINGS = {
         "HotLoadStatus": "webapp.deployments.models.HotLoad.Status",
         "CallStatus": "webapp.deployments.models.SamplingCall.Status",
         "SuiteStatus": "webapp.evals.models.EvalSuite.Status",
+        "ExportKind": "webapp.checkpoints.models.Export.Kind",
+        "ExportStatus": "webapp.checkpoints.models.Export.Status",
+        "CheckpointKind": "webapp.checkpoints.models.Checkpoint.Kind",
     },
 }
 

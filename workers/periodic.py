@@ -8,6 +8,7 @@ from django.conf import settings
 from django.db.models import Q
 from django.utils.timezone import now
 
+from webapp.checkpoints.exports import announce_exports
 from webapp.checkpoints.retention import retire_samplers
 from webapp.checkpoints.services import expire_checkpoints
 from webapp.datasets.services import announce_validating
@@ -54,6 +55,7 @@ def sweep() -> None:
     settle_isolation_tests()
     announce_validating()
     announce_waiting()
+    announce_exports()
 
 
 @app.task(name="beat.clean")

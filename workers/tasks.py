@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 
 from webapp.core import dispatch
-from workers import evaluate, ingest, recipe
+from workers import evaluate, exports, ingest, recipe
 from workers.celery import app
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,11 @@ def build_suite(suite_id: str) -> None:
 @app.task(name=dispatch.EVALUATE)
 def evaluate_checkpoint(evaluation_id: str) -> None:
     _outlive(evaluate.evaluate, evaluate.fail, evaluation_id)
+
+
+@app.task(name=dispatch.EXPORT_CHECKPOINT)
+def export_checkpoint(export_id: str) -> None:
+    _outlive(exports.make_export, exports.fail, export_id)
 
 
 def _outlive(

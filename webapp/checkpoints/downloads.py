@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from asgiref.sync import sync_to_async
+from django.conf import settings
 from django.http import StreamingHttpResponse
 from django.template.loader import render_to_string
 
@@ -15,7 +16,7 @@ from training.deltas import Chain
 from training.errors import InvalidInput
 from training.manifest import MANIFEST_FILE, MASTER_FILE, MOMENTS_FILE, Manifest, read_manifest
 from training.model_files import Layout
-from webapp.checkpoints.models import Checkpoint
+from webapp.checkpoints.models import Checkpoint, Export
 from webapp.checkpoints.services import find_folder
 from webapp.core.errors import UserError
 
@@ -74,12 +75,25 @@ def _count(path: Path) -> int:
 def stream_archive(checkpoint: Checkpoint) -> StreamedResponse:
     """What `peft` or, of all weights, `transformers` loads, after `tar -xf`: one folder."""
     name = name_folder(checkpoint)
-    return _stream(checkpoint, list_entries(checkpoint), f"{name}/")
+    mtime = int(checkpoint.created_at.timestamp())
+    return _stream(name, list_entries(checkpoint), f"{name}/", mtime=mtime)
 
 
 def stream_flat_archive(checkpoint: Checkpoint) -> StreamedResponse:
     """The same without a folder, as SDKs unpack it into one that they have made."""
-    return _stream(checkpoint, [*list_entries(checkpoint), Entry(name=COMPLETE, content=b"")], "")
+    entries = [*list_entries(checkpoint), Entry(name=COMPLETE, content=b"")]
+    mtime = int(checkpoint.created_at.timestamp())
+    return _stream(name_folder(checkpoint), entries, "", mtime=mtime)
+
+
+def stream_export(export: Export) -> StreamedResponse:
+    """The folder as it was written and loaded again."""
+    folder = Path(settings.HONE_HOME) / export.path
+    if not export.is_ready or not folder.is_dir():
+        raise UserError(f"The files of the export {export.pk} are not on this server's disk.")
+    entries = [Entry(name=path.name, content=path) for path in sorted(folder.iterdir())]
+    name = f"{name_folder(export.checkpoint)}-{export.kind}"
+    return _stream(name, entries, f"{name}/", mtime=int(export.created_at.timestamp()))
 
 
 def stream_file(path: Path) -> StreamedResponse:
@@ -171,13 +185,11 @@ def name_folder(checkpoint: Checkpoint) -> str:
     return f"{checkpoint.pk}-{safe.encode('ascii', 'ignore').decode()[:60]}".rstrip("-.")
 
 
-def _stream(checkpoint: Checkpoint, entries: Sequence[Entry], prefix: str) -> StreamedResponse:
-    mtime = int(checkpoint.created_at.timestamp())
+def _stream(name: str, entries: Sequence[Entry], prefix: str, *, mtime: int) -> StreamedResponse:
     response = StreamedResponse(
         write_archive(entries, prefix, mtime=mtime), content_type="application/x-tar"
     )
     response.headers["Content-Length"] = str(count_bytes(entries))
-    name = name_folder(checkpoint)
     response.headers["Content-Disposition"] = f'attachment; filename="{name}.tar"'
     return response
 

@@ -6,7 +6,7 @@ from django.db import models
 from django.db.models import Q
 from django.utils.timezone import now
 
-from webapp.accounts.models import OwnedQuerySet, Project
+from webapp.accounts.models import OwnedQuerySet, Project, User
 from webapp.core import ids
 from webapp.fleet.models import BaseModel
 from webapp.runs.models import Run
@@ -112,3 +112,59 @@ class Checkpoint(models.Model):
     @property
     def is_external(self) -> bool:
         return self.kind == self.Kind.EXTERNAL
+
+
+class ExportQuerySet(OwnedQuerySet["Export"]):
+    """Exports of a project's checkpoints."""
+
+    def live(self) -> "ExportQuerySet":
+        return self.filter(status__in=(Export.Status.QUEUED, Export.Status.RUNNING))
+
+
+class Export(models.Model):
+    """A checkpoint's weights as a folder for other programs, loaded again before it is given out:
+    an adapter in PEFT's format, or a whole model that the adapter is merged into."""
+
+    class Kind(models.TextChoices):
+        PEFT = "peft"
+        MERGED = "merged"
+
+    class Precision(models.TextChoices):
+        SOURCE = "source"  # as the base model's files have it
+        BF16 = "bf16"
+
+    class Status(models.TextChoices):
+        QUEUED = "queued"
+        RUNNING = "running"
+        READY = "ready"
+        FAILED = "failed"
+
+    id = models.CharField(primary_key=True, max_length=40, default=ids.make_export_id)
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="+")
+    checkpoint = models.ForeignKey(Checkpoint, on_delete=models.CASCADE, related_name="exports")
+    user = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
+    kind = models.CharField(max_length=10, choices=Kind.choices)
+    precision = models.CharField(max_length=10, choices=Precision.choices, default=Precision.SOURCE)
+    status = models.CharField(max_length=10, choices=Status.choices, default=Status.QUEUED)
+    path = models.CharField(max_length=500, blank=True)  # folder, relative to HONE_HOME
+    digest = models.CharField(max_length=64, blank=True)  # of the weights there
+    size_bytes = models.BigIntegerField(default=0)
+    # In nats, over the checkpoint's probe: what the folder says, loaded, against what the trainer
+    # said. Weights that are rounded to what the files store differ by that.
+    max_difference = models.FloatField(null=True)
+    mean_difference = models.FloatField(null=True)
+    error = models.TextField(blank=True)
+    created_at = models.DateTimeField(default=now)
+    ended_at = models.DateTimeField(null=True)
+
+    objects = ExportQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-created_at"]
+
+    def __str__(self) -> str:
+        return f"{self.checkpoint.name} ({self.kind})"
+
+    @property
+    def is_ready(self) -> bool:
+        return self.status == self.Status.READY

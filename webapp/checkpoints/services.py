@@ -295,7 +295,13 @@ def discard(guarded: CheckpointQuerySet, checkpoint: Checkpoint) -> bool:
 
 
 def remove_folder(checkpoint: Checkpoint) -> None:
+    """What was exported of it goes too."""
     shutil.rmtree(find_folder(checkpoint), ignore_errors=True)
+    shutil.rmtree(exports_folder(checkpoint), ignore_errors=True)
+
+
+def exports_folder(checkpoint: Checkpoint) -> Path:
+    return Path(settings.HONE_HOME) / "exports" / checkpoint.pk
 
 
 def find_folder(checkpoint: Checkpoint) -> Path:

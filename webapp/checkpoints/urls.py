@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from webapp.checkpoints import file_views, views
+from webapp.checkpoints import export_views, file_views, views
 
 urlpatterns = [
     path("checkpoints/", views.list_checkpoints, name="checkpoints"),
@@ -12,6 +12,10 @@ urlpatterns = [
     path("checkpoints/<str:checkpoint_id>/download/", views.download, name="checkpoint-download"),
     path("checkpoints/<str:checkpoint_id>/keep/", views.keep, name="checkpoint-keep"),
     path("checkpoints/<str:checkpoint_id>/delete/", views.delete, name="checkpoint-delete"),
+    path("checkpoints/<str:checkpoint_id>/exports/", export_views.create, name="export-new"),
+    # /exports/<id>/
+    path("exports/<str:export_id>/download/", export_views.download, name="export-download"),
+    path("exports/<str:export_id>/delete/", export_views.delete, name="export-delete"),
     # What a program fetches by a link that it was given, without a key.
     path("files/<str:checkpoint_id>/<str:file>", file_views.fetch_file, name="checkpoint-file"),
 ]

@@ -21,7 +21,7 @@ from webapp.checkpoints.lineage import (
 )
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import delete_checkpoint, keep_checkpoint
-from webapp.core.curl import KEY
+from webapp.core.curl import JSON, KEY
 from webapp.core.errors import NotFound
 from webapp.core.templatetags.hone import count, exact, percent, size
 from webapp.runs.models import Run
@@ -83,6 +83,7 @@ def show_checkpoint(request: ActorRequest, checkpoint_id: str) -> HttpResponse:
         "deltas": checkpoint.deltas.filter(deleted_at=None).order_by("step")[:DELTAS_SHOWN],
         "evaluations": [(each, describe_score(each)) for each in evaluations],
         "graph": lay_out(read_around(checkpoint)),
+        "exports": checkpoint.exports.all(),
         "rest": write_rest(request, checkpoint),
     }
     return render(request, "checkpoints/checkpoint.html", context)
@@ -115,7 +116,8 @@ def describe_end(checkpoint: Checkpoint) -> str:
 
 def write_rest(request: ActorRequest, checkpoint: Checkpoint) -> str:
     url = request.build_absolute_uri(f"/rest/checkpoints/{checkpoint.pk}")
-    return f"curl {KEY} {url}\ncurl {KEY} {url}/download | tar -x"
+    merge = f"""curl {KEY} {JSON} {url}/exports -d '{{"kind": "merged"}}'"""
+    return f"curl {KEY} {url}\ncurl {KEY} {url}/download | tar -x\n{merge}"
 
 
 @login_required

@@ -17,6 +17,7 @@ INGEST_VERSION = "datasets.ingest"
 PREVIEW_VERSION = "datasets.preview"
 BUILD_SUITE = "evals.build"
 EVALUATE = "evals.evaluate"
+EXPORT_CHECKPOINT = "checkpoints.export"
 
 GPU_QUEUE = "gpu.{name}"  # one queue for each gpu worker; `gpu` reaches any of them
 ANY_GPU_QUEUE = "gpu"

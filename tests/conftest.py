@@ -7,7 +7,10 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from hypothesis import settings as generated
 from pytest_django.fixtures import Settings
 
+from tests.vllm_server import real_vllm, vllm_process
 from workers.celery import app
+
+__all__ = ["real_vllm", "vllm_process"]  # fixtures for all tests, of one session
 
 # The same examples in every run; `--hypothesis-profile search` looks for new ones.
 generated.register_profile("steady", derandomize=True, database=None, deadline=None)

@@ -1,6 +1,6 @@
-"""One real vLLM on the CPU for a whole test session, with the tiny model. Import `real_vllm`.
+"""One real vLLM on the CPU for a whole test session, with the tiny model: the fixture `real_vllm`.
 
-Whoever wants it imports both fixtures: `from tests.vllm_server import real_vllm, vllm_process`.
+tests/conftest.py takes the fixtures in, once: imported elsewhere they would start a second server.
 """
 
 import asyncio
@@ -65,6 +65,7 @@ class RealVllm:
     async def restore(self) -> None:
         """The weights of the start, no adapters, nothing paused."""
         server = self.supervised.server
+        await server.resume()
         facts = await server.describe()
         if facts.digest not in ("", self.digest):
             await server.replace_weights(self.path, digest=self.digest, version="base", mode="keep")

@@ -1,12 +1,13 @@
 """Speaks to sampling servers over HTTP, vLLM or our own."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 import httpx
 
@@ -27,6 +28,7 @@ from workers.vllm_wire import (
 HEALTH_SECONDS = 5.0
 PREPARE_SECONDS = 0.05
 STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
+REFUSED = re.compile(r"Worker failed with error '(.*)', please check", re.DOTALL)
 ALREADY_LOADED = "already been loaded"  # vLLM's words; a name stands for one adapter for ever
 TESTED_VERSION = "0.32.0"
 
@@ -144,6 +146,8 @@ class SamplingServer:
         except InvalidInput as error:
             if ALREADY_LOADED not in str(error):
                 raise
+        except ServerLost as error:
+            raise_refused(error)
 
     async def unload_adapter(self, name: str) -> None:
         """Raises ModelMissing where the server does not have it."""
@@ -186,12 +190,20 @@ class SamplingServer:
         began = time.perf_counter()
         await self._post(f"/pause?mode={mode}")
         try:
-            await self._exchange_weights(folder, digest, version)
-        except InvalidInput:
-            await self._post("/resume")
+            await self._start_update()
+            await self._update(folder, digest)
+        except (InvalidInput, ServerLost):  # the old weights are there, or no server is
+            await self.resume()
             raise
-        await self._post("/resume")
+        await self._post("/finish_weight_update", {"weight_version": version})
+        # What is kept of old prompts was computed with the old weights.
+        await self._post("/reset_prefix_cache")
+        await self.resume()
         return 1000 * (time.perf_counter() - began)
+
+    async def resume(self) -> None:
+        """Whoever paused the server may have gone since."""
+        await self._post("/resume")
 
     async def _prepare_weights(self, folder: Path, digest: str) -> None:
         """Looked through while requests run; most of what can be wrong is found here."""
@@ -211,18 +223,23 @@ class SamplingServer:
             if state["error"]:
                 raise InvalidInput(state["error"])
 
-    async def _exchange_weights(self, folder: Path, digest: str, version: str) -> None:
-        await self._post("/start_weight_update")
+    async def _start_update(self) -> None:
         try:
-            await self._post(
-                "/update_weights", {"update_info": {"path": str(folder), "digest": digest}}
-            )
-        except ServerLost:
-            await self._check_prepared()  # it answers, and says why: the weights are the old ones
-            raise
-        await self._post("/finish_weight_update", {"weight_version": version})
-        # What is kept of old prompts was computed with the old weights.
-        await self._post("/reset_prefix_cache")
+            await self._post("/start_weight_update")
+        except ServerLost as error:
+            if "already active" not in str(error):
+                raise
+            # One whose caller died before its end: nothing of it is left but that it was begun.
+            await self._post("/finish_weight_update")
+            await self._post("/start_weight_update")
+
+    async def _update(self, folder: Path, digest: str) -> None:
+        info = {"path": str(folder), "digest": digest}
+        try:
+            await self._post("/update_weights", {"update_info": info})
+        except ServerLost as error:
+            await self._check_prepared()
+            raise_refused(error)
 
     async def describe(self) -> ServerFacts:
         try:
@@ -271,6 +288,14 @@ class SamplingServer:
         check_answer(answer)
         is_json = answer.headers.get("content-type", "").startswith("application/json")
         return answer.json() if is_json else None
+
+
+def raise_refused(error: ServerLost) -> NoReturn:
+    """What one of vLLM's workers did not take, and lived on: vLLM answers 500 then too."""
+    found = REFUSED.search(str(error))
+    if found is None:
+        raise error
+    raise InvalidInput(found[1]) from error
 
 
 def check_answer(answer: httpx.Response) -> None:

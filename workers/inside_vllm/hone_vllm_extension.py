@@ -27,6 +27,7 @@ from vllm.logger import init_logger
 from vllm.lora.ops import torch_ops
 from vllm.lora.ops.torch_ops import lora_ops
 from vllm.lora.punica_wrapper import punica_cpu
+from vllm.lora.worker_manager import WorkerLoRAManager
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import (
@@ -41,8 +42,13 @@ logger = init_logger("vllm.hone")  # below "vllm", where its handlers are
 BACKEND = "checkpoint"
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
+ADAPTER_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+PREFIX = "base_model.model."
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+base_shapes: dict[str, tuple[int, ...]] = {}  # of the weights of the model that is served
 
 
 class RefusedError(ValueError):
@@ -82,7 +88,8 @@ class CheckpointEngine(WeightTransferEngine):  # type: ignore[type-arg, unused-i
     def __init__(self, config: Any, vllm_config: Any, device: torch.device, model: Any) -> None:
         super().__init__(config, vllm_config, device, model)
         self.state = State(path=str(vllm_config.model_config.model))
-        self.shapes = read_shapes(Path(self.state.path))
+        self.shapes = base_shapes
+        self.shapes.update(read_shapes(list_files(Path(self.state.path))))
         self.thread: threading.Thread | None = None
 
     def init_transfer_engine(self, init_info: NoInit) -> None:
@@ -137,7 +144,7 @@ class CheckpointEngine(WeightTransferEngine):  # type: ignore[type-arg, unused-i
     def _load(self, folder: Path) -> None:
         initialize_layerwise_reload(self.model)
         try:
-            loaded = self.model.load_weights(iterate_tensors(folder))
+            loaded = self.model.load_weights(iterate_tensors(folder, self.shapes))
         finally:
             finalize_layerwise_reload(self.model, self.model_config)
         check_loaded(self.model, loaded)
@@ -178,17 +185,21 @@ def check_folder(folder: Path, digest: str, shapes: Shapes) -> None:
             f"{folder.name} has weights with the digest {found[:12]}, and {digest[:12]} was asked"
             " for: its files were changed, or are not all there"
         )
-    theirs = read_shapes(folder)
+    theirs = read_shapes(list_files(folder))
     if missing := sorted(shapes.keys() - theirs.keys()):
         raise RefusedError(f"{folder.name} is not of this model: it has no {missing[0]}")
-    if unknown := sorted(theirs.keys() - shapes.keys()):
-        raise RefusedError(f"{folder.name} is not of this model: it has {unknown[0]} too")
     for name, shape in theirs.items():
-        if shape != shapes[name]:
-            raise RefusedError(
-                f"{folder.name} is not of this model: {name} has the shape {list(shape)}, and the"
-                f" model's has {list(shapes[name])}"
-            )
+        check_shape(folder, name, shape, shapes)
+
+
+def check_shape(folder: Path, name: str, shape: tuple[int, ...], shapes: Shapes) -> None:
+    if name not in shapes:
+        raise RefusedError(f"{folder.name} is not of this model, which has no {name}")
+    if shape != shapes[name]:
+        raise RefusedError(
+            f"{folder.name} is not of this model: {name} has the shape {list(shape)}, and the"
+            f" model's has {list(shapes[name])}"
+        )
 
 
 def digest_files(files: list[Path]) -> str:
@@ -206,24 +217,68 @@ def digest_files(files: list[Path]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+def read_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
     """Opening a file also compares its length with what its header says."""
     shapes = {}
-    for file in list_files(folder):
+    for file in files:
+        where = f"{file.parent.name} is damaged: {file.name}"
+        if not file.is_file():
+            raise RefusedError(f"{where} is missing")
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - not a mapping
                     shapes[name] = tuple(tensors.get_slice(name).get_shape())
         except (OSError, SafetensorError) as error:
-            raise RefusedError(f"{folder.name} is damaged: {file.name}: {error}") from error
+            raise RefusedError(f"{where} cannot be read: {error}") from error
     return shapes
 
 
-def iterate_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def iterate_tensors(folder: Path, shapes: Shapes) -> Iterator[tuple[str, torch.Tensor]]:
+    """All of them, or an error: of a layer that is loaded in part nobody would notice."""
+    left = set(shapes)
     for file in list_files(folder):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                left.discard(name)
                 yield name, tensors.get_tensor(name)
+    if left:
+        raise RefusedError(f"{folder.name} has lost {min(left)}")
+
+
+def check_adapter(folder: Path, config: Any) -> None:
+    """vLLM would pass over what it has no place for, and say other things in its own words."""
+    rank = read_rank(folder)
+    if rank > config.max_lora_rank:
+        raise RefusedError(
+            f"{folder.name} has rank {rank}: this server was started for ranks up to"
+            f" {config.max_lora_rank}"
+        )
+    for name, shape in read_shapes([folder / ADAPTER_FILE]).items():
+        module, _, part = name.removeprefix(PREFIX).partition(".lora_")
+        if "experts" in module:  # several formats name these
+            continue
+        if config.target_modules and module.rpartition(".")[2] not in config.target_modules:
+            raise RefusedError(
+                f"{folder.name} changes {module}: this server was started for adapters of"
+                f" {', '.join(config.target_modules)}"
+            )
+        whole = base_shapes.get(f"{module}.weight", shape)
+        theirs = (shape[0], whole[1]) if part.startswith("A") else (whole[0], shape[1])
+        if f"{module}.weight" not in base_shapes or shape != theirs:
+            raise RefusedError(
+                f"{folder.name} is an adapter of another base model: it has {module} with the"
+                f" shape {list(shape)}"
+            )
+
+
+def read_rank(folder: Path) -> int:
+    where = f"{folder.name} is damaged: {CONFIG_FILE}"
+    try:
+        return int(json.loads((folder / CONFIG_FILE).read_text())["r"])
+    except FileNotFoundError as error:
+        raise RefusedError(f"{where} is missing") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RefusedError(f"{where} cannot be read") from error
 
 
 def check_loaded(model: torch.nn.Module, loaded: set[str] | None) -> None:
@@ -282,6 +337,14 @@ def report_before_cut(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def check_before(load: Callable[..., Any]) -> Callable[..., Any]:
+    def run(self: WorkerLoRAManager, lora_request: Any) -> Any:
+        check_adapter(Path(lora_request.lora_path), self.lora_config)
+        return load(self, lora_request)
+
+    return run
+
+
 def patch_lora_kernels() -> None:
     for name in ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice"):
         kernel = spare_base_rows(getattr(lora_ops, name))
@@ -289,6 +352,7 @@ def patch_lora_kernels() -> None:
             setattr(module, name, kernel)
 
 
+WorkerLoRAManager._load_adapter = check_before(WorkerLoRAManager._load_adapter)
 WeightTransferEngineFactory.register_engine(BACKEND, CheckpointEngine)
 for method in ("forward_native", "forward_cpu"):
     setattr(TopKTopPSampler, method, report_before_cut(getattr(TopKTopPSampler, method)))

@@ -26,6 +26,7 @@ from workers.vllm_wire import (
 )
 
 HEALTH_SECONDS = 5.0
+ENGINE_SECONDS = 120.0  # a step, or an exchange of weights, takes seconds
 PREPARE_SECONDS = 0.05
 STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 REFUSED = re.compile(r"Worker failed with error '(.*)', please check", re.DOTALL)
@@ -96,22 +97,18 @@ class SamplingServer:
             return False
         return answer.status_code == 200
 
-    async def is_working(self, seconds: float) -> bool:
-        """Whether what computes answers in time: /health speaks for the process before it alone."""
+    async def is_working(self, seconds: float = ENGINE_SECONDS) -> bool:
+        """/health speaks for the process that takes requests, and not for vLLM's that computes."""
+        if not await self.health():
+            return False
         try:
             async with asyncio.timeout(seconds):
-                await self._ask_engine()
+                await self._call_workers("read_weights")
         except (TimeoutError, ServerLost):
             return False
-        except (InvalidInput, ModelMissing):  # it answers, if with a refusal
+        except (InvalidInput, ModelMissing):  # no vLLM, or one without Hone's extension
             return True
         return True
-
-    async def _ask_engine(self) -> None:
-        try:
-            await self._call_workers("read_weights")
-        except ModelMissing:
-            await self._get("/v1/models")  # ours: the thread that samples answers it
 
     async def generate(self, model: str, request: SampleRequest) -> SampleOutput:
         """`model` is a base model's name or an adapter's. Cancelling it cancels the request."""

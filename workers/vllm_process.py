@@ -1,28 +1,15 @@
-"""Starts sampling servers, vLLM's and our own, keeps them running, and ends those that hang."""
+"""What sampling servers are started with, vLLM and our own, and how they are ended."""
 
 import asyncio
 import json
-import logging
 import os
 import signal
 import sys
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
-
-from workers.vllm import SamplingServer
-
-logger = logging.getLogger(__name__)
 
 END_SECONDS = 15.0
-WELL_SECONDS = 30.0  # a server that ran this long had started well: the next wait is short again
-FIRST_WAIT_SECONDS = 0.5
-LONGEST_WAIT_SECONDS = 30.0
-CHECK_SECONDS = 5.0
-HANG_SECONDS = 60.0  # a step of a long prompt takes seconds; one that takes this long never ends
 
 INSIDE_VLLM = Path(__file__).parent / "inside_vllm"
 VLLM_MODULE = "vllm.entrypoints.launchers.api_server.entry"  # `vllm serve` fails on the CPU build
@@ -53,79 +40,6 @@ class Room:
         return words
 
 
-@dataclass(slots=True, kw_only=True)
-class Supervised:
-    """A server that is kept running. A new `incarnation` has forgotten all adapters."""
-
-    server: SamplingServer
-    command: Sequence[str]
-    environment: Mapping[str, str]
-    log: Path | None = None
-    hang_seconds: float = HANG_SECONDS
-    incarnation: str | None = None  # None: not up now
-    pid: int | None = None
-    is_up: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def wait_until_up(self, timeout: float | None = None) -> str:
-        """The incarnation that answers."""
-        async with asyncio.timeout(timeout):
-            while self.incarnation is None:
-                await self.is_up.wait()
-        return self.incarnation
-
-    async def keep_running(self) -> None:
-        """Until cancelled. Any exit is a crash: vLLM ends with code 0 when it dies."""
-        wait = FIRST_WAIT_SECONDS
-        while True:
-            began = time.monotonic()
-            code = await self._run_once()
-            ran_well = time.monotonic() - began > WELL_SECONDS
-            wait = FIRST_WAIT_SECONDS if ran_well else min(2 * wait, LONGEST_WAIT_SECONDS)
-            logger.warning("The sampling server ended with %s; again in %.1f s", code, wait)
-            await asyncio.sleep(wait)
-
-    async def _run_once(self) -> int:
-        process = await self._start()
-        self.pid = process.pid
-        watch = asyncio.create_task(self._watch(process))
-        try:
-            return await process.wait()
-        finally:
-            watch.cancel()
-            self.incarnation = None
-            self.is_up.clear()
-            await end_group(process)
-
-    async def _start(self) -> asyncio.subprocess.Process:
-        output = self.log.open("ab") if self.log else None
-        try:
-            return await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "workers.watched",
-                *self.command,
-                stdin=asyncio.subprocess.PIPE,  # held open: workers.watched ends when we do
-                stdout=output,
-                stderr=output,
-                env=dict(self.environment),
-                start_new_session=True,
-            )
-        finally:
-            if output:
-                output.close()
-
-    async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        """Say when it answers; when it does not any more, end it, and whoever waits hears of it."""
-        while not await self.server.health():
-            await asyncio.sleep(0.1)
-        self.incarnation = uuid4().hex
-        self.is_up.set()
-        while await self.server.is_working(self.hang_seconds):
-            await asyncio.sleep(CHECK_SECONDS)
-        logger.warning("The sampling server hangs: no answer in %.0f s", self.hang_seconds)
-        kill_group(process)
-
-
 def kill_group(process: asyncio.subprocess.Process) -> None:
     try:
         os.killpg(process.pid, signal.SIGKILL)
@@ -143,27 +57,6 @@ async def end_group(process: asyncio.subprocess.Process) -> None:
         except TimeoutError:
             pass
     kill_group(process)
-
-
-@asynccontextmanager
-async def supervise(
-    command: Sequence[str],
-    *,
-    url: str,
-    environment: Mapping[str, str] | None = None,
-    log: Path | None = None,
-) -> AsyncIterator[Supervised]:
-    """Keep `command`, which serves `url`, running inside the block; end it after."""
-    async with SamplingServer(url) as server:
-        supervised = Supervised(
-            server=server, command=command, environment=build_environment(environment), log=log
-        )
-        task = asyncio.create_task(supervised.keep_running())
-        try:
-            yield supervised
-        finally:
-            task.cancel()
-            await asyncio.wait([task])
 
 
 def build_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -18,7 +18,7 @@ import pytest
 from training.errors import InvalidInput
 from training.types import NO_TOKEN, SampleRequest, SamplingParams, TargetTokens
 from workers.vllm import ModelMissing, SamplingServer, ServerLost
-from workers.vllm_process import Supervised, build_command, build_environment, supervise
+from workers.vllm_process import build_command, build_environment, end_group
 from workers.vllm_wire import StreamedToken, build_body
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny-chatml-1m"
@@ -286,30 +286,29 @@ async def wait_until_gone(group: int) -> None:
 
 
 @pytest.mark.slow
-async def test_a_killed_server_is_started_again_and_ends_with_its_supervisor() -> None:
+async def test_a_killed_server_is_lost_to_whoever_waits_for_it() -> None:
     port = find_free_port()
     command = build_command({"tiny": TINY}, port=port, threads=1)
-    async with supervise(command, url=f"http://127.0.0.1:{port}") as supervised:
-        first = await supervised.wait_until_up(60)
-        before = await supervised.server.generate("tiny", REQUEST)
-        assert supervised.pid is not None
-        group = supervised.pid
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "workers.watched", *command),
+        stdin=asyncio.subprocess.PIPE,
+        env=build_environment(),
+        start_new_session=True,
+    )
+    async with SamplingServer(f"http://127.0.0.1:{port}") as server, asyncio.timeout(60):
+        while not await server.is_working():
+            await asyncio.sleep(0.05)
+        await server.generate("tiny", REQUEST)
         endless = SampleRequest(prompt=[1], params=SamplingParams(max_tokens=511, stop=()))
-        waiting = asyncio.create_task(supervised.server.generate("tiny", endless))
+        waiting = asyncio.create_task(server.generate("tiny", endless))
         await asyncio.sleep(0.05)
-        kill_server(group)
+        kill_server(process.pid)
         with pytest.raises(ServerLost):
             await waiting
-        await wait_until_gone(group)
-        while supervised.incarnation == first:
-            await asyncio.sleep(0.01)
-        assert await supervised.wait_until_up(60) != first
-        after = await supervised.server.generate("tiny", REQUEST)
-        assert after.prompt_logprobs == before.prompt_logprobs
-        group = supervised.pid
-        assert len(list_group(group)) == 2
-    assert supervised.incarnation is None
-    await wait_until_gone(group)
+        await process.wait()
+        await end_group(process)
+        await wait_until_gone(process.pid)
+        assert not await server.is_working()
 
 
 def kill_server(group: int) -> None:
@@ -324,15 +323,13 @@ async def test_no_server_outlives_a_supervisor_that_is_killed() -> None:
     stubborn = "trap '' TERM; sleep 600"
     server = f"import subprocess; subprocess.Popen(['sh', '-c', {stubborn!r}]).wait()"
     supervisor = f"""
-import asyncio, sys
-from workers.vllm_process import supervise
-async def main():
-    async with supervise([sys.executable, "-c", {server!r}], url="http://127.0.0.1:1") as it:
-        while it.pid is None:
-            await asyncio.sleep(0.01)
-        sys.stdout.write(f"{{it.pid}}\\n"); sys.stdout.flush()
-        await asyncio.sleep(600)
-asyncio.run(main())
+import subprocess, sys, time
+watched = subprocess.Popen(
+    [sys.executable, "-m", "workers.watched", sys.executable, "-c", {server!r}],
+    stdin=subprocess.PIPE, start_new_session=True,
+)
+sys.stdout.write(f"{{watched.pid}}\\n"); sys.stdout.flush()
+time.sleep(600)
 """
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", supervisor, stdout=asyncio.subprocess.PIPE
@@ -346,31 +343,6 @@ asyncio.run(main())
     await process.wait()
     await wait_until_gone(group)
     assert not list_group(group)
-
-
-async def test_a_server_that_ends_at_once_is_tried_again_later_and_later(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("workers.vllm_process.FIRST_WAIT_SECONDS", 0.01)
-    waits: list[float] = []
-    real_sleep = asyncio.sleep
-
-    async def sleep(seconds: float) -> None:
-        waits.append(seconds)
-        await real_sleep(min(seconds, 0.05))
-
-    monkeypatch.setattr("workers.vllm_process.asyncio.sleep", sleep)
-    server = SamplingServer(f"http://127.0.0.1:{find_free_port()}")
-    supervised = Supervised(
-        server=server, command=["false"], environment=build_environment({"KEY": "value"})
-    )
-    running = asyncio.create_task(supervised.keep_running())
-    while len([wait for wait in waits if wait != 0.1]) < 3:
-        await real_sleep(0.01)
-    running.cancel()
-    await asyncio.wait([running])
-    await server.aclose()
-    assert [wait for wait in waits if wait != 0.1][:3] == pytest.approx([0.02, 0.04, 0.08])
 
 
 def test_a_servers_threads_sleep_while_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:

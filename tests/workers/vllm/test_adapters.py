@@ -114,7 +114,7 @@ def add_layer(folder: Path) -> None:
     tensors = load_file(folder / ADAPTER_FILE)
     for part in ("A", "B"):
         name = f"base_model.model.model.layers.{{}}.mlp.up_proj.lora_{part}.weight"
-        tensors[name.format(9)] = tensors[name.format(1)]
+        tensors[name.format(9)] = tensors[name.format(1)].clone()
     save_file(tensors, folder / ADAPTER_FILE)
 
 

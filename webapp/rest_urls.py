@@ -8,6 +8,7 @@ from webapp.accounts import schema as _schema  # noqa: F401 - registers how keys
 from webapp.checkpoints import export_rest as exports
 from webapp.checkpoints import rest as checkpoints
 from webapp.datasets import rest as datasets
+from webapp.deployments import call_rest as calls
 from webapp.deployments import rest as deployments
 from webapp.evals import rest as evals
 from webapp.fleet import rest as fleet
@@ -61,8 +62,14 @@ urlpatterns = [
     # /rest/deployments/<str:id>
     path("deployments", deployments.DeploymentList.as_view()),
     path("deployments/<str:deployment_id>", deployments.DeploymentDetail.as_view()),
-    path("calls", deployments.CallList.as_view()),
-    path("calls/<int:call_id>", deployments.CallDetail.as_view()),
+    path("deployments/<str:deployment_id>/promote", deployments.DeploymentPromotion.as_view()),
+    path("deployments/<str:deployment_id>/rollback", deployments.DeploymentRollback.as_view()),
+    path("deployments/<str:deployment_id>/scale", deployments.DeploymentScale.as_view()),
+    path("deployments/<str:deployment_id>/changes", deployments.DeploymentHistory.as_view()),
+    path("deployments/<str:deployment_id>/replicas", deployments.DeploymentReplicas.as_view()),
+    path("replicas", deployments.ReplicaList.as_view()),
+    path("calls", calls.CallList.as_view()),
+    path("calls/<int:call_id>", calls.CallDetail.as_view()),
     # /rest/suites/<str:id>, /rest/evaluations/<str:id>
     path("suites", evals.SuiteList.as_view()),
     path("suites/<str:suite_id>", evals.SuiteDetail.as_view()),

@@ -16,7 +16,8 @@ from training.errors import InvalidInput
 from training.recipes.grading import grade
 from training.types import SampleOutput, SampleRequest
 from webapp.deployments import calls
-from webapp.deployments.models import HotLoad, SamplingCall
+from webapp.deployments.models import HotLoad, Replica, SamplingCall
+from webapp.deployments.queries import name_engine
 from webapp.evals.models import EvalSuite, Evaluation
 from webapp.evals.services import record_result, settle
 from webapp.runs.samples import record_sample
@@ -42,6 +43,7 @@ class Answer:
     load: HotLoad | None
     first_token_at: datetime | None  # where somebody watched
     template: str  # digest of the chat template that made the prompt; empty: it came as tokens
+    replica: Replica | None = None  # which server answered
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -110,6 +112,7 @@ def encode_answer(call: SamplingCall, answer: Answer) -> tuple[bytes, str]:
         "prompt_tokens": answer.num_prompt_tokens,
         "adapter": load.adapter_name if load else None,
         "digest": load.digest if load else call.base_model.digest,
+        "engine": name_engine(answer.replica) if answer.replica else "",
     }
     if call.purpose in CUT:
         described |= {
@@ -211,11 +214,11 @@ def _describe_result(evaluation: Evaluation, call: SamplingCall, answer: Answer)
 
 
 def _describe_served(call: SamplingCall, answer: Answer) -> dict[str, Any]:
-    load = answer.load
+    load, replica = answer.load, answer.replica
     return {
         "adapter": load.adapter_name if load else None,
         "digest": load.digest if load else call.base_model.digest,
-        "server": load.server if load else call.worker,
+        "server": f"{replica}/{replica.start}" if replica else call.worker,
         "template": answer.template,
     }
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from training.data.tokenizer import ChatTokenizer
 from training.errors import InvalidInput
@@ -168,7 +168,7 @@ class Sampler:
             await start.open_base(call.base_model)
             answer = await self.sample(start, call)
             start.warm.add(name)
-            return answer
+            return replace(answer, replica=start.replica)
         finally:
             start.cold[name] -= 1
 

@@ -48,6 +48,7 @@ def test_a_newcomer_goes_from_a_file_to_a_served_and_evaluated_model(
     run_url = page.url
     watch_it_learn(page)
     serve_its_checkpoint(page)
+    promote_and_roll_back(page)
     ask_it(page, run_url)
     evaluate_and_compare(page)
 
@@ -118,6 +119,18 @@ def serve_its_checkpoint(page: Page) -> None:
     page.get_by_role("button", name="Serve").click()
     expect(page.get_by_text(re.compile("agree on"))).to_be_visible(timeout=30_000)
     expect(page.get_by_text("ready", exact=True).first).to_be_visible(timeout=30_000)
+
+
+def promote_and_roll_back(page: Page) -> None:
+    """Without one reload: each change arrives when it is proven, and the old one answers on."""
+    page.get_by_label("Serve", exact=True).select_option(label="tiny-chatml-1m as it is")
+    page.get_by_role("button", name="Promote").click()
+    history = page.locator("#history")
+    expect(history.get_by_text("served")).to_have_count(2, timeout=30_000)
+    expect(page.get_by_text("The base model as it is.")).to_be_visible()
+    page.get_by_role("button", name=re.compile("Roll back to step-000080")).click()
+    expect(history.get_by_text("served")).to_have_count(3, timeout=30_000)
+    expect(page.get_by_text(re.compile("agree on"))).to_be_visible(timeout=30_000)
 
 
 def ask_it(page: Page, run_url: str) -> None:

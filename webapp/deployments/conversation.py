@@ -17,7 +17,6 @@ from webapp.core.errors import NotFound
 from webapp.datasets.models import DatasetVersion
 from webapp.datasets.tokens import ShownToken, show_sampled
 from webapp.deployments.models import SamplingCall
-from webapp.deployments.queries import name_engine
 
 SIDES = ("left", "right")
 MAX_TURNS = 50
@@ -37,6 +36,7 @@ class Answer:
     stop_reason: str = ""
     adapter: str = ""
     digest: str = ""
+    engine: str = ""  # which answered, with its version
     alternatives: Sequence[Sequence[Any]] = ()  # at each token the likeliest: id, text, logprob
     kept: DatasetVersion | None = None
 
@@ -64,18 +64,12 @@ class Answer:
             return None
         return self.call.first_token_at - self.call.created_at
 
-    @property
-    def engine(self) -> str:
-        """Which engine answered; empty: it is not known."""
-        replica = self.call.hot_load.replica if self.call.hot_load else None
-        return name_engine(replica) if replica else ""
-
 
 def find_calls(actor: Actor) -> QuerySet[SamplingCall]:
     calls = SamplingCall.objects.visible_to(actor).filter(purpose=SamplingCall.Purpose.PLAYGROUND)
-    whole = calls.select_related(
-        "base_model", "checkpoint__run", "hot_load__replica", "deployment"
-    ).defer("checkpoint__probe")
+    whole = calls.select_related("base_model", "checkpoint__run", "deployment").defer(
+        "checkpoint__probe"
+    )
     return whole.prefetch_related("base_model__names")
 
 
@@ -124,6 +118,7 @@ def read_answer(call: SamplingCall, kept: Mapping[str, DatasetVersion] | None = 
         alternatives=sequence.get("alternatives") or (),
         adapter=result.get("adapter") or "",
         digest=result.get("digest") or "",
+        engine=result.get("engine") or "",
         kept=(kept or {}).get(call.about.get("kept", "")),
     )
 

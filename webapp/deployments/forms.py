@@ -42,6 +42,21 @@ def offer_targets(actor: Actor, *, with_deployments: bool = False) -> Choices:
     return [group for group in groups if group[1]]
 
 
+def make_replicas_field() -> forms.IntegerField:
+    return forms.IntegerField(
+        label="Replicas",
+        initial=1,
+        help_text="0: none runs until somebody asks; the first answer waits for its start.",
+        error_messages={"required": "Say how many replicas; 0 lets it sleep until it is asked."},
+    )
+
+
+class ScaleForm(forms.Form):
+    """How many servers hold a deployment. What is out of range is said by the service."""
+
+    num_replicas = make_replicas_field()
+
+
 class DeploymentForm(forms.Form):
     name = forms.CharField(
         max_length=80,
@@ -51,6 +66,7 @@ class DeploymentForm(forms.Form):
     target = forms.ChoiceField(
         label="Serves", error_messages={"required": "Choose a checkpoint or a base model."}
     )
+    num_replicas = make_replicas_field()
 
     def __init__(self, *args: object, actor: Actor, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
@@ -61,17 +77,32 @@ class ChangeForm(forms.Form):
     """Other weights of the same base model."""
 
     checkpoint = forms.ChoiceField(
-        label="Serves", error_messages={"required": "Choose a checkpoint or the base model."}
+        label="Serve", error_messages={"required": "Choose a checkpoint or the base model."}
+    )
+    transition = forms.ChoiceField(
+        label="Answers under way",
+        required=False,
+        choices=[
+            ("", "whichever way nobody waits"),
+            ("async", "may go on with the new weights"),
+            ("sync", "end on the old weights first"),
+        ],
     )
 
     def __init__(
-        self, *args: object, actor: Actor, deployment: Deployment, **kwargs: object
+        self,
+        *args: object,
+        actor: Actor,
+        deployment: Deployment,
+        chosen: str = "",
+        **kwargs: object,
     ) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         offered = offer_checkpoints(actor, base_model=deployment.base_model_id)
         base = (deployment.base_model_id, f"{deployment.base_model.name} as it is")
         self.fields["checkpoint"].choices = [base, *offered]  # type: ignore[attr-defined]
-        self.fields["checkpoint"].initial = deployment.checkpoint_id or deployment.base_model_id
+        served = deployment.checkpoint_id or deployment.base_model_id
+        self.fields["checkpoint"].initial = chosen or served
 
 
 class StopField(forms.CharField):

@@ -1,10 +1,7 @@
 """A good answer becomes a row of a dataset, to be trained on."""
 
-from django.db import transaction
-
 from webapp.accounts.models import Actor
 from webapp.core.errors import UserError
-from webapp.core.events import project_group, publish
 from webapp.datasets.models import DatasetVersion
 from webapp.datasets.services import append_row
 from webapp.deployments.conversation import read_answer, write_row
@@ -17,8 +14,6 @@ def keep_answer(*, actor: Actor, call: SamplingCall, name: str) -> DatasetVersio
     if not answer.text.strip():
         raise UserError("There is no answer to keep here.")
     version = append_row(actor=actor, name=name, row=write_row(answer))
-    with transaction.atomic():
-        call.about = call.about | {"kept": version.pk}
-        SamplingCall.objects.filter(pk=call.pk).update(about=call.about)
-        publish(project_group(call.project_id), call.request_id)
+    call.about = call.about | {"kept": version.pk}
+    SamplingCall.objects.filter(pk=call.pk).update(about=call.about)
     return version

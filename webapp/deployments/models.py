@@ -1,5 +1,6 @@
 """Serving: what is served where, with which proof, and every call for samples."""
 
+from datetime import timedelta
 from typing import ClassVar
 
 from django.db import models
@@ -170,6 +171,10 @@ class DeploymentChange(models.Model):
 
     def __str__(self) -> str:
         return f"{self.deployment_id} {self.pk}"
+
+    @property
+    def took(self) -> timedelta | None:
+        return None if self.ended_at is None else self.ended_at - self.created_at
 
 
 class SamplingSessionQuerySet(OwnedQuerySet["SamplingSession"]):

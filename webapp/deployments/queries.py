@@ -1,28 +1,136 @@
 """What pages and programs ask about serving."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from django.db.models import Count, Prefetch, Q, QuerySet
+
 from webapp.checkpoints.models import Checkpoint
-from webapp.deployments.models import Deployment, HotLoad, Replica
-
-
-def find_proof(checkpoint: Checkpoint) -> HotLoad | None:
-    """The newest load that serves this checkpoint now. None: nothing does."""
-    return checkpoint.hot_loads.filter(status=HotLoad.Status.READY).first()
-
-
-def find_last_load(deployment: Deployment) -> HotLoad | None:
-    """The load that a deployment's page shows, with its proof, or with why it failed."""
-    if deployment.checkpoint is None:
-        return None
-    return find_proof(deployment.checkpoint) or deployment.checkpoint.hot_loads.first()
-
+from webapp.deployments.models import (
+    Deployment,
+    DeploymentChange,
+    DeploymentQuerySet,
+    HotLoad,
+    Replica,
+)
 
 ENGINES = {
     Replica.Engine.BUILT_IN: "built-in generator",
     Replica.Engine.VLLM: "vLLM",
     Replica.Engine.EXTERNAL: "external server",
 }
+# Ended ones that no deployment wants stay as rows; a page shows those of the last start or so.
+SHOWN_CHANGES = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """The change of a deployment that is under way, and how far it is."""
+
+    change: DeploymentChange
+    load: HotLoad | None
+
+    @property
+    def step(self) -> str:
+        """What is waited for now."""
+        if self.change.checkpoint_id is None:
+            return "a sampling server takes the base model's own weights back"
+        if self.load is None:
+            return "waits for a sampling server"
+        return f"{self.load.replica or 'a sampling server'} is loading it, and then proves it"
+
+
+def find_proof(checkpoint: Checkpoint) -> HotLoad | None:
+    """The newest load that serves this checkpoint now. None: nothing does."""
+    ready = checkpoint.hot_loads.filter(status=HotLoad.Status.READY)
+    return ready.select_related("replica").first()
+
+
+def find_last_load(deployment: Deployment) -> HotLoad | None:
+    """The load that a deployment's page shows, with its proof, or with why it failed."""
+    if deployment.checkpoint is None:
+        return None
+    loads = deployment.checkpoint.hot_loads.select_related("replica")
+    return find_proof(deployment.checkpoint) or loads.first()
+
+
+def find_pending(deployment: Deployment) -> Pending | None:
+    pending = deployment.changes.filter(status=DeploymentChange.Status.LOADING)
+    change = pending.select_related("checkpoint__run", "user").defer("checkpoint__probe").first()
+    if change is None:
+        return None
+    loads = HotLoad.objects.filter(
+        checkpoint=change.checkpoint_id or "", status=HotLoad.Status.LOADING
+    )
+    return Pending(change=change, load=loads.select_related("replica").first())
+
+
+def list_changes(deployment: Deployment) -> list[DeploymentChange]:
+    """The newest first."""
+    changes = deployment.changes.select_related(
+        "checkpoint__run", "previous__run", "user", "hot_load"
+    )
+    slim = changes.defer("checkpoint__probe", "previous__probe", "hot_load__server_logprobs")
+    return list(slim[:SHOWN_CHANGES])
+
+
+def find_way_back(deployment: Deployment) -> DeploymentChange | None:
+    """What was served before the weights that are served now. None: nothing was."""
+    served = deployment.changes.filter(status=DeploymentChange.Status.SERVED)
+    before = served.exclude(checkpoint=deployment.checkpoint_id)
+    if deployment.checkpoint_id is not None:  # in SQL nothing is unequal to NULL
+        before = served.filter(~Q(checkpoint=deployment.checkpoint_id) | Q(checkpoint=None))
+    return before.select_related("checkpoint__run").defer("checkpoint__probe").first()
+
+
+def list_replicas() -> QuerySet[Replica]:
+    """With how many checkpoints each of them holds, as `num_held`."""
+    held = Count("hot_loads", filter=Q(hot_loads__status=HotLoad.Status.READY))
+    replicas = Replica.objects.annotate(num_held=held).select_related("deployment", "base_model")
+    return replicas.prefetch_related("base_model__names")
+
+
+def choose_replicas(deployment: Deployment, replicas: Iterable[Replica]) -> list[Replica]:
+    """Its own, else those that it shares with others of its base model."""
+    wanted = [each for each in replicas if each.start or each.status != Replica.Status.STOPPED]
+    own = [each for each in wanted if each.deployment_id == deployment.pk]
+    shared = (None, deployment.base_model_id)
+    return own or [
+        each for each in wanted if each.deployment_id is None and each.base_model_id in shared
+    ]
+
+
+def list_replicas_of(deployment: Deployment) -> list[Replica]:
+    return choose_replicas(deployment, list_replicas())
+
+
+def for_list(deployments: DeploymentQuerySet) -> DeploymentQuerySet:
+    """With all that a row of the list shows."""
+    pending = DeploymentChange.objects.filter(status=DeploymentChange.Status.LOADING)
+    return (
+        deployments.select_related("base_model", "checkpoint__run")
+        .defer("checkpoint__probe")
+        .prefetch_related(
+            "base_model__names",
+            "hot_loads",
+            Prefetch("changes", pending.select_related("checkpoint"), to_attr="pending_changes"),
+        )
+    )
 
 
 def name_engine(replica: Replica) -> str:
     """`vLLM 0.32.0`"""
     return f"{ENGINES[Replica.Engine(replica.engine)]} {replica.version}".strip()
+
+
+def describe_engines(replicas: Iterable[Replica]) -> str:
+    """Of those that answer now: `vLLM 0.32.0 on 2 replicas`; empty where none does."""
+    counts: dict[str, int] = {}
+    for replica in replicas:
+        if replica.status == Replica.Status.READY:
+            article = "" if replica.engine == Replica.Engine.VLLM else "the "
+            name = f"{article}{name_engine(replica)}"
+            counts[name] = counts.get(name, 0) + 1
+    return " and ".join(
+        name if num == 1 else f"{name} on {num} replicas" for name, num in counts.items()
+    )

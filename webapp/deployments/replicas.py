@@ -7,14 +7,11 @@ from django.db.models import QuerySet
 from django.utils.timezone import now
 
 from webapp.accounts.models import Actor
-from webapp.core.errors import UserError
 from webapp.core.events import project_group, publish
 from webapp.deployments import loads, services
 from webapp.deployments.calls import kick_samplers
 from webapp.deployments.models import Deployment, Replica, SamplingCall
 from webapp.deployments.wanted import Wanted
-
-MOST_REPLICAS = 16
 
 Status = Replica.Status
 
@@ -120,11 +117,7 @@ def list_stopping() -> set[str]:
 
 def scale_deployment(*, actor: Actor, deployment: Deployment, num_replicas: int) -> None:
     """How many servers hold it. 0: none, until somebody asks, and again when nobody does."""
-    if not 0 <= num_replicas <= MOST_REPLICAS:
-        raise UserError(
-            f"A deployment has between 0 and {MOST_REPLICAS} replicas, not {num_replicas}.",
-            field="num_replicas",
-        )
+    services.check_num_replicas(num_replicas)
     mine = Deployment.objects.visible_to(actor).filter(pk=deployment.pk)
     mine.update(num_replicas=num_replicas, changed_at=now())
     deployment.refresh_from_db()

@@ -1,9 +1,9 @@
-"""REST: deployments, and asking what is served."""
+"""REST: deployments, what they serve, and the servers that hold it."""
 
 from typing import Any
 
-import orjson
-from drf_spectacular.utils import extend_schema
+from django.db.models import QuerySet
+from drf_spectacular.utils import extend_schema, extend_schema_field
 from rest_framework import serializers, status
 from rest_framework.generics import ListAPIView
 from rest_framework.request import Request
@@ -16,15 +16,21 @@ from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.rest import find_checkpoint
 from webapp.core.errors import NotFound
-from webapp.deployments.calls import cancel_call
 from webapp.deployments.models import (
     Deployment,
+    DeploymentChange,
     DeploymentQuerySet,
     HotLoad,
-    SamplingCall,
-    SamplingCallQuerySet,
+    Replica,
 )
-from webapp.deployments.services import ask, change_checkpoint, create_deployment, stop_deployment
+from webapp.deployments.queries import find_pending, list_replicas, list_replicas_of, name_engine
+from webapp.deployments.replicas import scale_deployment
+from webapp.deployments.services import (
+    change_checkpoint,
+    create_deployment,
+    roll_back,
+    stop_deployment,
+)
 from webapp.fleet.models import BaseModel
 from webapp.fleet.services import find_base_model
 
@@ -37,8 +43,13 @@ class HotLoadOutput(serializers.ModelSerializer[HotLoad]):
             "checkpoint",
             "status",
             "digest",
+            "server",
+            "export_milliseconds",
+            "transfer_milliseconds",
             "load_milliseconds",
             "probe_milliseconds",
+            "pause_milliseconds",
+            "mean_difference",
             "max_difference",
             "tolerance",
             "error",
@@ -46,7 +57,55 @@ class HotLoadOutput(serializers.ModelSerializer[HotLoad]):
         )
 
 
+class ChangeOutput(serializers.ModelSerializer[DeploymentChange]):
+    user = serializers.CharField(source="user.username", default=None, read_only=True)
+    hot_load = HotLoadOutput(read_only=True, allow_null=True)
+
+    class Meta:
+        model = DeploymentChange
+        fields = (
+            "id",
+            "checkpoint",
+            "previous",
+            "transition",
+            "identity",
+            "status",
+            "error",
+            "user",
+            "pause_milliseconds",
+            "hot_load",
+            "created_at",
+            "ended_at",
+        )
+
+
+class ReplicaOutput(serializers.ModelSerializer[Replica]):
+    engine_name = serializers.SerializerMethodField(help_text="With its version.")
+
+    class Meta:
+        model = Replica
+        fields = (
+            "name",
+            "engine",
+            "engine_name",
+            "version",
+            "status",
+            "error",
+            "base_model",
+            "deployment",
+            "stats",
+            "stats_at",
+            "started_at",
+            "ready_at",
+            "used_at",
+        )
+
+    def get_engine_name(self, replica: Replica) -> str:
+        return name_engine(replica)
+
+
 class DeploymentOutput(serializers.ModelSerializer[Deployment]):
+    pending_change = serializers.SerializerMethodField()
     hot_loads = serializers.SerializerMethodField()
 
     class Meta:
@@ -56,13 +115,22 @@ class DeploymentOutput(serializers.ModelSerializer[Deployment]):
             "name",
             "base_model",
             "checkpoint",
+            "num_replicas",
             "status",
             "error",
+            "pending_change",
             "hot_loads",
             "created_at",
             "changed_at",
         )
 
+    @extend_schema_field(ChangeOutput(allow_null=True))
+    def get_pending_change(self, deployment: Deployment) -> dict[str, Any] | None:
+        """What is being loaded and proven; what was served before answers until then."""
+        pending = find_pending(deployment)
+        return dict(ChangeOutput(pending.change).data) if pending else None
+
+    @extend_schema_field(HotLoadOutput(many=True))
     def get_hot_loads(self, deployment: Deployment) -> list[dict[str, Any]]:
         """The newest ten."""
         return [dict(HotLoadOutput(each).data) for each in deployment.hot_loads.all()[:10]]
@@ -72,12 +140,25 @@ class DeploymentInput(serializers.Serializer[Deployment]):
     name = serializers.CharField(max_length=80)
     base_model = serializers.CharField(required=False, help_text="A name, to serve it as it is.")
     checkpoint = serializers.CharField(required=False, help_text="An id.")
+    num_replicas = serializers.IntegerField(
+        default=1, help_text="Servers that hold it; 0: none until somebody asks."
+    )
 
 
-class DeploymentChange(serializers.Serializer[Deployment]):
+class PromotionInput(serializers.Serializer[Deployment]):
     checkpoint = serializers.CharField(
         allow_null=True, help_text="An id; null: the base model as it is."
     )
+    transition = serializers.ChoiceField(
+        DeploymentChange.Transition.choices,
+        default="",
+        help_text="Of answers under way: async, they may go on with the new weights; sync, they"
+        " end on the old ones first; empty: whatever makes no pause.",
+    )
+
+
+class ScaleInput(serializers.Serializer[Deployment]):
+    num_replicas = serializers.IntegerField(help_text="0: none until somebody asks.")
 
 
 def find_deployment(actor: Actor, deployment_id: str) -> Deployment:
@@ -118,6 +199,7 @@ class DeploymentList(ListAPIView[Deployment]):
             deployment = create_deployment(
                 actor=actor_of(request),
                 name=data.validated_data["name"],
+                num_replicas=data.validated_data["num_replicas"],
                 **find_target(request, data.validated_data),
             )
             return Response(DeploymentOutput(deployment).data, status=status.HTTP_201_CREATED)
@@ -132,18 +214,11 @@ class DeploymentDetail(APIView):
     def get(self, request: Request, deployment_id: str) -> Response:
         return Response(DeploymentOutput(find_deployment(actor_of(request), deployment_id)).data)
 
-    @extend_schema(request=DeploymentChange, responses=DeploymentOutput)
+    @extend_schema(request=PromotionInput, responses=DeploymentOutput)
     def patch(self, request: Request, deployment_id: str) -> Response:
-        """Serve other weights of the same base model."""
+        """Serve other weights of the same base model, as `promote` does."""
         deployment = find_deployment(actor_of(request), deployment_id)
-        data = DeploymentChange(data=request.data)
-        data.is_valid(raise_exception=True)
-        checkpoint = data.validated_data["checkpoint"]
-        change_checkpoint(
-            actor=actor_of(request),
-            deployment=deployment,
-            checkpoint=find_checkpoint(request, checkpoint) if checkpoint else None,
-        )
+        promote(request, deployment)
         return Response(DeploymentOutput(deployment).data)
 
     @extend_schema(responses=DeploymentOutput)
@@ -154,80 +229,85 @@ class DeploymentDetail(APIView):
         return Response(DeploymentOutput(deployment).data)
 
 
-class MessageInput(serializers.Serializer[Any]):
-    role = serializers.CharField()
-    content = serializers.CharField(trim_whitespace=False)
-
-
-class CallInput(serializers.Serializer[SamplingCall]):
-    deployment = serializers.CharField(required=False)
-    checkpoint = serializers.CharField(required=False)
-    base_model = serializers.CharField(required=False)
-    messages = MessageInput(many=True)
-    params = serializers.DictField(
-        required=False, help_text="max_tokens, temperature, top_k, top_p, seed, stop, num_samples"
+def promote(request: Request, deployment: Deployment) -> DeploymentChange:
+    data = PromotionInput(data=request.data)
+    data.is_valid(raise_exception=True)
+    checkpoint = data.validated_data["checkpoint"]
+    return change_checkpoint(
+        actor=actor_of(request),
+        deployment=deployment,
+        checkpoint=find_checkpoint(request, checkpoint) if checkpoint else None,
+        transition=data.validated_data["transition"],
     )
 
 
-class CallOutput(serializers.ModelSerializer[SamplingCall]):
-    result = serializers.SerializerMethodField()
+class DeploymentPromotion(APIView):
+    """Other weights for a deployment."""
 
-    class Meta:
-        model = SamplingCall
-        fields = ("id", "status", "result", "error", "created_at", "finished_at")
+    @extend_schema(request=PromotionInput, responses={202: ChangeOutput})
+    def post(self, request: Request, deployment_id: str) -> Response:
+        """Ask for other weights. The old ones answer until these are loaded and proven."""
+        deployment = find_deployment(actor_of(request), deployment_id)
 
-    def get_result(self, call: SamplingCall) -> dict[str, Any] | None:
-        return orjson.loads(bytes(call.result)) if call.result is not None else None
+        def change() -> Response:
+            made = promote(request, deployment)
+            return Response(ChangeOutput(made).data, status=status.HTTP_202_ACCEPTED)
+
+        return answer_once(request, change)
 
 
-class CallList(APIView):
-    """Questions to what is served."""
+class DeploymentRollback(APIView):
+    """The way back."""
 
-    @extend_schema(request=CallInput, responses={202: CallOutput})
-    def post(self, request: Request) -> Response:
-        """Ask a deployment, a checkpoint or a base model; read the answer by the call's id."""
-        data = CallInput(data=request.data)
+    @extend_schema(request=None, responses={202: ChangeOutput})
+    def post(self, request: Request, deployment_id: str) -> Response:
+        """Serve again what was served before."""
+        deployment = find_deployment(actor_of(request), deployment_id)
+
+        def change() -> Response:
+            made = roll_back(actor=actor_of(request), deployment=deployment)
+            return Response(ChangeOutput(made).data, status=status.HTTP_202_ACCEPTED)
+
+        return answer_once(request, change)
+
+
+class DeploymentScale(APIView):
+    """How many servers hold a deployment."""
+
+    @extend_schema(request=ScaleInput, responses=DeploymentOutput)
+    def post(self, request: Request, deployment_id: str) -> Response:
+        """0 lets it sleep until somebody asks: the first answer then waits for a start."""
+        deployment = find_deployment(actor_of(request), deployment_id)
+        data = ScaleInput(data=request.data)
         data.is_valid(raise_exception=True)
-        fields = data.validated_data
-
-        def create() -> Response:
-            actor = actor_of(request)
-            target = find_target(request, fields)
-            if fields.get("deployment"):
-                target = {"deployment": find_deployment(actor, fields["deployment"])}
-            call = ask(
-                actor=actor,
-                messages=fields["messages"],
-                params=fields.get("params"),
-                purpose=SamplingCall.Purpose.REST,
-                **target,
-            )
-            return Response(CallOutput(call).data, status=status.HTTP_202_ACCEPTED)
-
-        return answer_once(request, create)
+        scale_deployment(actor=actor_of(request), deployment=deployment, **data.validated_data)
+        return Response(DeploymentOutput(deployment).data)
 
 
-class CallDetail(APIView):
-    """One question and, once it is there, its answer."""
+class DeploymentHistory(ListAPIView[DeploymentChange]):
+    """What it was asked to serve, newest first, and what became of it."""
 
-    @extend_schema(responses=CallOutput)
-    def get(self, request: Request, call_id: int) -> Response:
-        calls = SamplingCall.objects.visible_to(actor_of(request))
-        return Response(CallOutput(_find_call(calls, call_id)).data)
+    serializer_class = ChangeOutput
+    queryset = DeploymentChange.objects.all()
 
-    @extend_schema(responses=CallOutput)
-    def delete(self, request: Request, call_id: int) -> Response:
-        """Cancel it, where it has not ended."""
-        calls = SamplingCall.objects.visible_to(actor_of(request))
-        call = _find_call(calls, call_id)
-        cancel_call(call)
-        call.refresh_from_db()
-        return Response(CallOutput(call).data)
+    def get_queryset(self) -> QuerySet[DeploymentChange]:
+        deployment = find_deployment(actor_of(self.request), self.kwargs["deployment_id"])
+        return deployment.changes.select_related("user", "hot_load")
 
 
-def _find_call(calls: SamplingCallQuerySet, call_id: int) -> SamplingCall:
-    # A Tinker client's result is protobuf, and read by its own protocol.
-    call = calls.exclude(purpose=SamplingCall.Purpose.TINKER).filter(pk=call_id).first()
-    if call is None:
-        raise NotFound(f"There is no call {call_id}.")
-    return call
+class DeploymentReplicas(APIView):
+    """The servers that answer for a deployment."""
+
+    @extend_schema(responses=ReplicaOutput(many=True))
+    def get(self, request: Request, deployment_id: str) -> Response:
+        """Its own, or those that it shares with others of its base model."""
+        deployment = find_deployment(actor_of(request), deployment_id)
+        return Response(ReplicaOutput(list_replicas_of(deployment), many=True).data)
+
+
+class ReplicaList(APIView):
+    """The sampling servers of this installation, and which engine each of them is."""
+
+    @extend_schema(responses=ReplicaOutput(many=True))
+    def get(self, request: Request) -> Response:  # noqa: ARG002 - DRF's
+        return Response(ReplicaOutput(list_replicas(), many=True).data)

@@ -15,6 +15,7 @@ from webapp.core.errors import NotFound, UserError
 from webapp.core.events import project_group, publish
 from webapp.deployments.calls import kick_samplers, submit_call
 from webapp.deployments.models import Deployment, DeploymentChange, HotLoad, SamplingCall
+from webapp.deployments.queries import find_way_back
 from webapp.fleet.models import BaseModel
 
 Status = Deployment.Status
@@ -23,6 +24,7 @@ Transition = DeploymentChange.Transition
 
 DEFAULT_SEED = 7  # a fixed one: two models asked side by side draw the same numbers
 MAX_SAMPLES = 16
+MOST_REPLICAS = 16
 ROLES = ("system", "user", "assistant", "tool")
 RANGES: Mapping[str, tuple[float, float]] = {
     "max_tokens": (1, 1_000_000),
@@ -40,8 +42,10 @@ def create_deployment(
     name: str,
     base_model: BaseModel | None = None,
     checkpoint: Checkpoint | None = None,
+    num_replicas: int = 1,
 ) -> Deployment:
     """Serve a checkpoint, or a base model as it is. A sampler loads it and says ready."""
+    check_num_replicas(num_replicas)
     name = name.strip()
     if not name:
         raise UserError("A deployment needs a name.", field="name")
@@ -49,7 +53,11 @@ def create_deployment(
     try:
         with transaction.atomic():
             deployment = Deployment.objects.create(
-                project=actor.project, name=name, base_model=base_model, checkpoint=checkpoint
+                project=actor.project,
+                name=name,
+                base_model=base_model,
+                checkpoint=checkpoint,
+                num_replicas=num_replicas,
             )
             DeploymentChange.objects.create(
                 deployment=deployment, checkpoint=checkpoint, user=actor.user
@@ -112,15 +120,11 @@ def _serves_nothing() -> Q:
 
 def roll_back(*, actor: Actor, deployment: Deployment) -> DeploymentChange:
     """Serve again what was served before the weights that are served now."""
-    served = deployment.changes.filter(status=ChangeStatus.SERVED).select_related("checkpoint")
-    before = [each for each in served if each.checkpoint_id != deployment.checkpoint_id]
-    if not before:
+    back = find_way_back(deployment)
+    if back is None:
         raise UserError(f"{deployment.name} has served nothing else: there is no way back.")
     return change_checkpoint(
-        actor=actor,
-        deployment=deployment,
-        checkpoint=before[0].checkpoint,
-        identity=before[0].identity,
+        actor=actor, deployment=deployment, checkpoint=back.checkpoint, identity=back.identity
     )
 
 
@@ -286,6 +290,14 @@ def ask(  # noqa: PLR0913 - who is asked, what and how, by name
             **({"topk_sample_logprobs": num_alternatives} if num_alternatives else {}),
         },
     )
+
+
+def check_num_replicas(num_replicas: int) -> None:
+    if not 0 <= num_replicas <= MOST_REPLICAS:
+        raise UserError(
+            f"A deployment has between 0 and {MOST_REPLICAS} replicas, not {num_replicas}.",
+            field="num_replicas",
+        )
 
 
 def check_messages(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:

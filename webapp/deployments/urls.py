@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from webapp.deployments import playground, views
+from webapp.deployments import playground, replica_views, views
 
 urlpatterns = [
     path("deployments/", views.list_deployments, name="deployments"),
@@ -10,7 +10,14 @@ urlpatterns = [
     # /deployments/<id>/
     path("deployments/<str:deployment_id>/", views.show_deployment, name="deployment"),
     path("deployments/<str:deployment_id>/change/", views.change, name="deployment-change"),
+    path("deployments/<str:deployment_id>/roll-back/", views.roll_back_to_last, name="roll-back"),
+    path("deployments/<str:deployment_id>/scale/", views.scale, name="deployment-scale"),
     path("deployments/<str:deployment_id>/stop/", views.stop, name="deployment-stop"),
+    path("deployments/<str:deployment_id>/delete/", views.delete, name="deployment-delete"),
+    path("deployments/<str:deployment_id>/traffic.csv", replica_views.save_traffic, name="traffic"),
+    # /settings/serving/
+    path("settings/serving/", replica_views.show_replicas, name="settings-serving"),
+    path("settings/serving/traffic.csv", replica_views.save_all_traffic, name="traffic-all"),
     # /playground/
     path("playground/", playground.show_playground, name="playground"),
     path("playground/answers/<int:call_id>/", playground.show_answer, name="answer"),

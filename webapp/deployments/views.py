@@ -1,7 +1,7 @@
-"""Pages of deployments: what is served, with the proof that it is that."""
+"""Pages of deployments: what is served, with the proof that it is that, and how to change it."""
 
-import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
@@ -17,40 +17,55 @@ from webapp.accounts.permissions import check_can_write
 from webapp.checkpoints.models import Checkpoint
 from webapp.core.errors import NotFound
 from webapp.core.forms import show_errors
-from webapp.deployments.forms import ChangeForm, DeploymentForm
-from webapp.deployments.models import Deployment, HotLoad
-from webapp.deployments.queries import find_last_load
-from webapp.deployments.services import change_checkpoint, create_deployment, stop_deployment
+from webapp.deployments.examples import write_examples
+from webapp.deployments.forms import ChangeForm, DeploymentForm, ScaleForm
+from webapp.deployments.models import Deployment, HotLoad, Replica, SamplingCall
+from webapp.deployments.proofs import compare_probe
+from webapp.deployments.queries import (
+    choose_replicas,
+    describe_engines,
+    find_last_load,
+    find_pending,
+    find_way_back,
+    for_list,
+    list_changes,
+    list_replicas,
+    list_replicas_of,
+)
+from webapp.deployments.replicas import scale_deployment
+from webapp.deployments.services import (
+    change_checkpoint,
+    create_deployment,
+    delete_deployment,
+    roll_back,
+    stop_deployment,
+)
+from webapp.deployments.standing import Standing, describe_standing, list_lines
+from webapp.deployments.traffic import read_traffic
 from webapp.fleet.models import BaseModel
 
 DEPLOYMENTS_A_PAGE = 50
 LOADS_SHOWN = 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProbedToken:
-    """One token of the probe: what the trainer and the server think of it, in nats."""
-
-    place: int
-    id: int
-    trainer: float
-    server: float
-    difference: float
-    is_largest: bool
-
-
 @login_required
 @require_GET
 def list_deployments(request: ActorRequest) -> HttpResponse:
-    rows = (
-        Deployment.objects.in_project(request.actor)
-        .select_related("base_model", "checkpoint__run")
-        .defer("checkpoint__probe")
-        .prefetch_related("base_model__names", "hot_loads")
-    )
+    rows = for_list(Deployment.objects.in_project(request.actor))
     page = Paginator(rows, DEPLOYMENTS_A_PAGE).get_page(request.GET.get("page"))
-    lines = [(row, next(iter(row.hot_loads.all()), None)) for row in page]
-    return render(request, "deployments/list.html", {"page": page, "rows": lines})
+    replicas = list(list_replicas())
+    context = {
+        "page": page,
+        "rows": [
+            (row, next(iter(row.hot_loads.all()), None), stand(row, replicas)) for row in page
+        ],
+        "engines": describe_engines(replicas),
+    }
+    return render(request, "deployments/list.html", context)
+
+
+def stand(deployment: Deployment, replicas: Sequence[Replica]) -> Standing:
+    return describe_standing(deployment, choose_replicas(deployment, replicas))
 
 
 @login_required
@@ -61,16 +76,20 @@ def create(request: ActorRequest) -> HttpResponse:
     form = DeploymentForm(request.POST or None, actor=request.actor, initial=initial)
     if request.method == "POST" and form.is_valid():
         with show_errors(form):
-            checkpoint, base_model = find_target(request.actor, form.cleaned_data["target"])
-            deployment = create_deployment(
-                actor=request.actor,
-                name=form.cleaned_data["name"],
-                checkpoint=checkpoint,
-                base_model=base_model,
-            )
-            return redirect("deployment", deployment.pk)
+            return redirect("deployment", _create(request.actor, form.cleaned_data).pk)
     status = 400 if form.errors else 200
     return render(request, "deployments/new.html", {"form": form}, status=status)
+
+
+def _create(actor: Actor, chosen: dict[str, Any]) -> Deployment:
+    checkpoint, base_model = find_target(actor, chosen["target"])
+    return create_deployment(
+        actor=actor,
+        name=chosen["name"],
+        checkpoint=checkpoint,
+        base_model=base_model,
+        num_replicas=chosen["num_replicas"],
+    )
 
 
 def find_target(actor: Actor, target: str) -> tuple[Checkpoint | None, BaseModel | None]:
@@ -93,89 +112,127 @@ def find_deployment(actor: Actor, deployment_id: str) -> Deployment:
     return deployment
 
 
+def find_mine(request: ActorRequest, deployment_id: str) -> Deployment:
+    """One that whoever asks may change."""
+    deployment = find_deployment(request.actor, deployment_id)
+    check_can_write(request.actor, project_id=deployment.project_id)
+    return deployment
+
+
 @login_required
 @require_GET
 def show_deployment(request: ActorRequest, deployment_id: str) -> HttpResponse:
-    deployment = find_deployment(request.actor, deployment_id)
-    return _render(request, deployment, ChangeForm(actor=request.actor, deployment=deployment))
+    return _render(request, find_deployment(request.actor, deployment_id))
 
 
-def _render(request: ActorRequest, deployment: Deployment, form: ChangeForm) -> HttpResponse:
-    load = find_last_load(deployment)
-    # A load serves whoever asks for its checkpoint, so a deployment may find one that is there.
-    loads = HotLoad.objects.filter(
-        Q(deployment=deployment) | Q(checkpoint=deployment.checkpoint_id or "")
+def _render(
+    request: ActorRequest,
+    deployment: Deployment,
+    *,
+    form: ChangeForm | None = None,
+    scale_form: ScaleForm | None = None,
+) -> HttpResponse:
+    form = form or ChangeForm(
+        actor=request.actor, deployment=deployment, chosen=request.GET.get("checkpoint", "")
     )
-    loads = loads.select_related("checkpoint__run").defer("checkpoint__probe")
+    scale_form = scale_form or ScaleForm(initial={"num_replicas": deployment.num_replicas})
+    url = request.build_absolute_uri("/").rstrip("/")
     context = {
+        **read_serving(deployment),
         "deployment": deployment,
-        "load": load,
-        "tokens": compare_probe(load) if load else [],
-        "loads": loads[:LOADS_SHOWN],
         "form": form,
-        "rest": write_rest(request, deployment),
+        "scale_form": scale_form,
+        "examples": write_examples(url, deployment),
     }
-    status = 400 if form.errors else 200
+    status = 400 if form.errors or scale_form.errors else 200
     return render(request, "deployments/deployment.html", context, status=status)
 
 
-def write_rest(request: ActorRequest, deployment: Deployment) -> str:
-    """Ask, then read the answer by the id that came back."""
-    url = request.build_absolute_uri("/rest/calls")
-    header = '-H "Authorization: Bearer $HONE_KEY"'
-    question = {
-        "deployment": deployment.pk,
-        "messages": [{"role": "user", "content": "Hello"}],
-        "params": {"temperature": 0, "max_tokens": 128},
+def read_serving(deployment: Deployment) -> dict[str, Any]:
+    """What changes while the page is open."""
+    load = find_last_load(deployment)
+    replicas = list_replicas_of(deployment)
+    changes = list_changes(deployment)
+    pending = find_pending(deployment)
+    return {
+        "load": load,
+        "tokens": compare_probe(load) if load else [],
+        "loads": list_loads(deployment),
+        "lines": list_lines(replicas),
+        "engines": describe_engines(replicas),
+        "standing": describe_standing(deployment, replicas),
+        "pending": pending,
+        "changes": changes,
+        "has_identities": any(each.identity for each in changes),
+        "refused": next((each for each in changes[:1] if each.status == each.Status.FAILED), None),
+        "way_back": find_way_back(deployment),
+        "traffic": read_traffic(SamplingCall.objects.filter(deployment=deployment)),
+        "is_moving": pending is not None or deployment.status == Deployment.Status.LOADING,
     }
-    return (
-        f"curl {header} -H 'Content-Type: application/json' \\\n"
-        f"  -d '{json.dumps(question)}' \\\n  {url}\n\ncurl {header} {url}/ID"
+
+
+def list_loads(deployment: Deployment) -> list[HotLoad]:
+    """A load serves whoever asks for its checkpoint, so a deployment may find one there."""
+    loads = HotLoad.objects.filter(
+        Q(deployment=deployment) | Q(checkpoint=deployment.checkpoint_id or "")
     )
-
-
-def compare_probe(load: HotLoad) -> list[ProbedToken]:
-    """The first token of a sequence follows nothing, so there is no number for it."""
-    probe = load.checkpoint.probe
-    tokens, trainer = probe.get("tokens", []), probe.get("logprobs", [])
-    pairs = list(zip(tokens[1:], trainer, load.server_logprobs, strict=False))
-    differences = [abs(ours - theirs) for _, ours, theirs in pairs]
-    largest = max(differences, default=0.0)
-    return [
-        ProbedToken(
-            place=place,
-            id=token,
-            trainer=ours,
-            server=theirs,
-            difference=difference,
-            is_largest=difference == largest,
-        )
-        for place, ((token, ours, theirs), difference) in enumerate(
-            zip(pairs, differences, strict=True), start=2
-        )
-    ]
+    whole = loads.select_related("checkpoint__run", "replica").defer("checkpoint__probe")
+    return list(whole[:LOADS_SHOWN])
 
 
 @login_required
 @require_POST
 def change(request: ActorRequest, deployment_id: str) -> HttpResponse:
     """Other weights, or the same once more where loading them has failed."""
-    deployment = find_deployment(request.actor, deployment_id)
-    check_can_write(request.actor, project_id=deployment.project_id)
+    deployment = find_mine(request, deployment_id)
     form = ChangeForm(request.POST, actor=request.actor, deployment=deployment)
     if form.is_valid():
         with show_errors(form):
             checkpoint, _ = find_target(request.actor, form.cleaned_data["checkpoint"])
-            change_checkpoint(actor=request.actor, deployment=deployment, checkpoint=checkpoint)
+            change_checkpoint(
+                actor=request.actor,
+                deployment=deployment,
+                checkpoint=checkpoint,
+                transition=form.cleaned_data["transition"],
+            )
             return redirect("deployment", deployment.pk)
-    return _render(request, deployment, form)
+    return _render(request, deployment, form=form)
+
+
+@login_required
+@require_POST
+def roll_back_to_last(request: ActorRequest, deployment_id: str) -> HttpResponse:
+    deployment = find_mine(request, deployment_id)
+    roll_back(actor=request.actor, deployment=deployment)
+    return redirect("deployment", deployment.pk)
+
+
+@login_required
+@require_POST
+def scale(request: ActorRequest, deployment_id: str) -> HttpResponse:
+    deployment = find_mine(request, deployment_id)
+    form = ScaleForm(request.POST)
+    if form.is_valid():
+        with show_errors(form):
+            num_replicas = form.cleaned_data["num_replicas"]
+            scale_deployment(actor=request.actor, deployment=deployment, num_replicas=num_replicas)
+            return redirect("deployment", deployment.pk)
+    return _render(request, deployment, scale_form=form)
 
 
 @login_required
 @require_POST
 def stop(request: ActorRequest, deployment_id: str) -> HttpResponse:
-    deployment = find_deployment(request.actor, deployment_id)
-    check_can_write(request.actor, project_id=deployment.project_id)
+    deployment = find_mine(request, deployment_id)
     stop_deployment(actor=request.actor, deployment=deployment)
     messages.success(request, f"{deployment.name} answers no more.")
     return redirect("deployment", deployment.pk)
+
+
+@login_required
+@require_POST
+def delete(request: ActorRequest, deployment_id: str) -> HttpResponse:
+    deployment = find_mine(request, deployment_id)
+    delete_deployment(actor=request.actor, deployment=deployment)
+    messages.success(request, f"{deployment.name} was deleted; its name is free again.")
+    return redirect("deployments")

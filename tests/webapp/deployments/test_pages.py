@@ -4,7 +4,12 @@ import pytest
 from django.test import Client
 
 from tests.webapp.cast import count_queries, make_viewer, sign_in
-from tests.webapp.deployments.conftest import make_checkpoint
+from tests.webapp.deployments.conftest import (
+    make_checkpoint,
+    make_deployment,
+    make_load,
+    read,
+)
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.deployments.models import Deployment, HotLoad
@@ -12,49 +17,6 @@ from webapp.fleet.models import BaseModel
 from webapp.runs.models import Run
 
 Status = Deployment.Status
-
-
-@pytest.fixture
-def browser(alice: Actor) -> Client:
-    return sign_in(alice)
-
-
-@pytest.fixture
-def deployment(alice: Actor, checkpoint: Checkpoint) -> Deployment:
-    return make_deployment(alice, checkpoint)
-
-
-def make_deployment(actor: Actor, checkpoint: Checkpoint, name: str = "calls") -> Deployment:
-    return Deployment.objects.create(
-        project=actor.project,
-        name=name,
-        base_model=checkpoint.base_model,
-        checkpoint=checkpoint,
-        status=Status.READY,
-    )
-
-
-def make_load(checkpoint: Checkpoint, number: int = 1, **columns: object) -> HotLoad:
-    measured = {
-        "status": HotLoad.Status.READY,
-        "load_milliseconds": 41.0,
-        "probe_milliseconds": 12.0,
-        "server_logprobs": [-1.0, -2.000002],
-        "max_difference": 2e-6,
-        "tolerance": 1e-3,
-    }
-    return HotLoad.objects.create(
-        checkpoint=checkpoint,
-        server="s/1",
-        adapter_name=f"{checkpoint.pk}-{number}",
-        **measured | columns,
-    )
-
-
-def read(client: Client, url: str) -> str:
-    response = client.get(url)
-    assert response.status_code == 200, response.content[:500]
-    return response.content.decode()
 
 
 def test_an_empty_list_says_what_a_deployment_is(browser: Client) -> None:
@@ -80,32 +42,42 @@ def test_the_list_takes_the_same_queries_for_one_deployment_and_for_five(
 def test_a_checkpoint_is_served_under_a_name(browser: Client, checkpoint: Checkpoint) -> None:
     page = read(browser, f"/deployments/new/?checkpoint={checkpoint.pk}")
     assert f'value="{checkpoint.pk}" selected' in page
-    answer = browser.post("/deployments/new/", {"name": "calls", "target": checkpoint.pk})
+    answer = browser.post(
+        "/deployments/new/", {"name": "calls", "target": checkpoint.pk, "num_replicas": "2"}
+    )
     made = Deployment.objects.get()
     assert answer.headers["Location"] == f"/deployments/{made.pk}/"
     assert (made.checkpoint, made.status) == (checkpoint, Status.LOADING)
+    assert made.num_replicas == 2
     assert "every 2s" in read(browser, answer.headers["Location"])
 
 
 def test_a_base_model_is_served_as_it_is(browser: Client, base_model: BaseModel) -> None:
-    browser.post("/deployments/new/", {"name": "plain", "target": base_model.pk})
+    target = {"name": "plain", "target": base_model.pk, "num_replicas": "1"}
+    browser.post("/deployments/new/", target)
     made = Deployment.objects.get()
     assert (made.checkpoint, made.base_model) == (None, base_model)
     assert "there is nothing to prove" in read(browser, f"/deployments/{made.pk}/")
 
 
 @pytest.mark.parametrize(
-    ("name", "complaint"),
-    [("", "A deployment needs a name."), ("calls", "There is a deployment named calls already")],
+    ("field", "value", "complaint"),
+    [
+        ("name", "", "A deployment needs a name."),
+        ("name", "calls", "There is a deployment named calls already"),
+        ("num_replicas", "", "Say how many replicas"),
+        ("num_replicas", "17", "A deployment has between 0 and 16 replicas, not 17."),
+    ],
 )
 def test_what_is_wrong_stands_beside_its_field(
-    browser: Client, deployment: Deployment, name: str, complaint: str
+    browser: Client, deployment: Deployment, field: str, value: str, complaint: str
 ) -> None:
-    data = {"name": name, "target": deployment.checkpoint_id}
-    answer = browser.post("/deployments/new/", data)
+    data = {"name": "more", "target": deployment.checkpoint_id, "num_replicas": "1"}
+    answer = browser.post("/deployments/new/", data | {field: value})
     assert answer.status_code == 400
     assert complaint in answer.content.decode()
-    assert 'id="id_name-error"' in answer.content.decode()
+    assert f'id="id_{field}-error"' in answer.content.decode()
+    assert Deployment.objects.count() == 1
 
 
 def test_another_projects_checkpoint_is_no_choice(charlie: Actor, checkpoint: Checkpoint) -> None:
@@ -124,7 +96,8 @@ def test_the_proof_is_said_in_words_and_token_by_token(
     assert "The 2 tokens of the proof" in page
     assert "-2.000002" in page
     assert page.count("largest</span>") == 1
-    assert "/rest/calls" in page
+    assert "/v1/chat/completions" in page
+    assert "$TINKER_API_KEY" in page
 
 
 def test_a_load_that_does_not_agree_is_said_to_serve_nothing(
@@ -146,20 +119,6 @@ def test_each_load_is_a_row(browser: Client, deployment: Deployment) -> None:
     assert "let go" in page
 
 
-def test_another_checkpoint_of_the_same_base_is_chosen(
-    browser: Client, run: Run, deployment: Deployment, checkpoint: Checkpoint
-) -> None:
-    better = make_checkpoint(run, name="better")
-    url = f"/deployments/{deployment.pk}/"
-    assert f'value="{better.pk}"' in read(browser, url)
-    browser.post(f"{url}change/", {"checkpoint": better.pk})
-    browser.post(f"{url}change/", {"checkpoint": deployment.base_model_id})
-    wished = [(each.checkpoint, each.status) for each in deployment.changes.all()]
-    assert wished == [(None, "loading"), (better, "superseded")]
-    deployment.refresh_from_db()
-    assert (deployment.checkpoint, deployment.status) == (checkpoint, Status.READY)
-
-
 def test_a_change_to_nothing_is_refused_beside_the_field(
     browser: Client, deployment: Deployment
 ) -> None:
@@ -173,7 +132,9 @@ def test_stop_stops_and_start_starts_again(browser: Client, deployment: Deployme
     browser.post(f"{url}stop/")
     deployment.refresh_from_db()
     assert deployment.status == Status.STOPPED
-    assert ">Start</button>" in read(browser, url)
+    page = " ".join(read(browser, url).split())
+    assert "> Start </button>" in page
+    assert "It answers nobody until it is started" in page
     browser.post(f"{url}change/", {"checkpoint": deployment.checkpoint_id})
     deployment.refresh_from_db()
     assert deployment.status == Status.LOADING
@@ -183,14 +144,19 @@ def test_another_projects_deployment_does_not_exist(charlie: Actor, deployment: 
     stranger = sign_in(charlie)
     url = f"/deployments/{deployment.pk}/"
     assert stranger.get(url).status_code == 404
-    assert [stranger.post(f"{url}{verb}/").status_code for verb in ("change", "stop")] == [404] * 2
+    assert [
+        stranger.post(f"{url}{verb}/").status_code
+        for verb in ("change", "stop", "scale", "roll-back")
+    ] == [404] * 4
 
 
 def test_a_viewer_changes_nothing(alice: Actor, deployment: Deployment) -> None:
     viewer = sign_in(make_viewer(alice))
     page = read(viewer, f"/deployments/{deployment.pk}/")
-    assert "Change what it serves" not in page
-    for path in ("new/", f"{deployment.pk}/change/", f"{deployment.pk}/stop/"):
+    for button in ("Promote a checkpoint", ">Scale</button>", "Roll back"):
+        assert button not in page
+    verbs = ("change", "stop", "scale", "roll-back")
+    for path in ("new/", *(f"{deployment.pk}/{verb}/" for verb in verbs)):
         assert "viewer" in viewer.post(f"/deployments/{path}").content.decode()
     deployment.refresh_from_db()
     assert deployment.status == Status.READY

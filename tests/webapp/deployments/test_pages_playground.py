@@ -10,6 +10,7 @@ from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from tests.webapp.cast import count_queries, make_actor, make_viewer, sign_in
+from tests.webapp.deployments.conftest import read
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.datasets.models import DatasetVersion
@@ -17,11 +18,6 @@ from webapp.deployments.models import Deployment, SamplingCall
 from webapp.fleet.models import BaseModel
 
 Status = SamplingCall.Status
-
-
-@pytest.fixture
-def browser(alice: Actor) -> Client:
-    return sign_in(alice)
 
 
 @pytest.fixture
@@ -35,12 +31,6 @@ def question(checkpoint: Checkpoint, base_model: BaseModel) -> dict[str, str]:
         "max_tokens": "32",
         "seed": "7",
     }
-
-
-def read(client: Client, url: str) -> str:
-    response = client.get(url)
-    assert response.status_code == 200, response.content[:500]
-    return response.content.decode()
 
 
 def answer(call: SamplingCall, text: str) -> None:
@@ -58,6 +48,7 @@ def answer(call: SamplingCall, text: str) -> None:
         ],
         "adapter": "ckpt-1",
         "digest": "d1ge57" * 10,
+        "engine": "vLLM 0.32.0",
     }
     SamplingCall.objects.filter(pk=call.pk).update(
         status=Status.DONE, result=json.dumps(result).encode(), finished_at=now()
@@ -99,6 +90,7 @@ def test_an_answer_is_asked_for_until_it_is_there(
     assert f'href="/checkpoints/{call.checkpoint_id}/"' in part
     assert ">step-10</a>" in part
     assert 'digest <span class="mono" title="' + "d1ge57" * 10 in part
+    assert "<span>vLLM 0.32.0</span>" in part
     assert 'data-doubt="0"' in part
     assert 'data-doubt="4"' in part
     assert 'data-logprob="-4.0000"' in part

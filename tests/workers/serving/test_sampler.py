@@ -59,6 +59,7 @@ def test_a_chat_is_answered_with_text_tokens_and_pieces(submit: Any, work: Any) 
     assert sequence["text"]
     assert sequence["text"] in "".join(sequence["pieces"])
     assert (result["adapter"], result["digest"]) == (None, "base")
+    assert result["engine"].startswith(("built-in generator", "vLLM"))
 
 
 def test_an_sdk_clients_samples_come_as_protobuf(submit: Any, work: Any) -> None:

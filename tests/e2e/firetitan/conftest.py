@@ -36,7 +36,7 @@ def hub(live: Live, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return hub
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def environment(live: Live, hub: Path) -> dict[str, str]:
     return {
         "FIREWORKS_API_KEY": spell_for_fireworks(live.api_key),

@@ -19,6 +19,8 @@ def test_the_managers_make_tell_change_and_delete_what_programs_ask_for(run: Beg
     assert endpoint["max_context_length"] == 64
     assert told["again"] == "job-one"  # a second create takes what is there
     assert told["by_shape"]["max_context_length"] == CONTEXT
+    assert told["cancelled"] == "JOB_STATE_CANCELLED"
+    assert told["resumed"]["base_url"] == told["by_shape"]["base_url"]
     assert "qwen3-8b-unknown" in told["failure"]
     assert told["unknown"] is None
     assert told["after"]["state"] == "JOB_STATE_DELETED"

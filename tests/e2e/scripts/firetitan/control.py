@@ -2,6 +2,7 @@
 
 import sys
 
+import httpx
 from fireworks.training.sdk import (
     DeploymentConfig,
     DeploymentManager,
@@ -57,6 +58,10 @@ asleep = deployments.get(made.deployment_id)
 recreated = deployments.create_or_get(wanted, force_recreate=True)
 deployments.delete(made.deployment_id)
 
+resource = f"{BASE_URL}/v1/{by_shape.job_name}"
+httpx.post(f"{resource}:cancel", headers={"X-Api-Key": API_KEY}).raise_for_status()
+cancelled = jobs.get(by_shape.job_id)["state"]
+resumed = jobs.reconnect_and_wait(by_shape.job_id, poll_interval_s=1)
 jobs.delete(by_shape.job_id)
 jobs.delete(endpoint.job_id)
 report(
@@ -65,6 +70,8 @@ report(
     endpoint=vars(endpoint),
     again=again.job_id,
     by_shape=vars(by_shape),
+    cancelled=cancelled,
+    resumed=vars(resumed),
     failure=failure,
     unknown=jobs.try_get("none"),
     after=jobs.get(endpoint.job_id),

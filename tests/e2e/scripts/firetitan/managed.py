@@ -20,15 +20,22 @@ from program import API_KEY, BASE_URL, MODEL, SHAPE, report
 name, rank = sys.argv[1], int(sys.argv[2])
 ADAM = AdamParams(learning_rate=5e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01)
 
-service = FiretitanServiceClient.from_firetitan_config(
-    api_key=API_KEY,
-    base_url=BASE_URL,
-    base_model=MODEL,
-    tokenizer_model="tests/assets/tiny-chatml-1m",
-    lora_rank=rank,
-    training_shape_id=SHAPE,
-    deployment_id=f"managed-{name}",
-    learning_rate=1e-5,
+
+def open_service(**options: Any) -> FiretitanServiceClient:
+    return FiretitanServiceClient.from_firetitan_config(
+        api_key=API_KEY,
+        base_url=BASE_URL,
+        base_model=MODEL,
+        tokenizer_model="tests/assets/tiny-chatml-1m",
+        lora_rank=rank,
+        training_shape_id=SHAPE,
+        deployment_id=f"managed-{name}",
+        learning_rate=1e-5,
+        **options,
+    )
+
+
+service = open_service(
     replica_count=1,
     cleanup_trainer_on_close=True,
     cleanup_deployment_on_close="scale_to_zero",
@@ -81,6 +88,22 @@ def serve(label: str) -> dict[str, Any]:
     }
 
 
+def reattach(model_name: str) -> dict[str, Any]:
+    """Another program takes the same trainer and deployment, and begins with the promoted model."""
+    other = open_service(trainer_job_id=service.trainer_job_id)
+    successor = other.create_training_client(base_model=MODEL, lora_rank=rank)
+    successor.load_adapter(model_name).result()
+    begun = successor.forward(data[:1], "cross_entropy").result()
+    told = {
+        "job_id": other.trainer_job_id,
+        "needs_sync": other.requires_initial_sampler_sync(),
+        "begun": [float(value) for value in begun.loss_fn_outputs[0]["logprobs"].data],
+    }
+    successor.unload_model().result()
+    other.close()
+    return told
+
+
 losses = [step() for _ in range(3)]
 embedded = client.forward_backward_custom(data, spread, output="embedding", pooling="mean").result()
 client.optim_step(AdamParams(learning_rate=1e-6)).result()
@@ -99,6 +122,7 @@ model = service.promote_checkpoint(
     name=promotable[0], output_model_id=f"model-{name}", base_model=MODEL
 )
 info = client.get_info()
+again = reattach(model["name"]) if rank else {}
 report(
     job_id=service.trainer_job_id,
     deployment_id=service.deployment_id,
@@ -114,9 +138,8 @@ report(
     frozen=[float(value) for value in frozen.loss_fn_outputs[0]["logprobs"].data],
     rows=rows,
     model=model,
-    capabilities=[each.model_name for each in client.get_server_capabilities().supported_models]
-    if hasattr(client, "get_server_capabilities")
-    else [each.model_name for each in service.get_server_capabilities().supported_models],
+    capabilities=[each.model_name for each in service.get_server_capabilities().supported_models],
+    again=again,
     is_lora=info.is_lora,
 )
 service.close()

@@ -24,7 +24,7 @@ from fireworks.training.sdk import (
 from program import API_KEY, BASE_URL, MODEL, report
 
 name = sys.argv[1]
-ADAM = AdamParams(learning_rate=5e-3)
+ADAM = AdamParams(learning_rate=1e-3)
 MESSAGES = [{"role": "user", "content": "What is 7 - 5?"}]
 
 jobs = TrainerJobManager(api_key=API_KEY, base_url=BASE_URL)

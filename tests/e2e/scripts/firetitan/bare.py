@@ -21,7 +21,9 @@ from fireworks.training.sdk import (
 
 URL, KEY, BASE = os.environ["FIREWORKS_BASE_URL"], os.environ["FIREWORKS_API_KEY"], sys.argv[1]
 RANK = int(sys.argv[2]) if len(sys.argv) > 2 else 8
-ADAM = AdamParams(learning_rate=1e-2, beta1=0.9, beta2=0.95, eps=1e-12, weight_decay=0.0)
+ADAM = AdamParams(
+    learning_rate=1e-2 if RANK else 1e-3, beta1=0.9, beta2=0.95, eps=1e-12, weight_decay=0.0
+)
 
 
 def make_datum(first: int, length: int = 12) -> Datum:

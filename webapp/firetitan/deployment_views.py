@@ -1,4 +1,4 @@
-"""Deployments: a program makes them, changes them, and deletes them."""
+"""Deployments, and the snapshots that are loaded into them."""
 
 from django.http import HttpResponse, JsonResponse
 
@@ -9,6 +9,7 @@ from webapp.firetitan import deployment_services as services
 from webapp.firetitan.deployment_describing import describe_deployment
 from webapp.firetitan.deployment_requests import MOST_REPLICAS, read_changes, read_creation
 from webapp.firetitan.endpoints import FiretitanRequest, check_account, endpoint
+from webapp.firetitan.hot_loading import describe_loading, request_load
 from webapp.firetitan.listing import list_page
 
 
@@ -52,3 +53,24 @@ def scale(request: FiretitanRequest, account: str, deployment_id: str) -> HttpRe
     number = read_fields(request.body).whole("replicaCount", most=MOST_REPLICAS)
     services.scale_deployment(actor=request.actor, deployment=found, num_replicas=number)
     return JsonResponse({})
+
+
+@endpoint("GET", "POST")
+def hot_load(request: FiretitanRequest) -> HttpResponse:
+    """Which deployment is meant stands in a header."""
+    name = request.headers.get("fireworks-deployment", "")
+    found = services.find_by_name(request.actor, name)
+    if request.method == "GET":
+        return JsonResponse(describe_loading(found))
+    identity = read_identity(request)
+    request_load(actor=request.actor, deployment=found, identity=identity)
+    return JsonResponse({"identity": identity, "status": "accepted"})
+
+
+def read_identity(request: FiretitanRequest) -> str:
+    """Each snapshot is whole here, whatever its program builds it on; and each load has a prompt
+    cache of its own."""
+    fields = read_fields(request.body)
+    fields.flag("reset_prompt_cache", True)
+    fields.inner("incremental_snapshot_metadata").text("previous_snapshot_identity", "")
+    return fields.text("identity")

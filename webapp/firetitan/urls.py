@@ -26,6 +26,7 @@ urlpatterns = [
     path(DEPLOYMENTS, deployment_views.deployments),
     path(f"{DEPLOYMENT}:scale", deployment_views.scale),
     path(DEPLOYMENT, deployment_views.deployment),
+    path("hot_load/v1/models/hot_load", deployment_views.hot_load),
     path(SHAPE, job_views.shape_versions),
     path(f"{SHAPE}/<version>", job_views.shape_version),
     re_path("^v1/accounts/", endpoints.answer_unknown),

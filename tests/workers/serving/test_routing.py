@@ -21,6 +21,7 @@ from workers.starts import choose_start, weigh
 from workers.vllm import SamplingServer
 
 Status = SamplingCall.Status
+DEADLINE = 30.0
 NAMES = ("one", "two", "three")
 
 
@@ -155,6 +156,9 @@ def test_calls_of_a_replica_that_hangs_are_answered_by_another_once_it_is_said_t
     async def run() -> None:
         async with open_sampler(network) as sampler:
             await sampler.run_once()
+            async with asyncio.timeout(DEADLINE):
+                while not network.asked:
+                    await asyncio.sleep(0.01)
             await in_database(replicas.mark_lost, "one", start="1", error="It hangs.")
             await in_database(start_replica, name="two")
             while sampler.tasks:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -401,6 +402,9 @@ def test_what_a_killed_supervisor_has_left_is_ended_by_the_next(base_model: Base
     row = {"engine": "built_in", "status": Status.READY, "start": "1"}
     Replica.objects.create(name="built-in", pid=stray.pid, **row)
     other = Replica.objects.create(name="built-in-2", pid=os.getpid(), **row)
+    deadline = time.monotonic() + DEADLINE
+    while b"watched" not in Path(f"/proc/{stray.pid}/cmdline").read_bytes():
+        assert time.monotonic() < deadline, "it does not start"
     async_to_sync(end_left)()
     assert stray.wait(20) < 0
     assert stray.stdin is not None

@@ -1,0 +1,1 @@
+"""Inference in two dialects, over a real sampler."""

@@ -77,11 +77,14 @@ def read_seed(fields: Fields, is_streamed: bool) -> int | None:
 
 
 def read_stop(fields: Fields) -> tuple[str, ...] | None:
-    """None: the model's end token alone stops, as it always does."""
+    """None: the model's end token alone stops. An empty one, of vLLM's ignore_eos: nothing does."""
     stop = fields.values.get("stop")
-    if isinstance(stop, str):
-        return (stop,)
-    return tuple(fields.list_of("stop", str)) or None
+    stops = (stop,) if isinstance(stop, str) else tuple(fields.list_of("stop", str))
+    if not fields.flag("ignore_eos", False):
+        return stops or None
+    if stops:
+        raise UserError("ignore_eos with stop is not supported here: send one.", field="ignore_eos")
+    return ()
 
 
 def read_topk(fields: Fields, name: str) -> int:

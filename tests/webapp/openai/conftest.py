@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from asgiref.sync import sync_to_async
 from django.db import connections
 from pytest_django import Settings
@@ -21,14 +22,13 @@ from redis.retry import Retry
 from tests.webapp.cast import make_actor
 from tests.workers.serving.conftest import (
     MODEL,
-    Saved,
+    TINY,
     base_model,
     checkpoint,
     open_sampler,
     run,
     save,
     saved,
-    transport,
     turns,
 )
 from webapp.accounts.credentials import forget_actors
@@ -38,11 +38,14 @@ from webapp.core import subscription
 from webapp.core.threads import Scope
 from webapp.deployments.streams import NUM_THREADS, Streams
 from webapp.openai.door import InferenceDoor
+from workers.generation import App
 from workers.management.commands.up import Command
-from workers.processes import Crew
+from workers.processes import Crew, find_free_port
+from workers.residents import TurnThread
 from workers.sampler import Sampler
 
-__all__ = ["Saved", "base_model", "checkpoint", "run", "save", "saved", "transport", "turns"]
+__all__ = ["MODEL", "TINY", "base_model", "checkpoint", "run", "save", "saved"]
+__all__ += ["turns"]
 
 PATIENCE = Retry(ConstantBackoff(0.05), 200, (ConnectionError, BusyLoadingError))
 SWEEP_SECONDS = 0.2  # so short that a hint which came before the subscription costs no test time
@@ -84,6 +87,7 @@ class Exchange:
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     left: asyncio.Event = field(default_factory=asyncio.Event)
     has_read: bool = False
+    slowness: float = 0  # seconds that the client takes for each event
 
     async def receive(self) -> dict[str, Any]:
         if not self.has_read:
@@ -95,6 +99,7 @@ class Exchange:
     async def send(self, event: Any) -> None:
         self.sent.append(event)
         self.arrived.set()
+        await asyncio.sleep(self.slowness)
 
     async def run(self) -> Told:
         await self.door(self.scope, self.receive, self.send)
@@ -120,11 +125,8 @@ class Client:
         body = value if isinstance(value, bytes) else json.dumps(value).encode()
         return Exchange(door=self.door, scope=scope, body=body)
 
-    async def post(
-        self, path: str, /, headers: dict[str, str] | None = None, **fields: Any
-    ) -> Told:
-        body = {"model": MODEL, **fields}
-        return await self.open("POST", path, body, **headers or {}).run()
+    async def post(self, path: str, /, **fields: Any) -> Told:
+        return await self.open("POST", path, {"model": MODEL, **fields}).run()
 
     async def read(self, path: str, **headers: str) -> Told:
         return await self.open("GET", path, **headers).run()
@@ -178,6 +180,33 @@ async def sweep(streams: Streams) -> None:
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
         await streams.sweep()
+
+
+class Redirected(httpx.AsyncHTTPTransport):
+    """To the one server there is, whatever a replica is called."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__()
+        self.port = port
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        request.url = request.url.copy_with(host="127.0.0.1", port=self.port)
+        return await super().handle_async_request(request)
+
+
+@pytest.fixture
+async def transport(turns: TurnThread) -> AsyncIterator[httpx.AsyncBaseTransport]:
+    """To a server on a port: it tells its tokens one by one, and sees who hangs up."""
+    port = find_free_port()
+    config = uvicorn.Config(App(turns), port=port, lifespan="off", log_level="warning")
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    async with Redirected(port) as transport:
+        yield transport
+    server.should_exit = True
+    await serving
 
 
 @pytest.fixture

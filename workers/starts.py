@@ -14,6 +14,7 @@ from django.db.models import Q
 from training.errors import InvalidInput
 from webapp.checkpoints.models import Checkpoint
 from webapp.deployments.models import DeploymentChange, HotLoad, Replica, SamplingCall
+from webapp.deployments.replicas import MAX_RANK
 from webapp.fleet.models import BaseModel
 from workers.hotload import HotLoads, LoadFailed
 from workers.vllm import SamplingServer, ServerLost
@@ -25,6 +26,7 @@ UNEVEN = 1.25  # how much busier than the average one may be for the sake of its
 PAUSE_SECONDS = 1.0  # before a lost server is asked again
 
 Engine = Replica.Engine
+LARGEST_RANK = 2**31 - 1
 EVERY = ~Q(pk__in=())  # an empty Q would say nothing beside another one
 
 
@@ -58,6 +60,11 @@ class Start:
         """Models of all weights beside each other, each under a name of its own."""
         return self.replica.engine != Engine.VLLM
 
+    @property
+    def max_rank(self) -> int:
+        """Of adapters; a larger one waits for a start that is ready for it."""
+        return int(self.replica.stats.get(MAX_RANK, LARGEST_RANK))
+
     def pause(self) -> None:
         self.paused_until = time.monotonic() + PAUSE_SECONDS
 
@@ -67,7 +74,8 @@ class Start:
             return checkpoint is not None and replica.deployment.checkpoint_id == checkpoint.pk
         if replica.base_model_id not in (None, base_model.pk):
             return False
-        return self.takes_whole or not is_whole
+        rank = checkpoint.rank if checkpoint else 0
+        return self.takes_whole or (not is_whole and rank <= self.max_rank)
 
     async def close(self) -> None:
         await self.loads.close()
@@ -119,7 +127,10 @@ def describe_answerable(starts: Collection[Start]) -> Q:
             among |= Q(checkpoint=replica.deployment.checkpoint_id, checkpoint__isnull=False)
             continue
         here = EVERY if replica.base_model_id is None else Q(base_model=replica.base_model_id)
-        among |= here if start.takes_whole else here & ~Q(checkpoint__rank=0)
+        if not start.takes_whole:
+            adapters = Q(checkpoint__rank__range=(1, start.max_rank))
+            here &= Q(checkpoint=None) | adapters
+        among |= here
     return among
 
 

@@ -15,6 +15,8 @@ from webapp.deployments.wanted import Wanted
 
 Status = Replica.Status
 
+MAX_RANK = "max_rank"  # of the adapters that a start of vLLM takes, beside what it says of itself
+
 
 def begin_start(wanted: Wanted, *, start: str, url: str, pid: int | None) -> Replica:
     """A start that may become ready. Why the last one ended stays to be read until this one is."""
@@ -28,7 +30,7 @@ def begin_start(wanted: Wanted, *, start: str, url: str, pid: int | None) -> Rep
         "pid": pid,
         "started_at": now(),
         "ready_at": None,
-        "stats": {},
+        "stats": {MAX_RANK: wanted.max_rank} if wanted.engine == Replica.Engine.VLLM else {},
         "stats_at": None,
     }
     replica, _ = Replica.objects.update_or_create(name=wanted.name, defaults=columns)
@@ -69,7 +71,11 @@ def end_starts(*, error: str) -> list[Replica]:
 
 def note_stats(name: str, *, start: str, stats: Mapping[str, Any]) -> bool:
     """What its server says of itself, for who looks at it."""
-    noted = _find(name, start).update(stats=dict(stats), stats_at=now()) == 1
+    replica = _find(name, start).first()
+    if replica is None:
+        return False
+    kept = {MAX_RANK: replica.stats[MAX_RANK]} if MAX_RANK in replica.stats else {}
+    noted = _find(name, start).update(stats=kept | dict(stats), stats_at=now()) == 1
     if noted:
         _publish(Replica.objects.filter(name=name), "replicas")
     return noted

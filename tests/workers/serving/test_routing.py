@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.deployments import calls, replicas, services
 from webapp.deployments.models import Deployment, HotLoad, SamplingCall
+from webapp.deployments.wanted import list_wanted
 from webapp.fleet.models import BaseModel, BaseModelName, Worker
 from workers.hotload import in_database
 from workers.sampler import Sampler
@@ -217,6 +219,28 @@ def test_a_model_of_all_weights_is_no_call_for_a_vllm_that_others_share(
     assert (whole.status, network.asked) == (Status.QUEUED, [])
 
 
+def test_an_adapter_that_is_too_large_for_a_running_vllm_waits_for_its_next_start(
+    network: Network,
+    submit: Any,
+    base_model: BaseModel,
+    save: Callable[..., Checkpoint],
+    settings: Any,
+) -> None:
+    settings.SERVING = "vllm"
+    large = submit(checkpoint=save(rank=128))
+    answered = submit()
+    start_replica(name="vllm-tiny", engine="vllm", base_model=base_model, max_rank=64)
+    answer_all(network)
+    assert SamplingCall.objects.get(status=Status.DONE) == answered
+    (wanted,) = (each for each in list_wanted() if each.base_model == base_model)
+    assert wanted.max_rank == 128
+    assert not wanted.fits(replace(wanted, max_rank=64))
+    start_replica("2", "vllm-tiny", engine="vllm", base_model=base_model, max_rank=128)
+    answer_all(network)
+    large.refresh_from_db()
+    assert large.status == Status.DONE
+
+
 def test_a_checkpoint_that_two_samplers_serve_is_loaded_once_into_one_server(
     network: Network, submit: Any, checkpoint: Checkpoint
 ) -> None:
@@ -247,7 +271,7 @@ def test_of_two_samplers_one_proves_what_a_deployment_serves(
             for sampler in (later, first):
                 await sampler.beat()
                 await sampler.run_once()
-                proving.append(len(sampler.proving))
+                proving.append(len(sampler.changes.tasks))
                 await finish(sampler)
 
     async_to_sync(run)()

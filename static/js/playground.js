@@ -98,9 +98,8 @@ document.addEventListener("htmx:afterSettle", (event) => {
     followAll();
 });
 
-// Of an answer that was stopped nothing is stored: what came is shown until the page is left.
 function keepDrawn(answer, text) {
-    const place = answer?.querySelector("[data-streamed], [data-stopped]");
+    const place = answer?.querySelector("[data-streamed]");
     if (!place) return;
     place.textContent = text;
     answer.classList.remove("awaited");

@@ -105,7 +105,7 @@ def read_answers(turns: Turns) -> dict[str, list[Answer]]:
 def read_answer(call: SamplingCall, kept: Mapping[str, DatasetVersion] | None = None) -> Answer:
     said = {"call": call, "prompt": call.payload["messages"][-1]["content"]}
     if call.status != Status.DONE or call.result is None:
-        return Answer(**said)
+        return Answer(**said, text=call.about.get("said", ""))
     result = json.loads(bytes(call.result))
     sequence = result["sequences"][0]
     return Answer(

@@ -18,7 +18,6 @@ from webapp.accounts.models import Actor
 from webapp.accounts.permissions import check_can_write
 from webapp.core.forms import show_errors
 from webapp.datasets.models import Dataset
-from webapp.deployments.calls import cancel_call
 from webapp.deployments.conversation import (
     SIDES,
     Answer,
@@ -33,7 +32,7 @@ from webapp.deployments.conversation import (
     write_query,
 )
 from webapp.deployments.forms import KeepForm, PlaygroundForm
-from webapp.deployments.keeping import keep_answer
+from webapp.deployments.keeping import keep_answer, stop_answer
 from webapp.deployments.models import Deployment, SamplingCall
 from webapp.deployments.services import ask
 from webapp.deployments.views import find_target
@@ -212,8 +211,7 @@ def list_alternatives(request: ActorRequest, call_id: int) -> JsonResponse:
 def cancel(request: ActorRequest, call_id: int) -> HttpResponse:
     call = find_call(request.actor, call_id)
     check_can_write(request.actor, project_id=call.project_id)
-    cancel_call(call)
-    call.refresh_from_db()
+    stop_answer(call=call, said=watches.find_text(call_id))
     return _render_answer(request, call)
 
 

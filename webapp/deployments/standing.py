@@ -33,7 +33,7 @@ def describe_standing(deployment: Deployment, replicas: Sequence[Replica]) -> St
         return Standing(status="stopped", word="stopped", sentence=STOPPED)
     if num_ready == 0 and deployment.num_replicas == 0:
         return Standing(status="paused", word="asleep", sentence=ASLEEP)
-    if num_ready == 0 and is_serving:
+    if num_ready == 0 and deployment.status in (Status.READY, Status.LOADING):
         return Standing(status="loading", word="waiting for a server", sentence=NO_SERVER)
     sentence = _describe_number(num_ready, deployment.num_replicas) if is_serving else ""
     return Standing(status=deployment.status, word=deployment.status, sentence=sentence)

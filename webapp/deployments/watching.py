@@ -72,6 +72,11 @@ class Watches:
         if self.loop is not None:
             self.loop.call_soon_threadsafe(self._expect, list(call_ids))
 
+    def find_text(self, call_id: int) -> str:
+        """What a call that is under way here has said so far, for whatever thread asks."""
+        watch = self.watches.get(call_id)
+        return watch.text if watch is not None else ""
+
     def _expect(self, call_ids: Iterable[int]) -> None:
         for call_id in call_ids:
             self._begin(call_id, self.streams.expect(call_id))

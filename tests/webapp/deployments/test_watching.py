@@ -170,3 +170,18 @@ async def test_a_connection_that_ends_lets_its_call_go(
     await open_stream(world.browser, call.pk, leaves=asyncio.Event())
     while (await SamplingCall.objects.aget(pk=call.pk)).status != SamplingCall.Status.CANCELLED:
         await asyncio.sleep(0.01)
+
+
+async def test_an_answer_that_is_stopped_stays_as_far_as_it_was_read(world: World) -> None:
+    call = await sync_to_async(world.ask)()
+    world.say(call, FIRST)
+    stream = watching.watches.read(call.pk)
+    assert await read(stream) == ("piece", {"text": "Hi"})
+    stop = f"/playground/answers/{call.pk}/cancel/"
+    part = (await sync_to_async(world.browser.post)(stop)).content.decode()
+    assert '<div class="as-text muted">Hi</div>' in part
+    assert "Stopped before it was whole." in part
+    await call.arefresh_from_db()
+    assert (call.status, call.about["said"]) == (SamplingCall.Status.CANCELLED, "Hi")
+    await world.streams.wake(call.request_id)
+    assert await read(stream) == ("end", {})

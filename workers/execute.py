@@ -26,6 +26,7 @@ from training.types import (
     OptimizerParams,
     StepOptions,
 )
+from webapp.checkpoints.exports import merge_saved
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import check_name, find_folder, find_saved, register_checkpoint
 from webapp.core.errors import UserError
@@ -295,6 +296,8 @@ def save_weights_for_sampler(held: Held, operation: Operation, payload: Mapping[
         answered = {"path": None, "sampling_session_id": opened.pk}
     if checkpoint.is_inflight:
         follow_inflight(checkpoint)
+    if precision := payload.get("merge"):
+        merge_saved(checkpoint, precision)
     kind = {"checkpoint": checkpoint.pk, "type": "save_weights_for_sampler"}
     if checkpoint.is_full:
         kind["checkpoint_type"] = checkpoint.type

@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,9 +25,13 @@ from webapp.checkpoints.exports import (
 )
 from webapp.checkpoints.models import Checkpoint, Export
 from webapp.checkpoints.services import find_folder
+from webapp.core.dispatch import EXPORT_CHECKPOINT, send_task
 from workers.claims import MAX_ATTEMPTS, claim
 from workers.room import count_free_bytes, count_model_bytes
 
+# What reads a model sets types and devices for all threads of its process meanwhile.
+ONE = threading.Lock()
+AGAIN_SECONDS = 2.0
 GIVEN_UP = (
     f"The process that made it ended {MAX_ATTEMPTS} times: the model may be too large for this"
     " machine's memory."
@@ -56,6 +61,17 @@ class Differs(InvalidInput):
 
 
 def make_export(export_id: str) -> None:
+    """One at a time in this process: the rest come again, and keep no thread from other work."""
+    if not ONE.acquire(blocking=False):
+        send_task(EXPORT_CHECKPOINT, export_id, delay_seconds=AGAIN_SECONDS)
+        return
+    try:
+        _make_claimed(export_id)
+    finally:
+        ONE.release()
+
+
+def _make_claimed(export_id: str) -> None:
     """Begun again from nothing where a process ended in the middle of it."""
     with claim(export_id) as attempt:
         rows = Export.objects.select_related("checkpoint__run", "checkpoint__base_model")

@@ -273,3 +273,16 @@ def test_what_is_not_offered_is_refused(kind: str, precision: str, words: str) -
     checkpoint = train()
     with pytest.raises(UserError, match=words):
         ask(checkpoint, kind, precision)
+
+
+def test_a_save_that_asks_for_a_merged_model_does_not_wait_for_it() -> None:
+    program = Program()
+    program.create()
+    program.train(range(1))
+    save = program.send(Kind.SAVE_WEIGHTS_FOR_SAMPLER, name="m", merge="bf16")
+    take_turns(make_device())
+    save.refresh_from_db()
+    assert save.status == "done"
+    export = Export.objects.get()
+    assert (export.kind, export.precision, export.status) == ("merged", "bf16", "queued")
+    assert make(export).status == Status.READY

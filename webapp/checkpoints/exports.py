@@ -10,7 +10,7 @@ from django.db import transaction
 from django.utils.timezone import now
 
 from webapp.accounts.audit import record_audit
-from webapp.accounts.models import Actor
+from webapp.accounts.models import Actor, User
 from webapp.accounts.permissions import check_can_write
 from webapp.checkpoints.chains import lock
 from webapp.checkpoints.models import Checkpoint, Export
@@ -30,30 +30,46 @@ def request_export(
     check_can_write(actor, project_id=checkpoint.project_id)
     check_exportable(checkpoint, kind, precision)
     with transaction.atomic():
-        if not lock(Checkpoint.objects.alive().filter(pk=checkpoint.pk)):
-            raise NotFound(f"The checkpoint {checkpoint.name} was deleted.")
-        same = checkpoint.exports.filter(kind=kind, precision=precision)
-        first = same.exclude(status=Status.FAILED).first()
-        if first is not None:
-            return first
-        export = Export.objects.create(
-            project_id=checkpoint.project_id,
-            checkpoint=checkpoint,
-            user=actor.user,
-            kind=kind,
-            precision=precision,
-        )
-        record_audit(
-            project=checkpoint.project_id,
-            user=actor.user,
-            event="checkpoint_exported",
-            checkpoint=checkpoint.pk,
-            export=export.pk,
-            kind=kind,
-        )
-        send_task(EXPORT_CHECKPOINT, export.pk)
-        announce(checkpoint)
+        export, is_new = _open(checkpoint, kind, precision, actor.user)
+        if is_new:
+            record_audit(
+                project=checkpoint.project_id,
+                user=actor.user,
+                event="checkpoint_exported",
+                checkpoint=checkpoint.pk,
+                export=export.pk,
+                kind=kind,
+            )
     return export
+
+
+@transaction.atomic
+def merge_saved(checkpoint: Checkpoint, precision: str) -> Export:
+    """A save that asked for a merged model: it is made beside the run, which need not wait."""
+    check_exportable(checkpoint, Kind.MERGED, precision)
+    export, _ = _open(checkpoint, Kind.MERGED, precision, checkpoint.run.created_by)
+    return export
+
+
+def _open(
+    checkpoint: Checkpoint, kind: str, precision: str, user: User | None
+) -> tuple[Export, bool]:
+    if not lock(Checkpoint.objects.alive().filter(pk=checkpoint.pk)):
+        raise NotFound(f"The checkpoint {checkpoint.name} was deleted.")
+    same = checkpoint.exports.filter(kind=kind, precision=precision)
+    first = same.exclude(status=Status.FAILED).first()
+    if first is not None:
+        return first, False
+    export = Export.objects.create(
+        project_id=checkpoint.project_id,
+        checkpoint=checkpoint,
+        user=user,
+        kind=kind,
+        precision=precision,
+    )
+    send_task(EXPORT_CHECKPOINT, export.pk)
+    announce(checkpoint)
+    return export, True
 
 
 def check_exportable(checkpoint: Checkpoint, kind: str, precision: str) -> None:

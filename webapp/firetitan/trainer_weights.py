@@ -56,14 +56,18 @@ def save_for_sampler(*, job: TrainerJob, fields: Fields) -> Operation:
     with refusing(run, seq, Kind.SAVE_WEIGHTS_FOR_SAMPLER):
         check_trains(run)
         name, kind = read_name(fields), read_type(run, fields)
-        check_precision(fields.text("export_precision", "source"))
+        precision = read_precision(fields, kind)
+        is_merged = kind == "merged_base"
+        if is_merged:
+            check_has_learned(run, seq)
         payload = {
             "name": name,
             "overwrite": True,
-            "checkpoint_type": kind,
+            "checkpoint_type": "base" if is_merged else kind,
             # An adapter is whole each time; what its program called it stays with it.
             "user_metadata": {**fields.document("metadata"), "checkpoint_type": kind},
             "answer": {"path": name},
+            **({"merge": precision} if is_merged else {}),
             **read_lifetime(fields),
         }
         return submit_json(run, seq, Kind.SAVE_WEIGHTS_FOR_SAMPLER, payload)
@@ -76,27 +80,35 @@ def read_type(run: Run, fields: Fields) -> str:
             f"checkpoint_type is {kind[:40]!r}: send one of {', '.join(TYPES)}.",
             field="checkpoint_type",
         )
-    if kind == "merged_base" and not run.is_full:
+    is_whole = kind == "merged_base" and run.is_full
+    return "base" if is_whole else kind  # all weights have nothing to merge
+
+
+def check_has_learned(run: Run, seq: int) -> None:
+    """Merged with an adapter that nothing has changed a model is its base."""
+    before = run.operations.filter(seq__lt=seq, kind__in=(Kind.OPTIM_STEP, Kind.LOAD_WEIGHTS))
+    if not before.exclude(status__in=(Operation.Status.FAILED, Operation.Status.REFUSED)).exists():
         raise UserError(
-            "checkpoint_type merged_base is not offered here: save the adapter with base, which is"
-            " served and exported as it is.",
+            "checkpoint_type merged_base needs an adapter that was trained or loaded: this model's"
+            " is as it was created.",
             field="checkpoint_type",
         )
-    return "base" if kind == "merged_base" else kind  # all weights have nothing to merge
 
 
-def check_precision(precision: str) -> None:
+def read_precision(fields: Fields, kind: str) -> str:
+    precision = fields.text("export_precision", "source")
     if precision not in PRECISIONS:
         raise UserError(
             f"export_precision is {precision[:40]!r}: send one of {', '.join(PRECISIONS)}.",
             field="export_precision",
         )
-    if precision != "source":
+    offered = ("source", "bf16") if kind == "merged_base" else ("source",)
+    if precision not in offered:
         raise UserError(
-            f"export_precision {precision} is not offered here: weights are saved as they were"
-            " trained, so send source.",
+            f"export_precision {precision} is not offered here: send {' or '.join(offered)}.",
             field="export_precision",
         )
+    return precision
 
 
 def load_state(*, actor: Actor, job: TrainerJob, fields: Fields) -> Operation:

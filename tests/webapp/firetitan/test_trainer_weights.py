@@ -97,7 +97,8 @@ def test_a_snapshot_keeps_its_name_and_what_it_was_called(trainer: Trainer) -> N
     ("fields", "complaint"),
     [
         ({"checkpoint_type": "whole"}, "checkpoint_type is 'whole'"),
-        ({"checkpoint_type": "merged_base"}, "merged_base is not offered"),
+        ({"checkpoint_type": "merged_base"}, "merged_base needs an adapter that was trained"),
+        ({"export_precision": "bf16"}, "export_precision bf16 is not offered here: send source"),
         ({"export_precision": "fp4"}, "export_precision is 'fp4'"),
         ({"export_precision": "nvfp4"}, "export_precision nvfp4 is not offered"),
         ({"path": None}, "path is required"),
@@ -110,6 +111,20 @@ def test_a_snapshot_that_cannot_be_made_is_refused(
     answer = trainer.ask("save_weights_for_sampler", **{"path": "a", **fields})
     assert (trainer.status, complaint in answer["message"]) == (400, True)
     assert trainer.last.status == Status.REFUSED
+
+
+def test_a_merged_model_of_an_adapter_is_made_of_what_was_saved(trainer: Trainer) -> None:
+    trainer.ask("optim_step", adam_params={})
+    wish = {"checkpoint_type": "merged_base", "export_precision": "bf16"}
+    trainer.ask("save_weights_for_sampler", path="m", **wish)
+    assert trainer.status == 200
+    payload = read_payload(trainer)
+    assert (payload["checkpoint_type"], payload["merge"]) == ("base", "bf16")
+    assert payload["user_metadata"] == {"checkpoint_type": "merged_base"}
+    refused = trainer.ask(
+        "save_weights_for_sampler", path="n", **{**wish, "export_precision": "fp4"}
+    )
+    assert (trainer.status, "export_precision" in refused["message"]) == (400, True)
 
 
 def test_all_weights_have_a_base_and_deltas(program: Program, base_model: BaseModel) -> None:

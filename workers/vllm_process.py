@@ -16,9 +16,10 @@ VLLM_MODULE = "vllm.entrypoints.launchers.api_server.entry"  # `vllm serve` fail
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank may be
 MAX_SAMPLES = 512  # of one request: vLLM refuses more than it may run at once
 MAX_LOGPROBS = 1001  # the likeliest of each place, and the sampled one where it is none of them
-# The output head is left out: vLLM's CPU build breaks where several prompts with adapters are
-# scored in one step.
-LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ADAPTED_MODULES = (
+    *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "lm_head",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,7 @@ class Room:
         words = ["--enable-lora", "--max-loras", str(self.num_slots)]
         words += ["--max-cpu-loras", str(max(self.max_kept, self.num_slots))]
         words += ["--max-lora-rank", str(find_max_rank(self.max_rank))]
-        words += ["--lora-target-modules", *LINEAR_MODULES]
+        words += ["--lora-target-modules", *ADAPTED_MODULES]
         if self.kv_cache_bytes is not None:
             words += ["--kv-cache-memory-bytes", str(self.kv_cache_bytes)]
         return words

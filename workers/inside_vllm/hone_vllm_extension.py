@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import hone_vllm_lora
 import torch
 from safetensors import SafetensorError, safe_open
 from vllm.distributed.weight_transfer.base import (
@@ -24,9 +25,6 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.logger import init_logger
-from vllm.lora.ops import torch_ops
-from vllm.lora.ops.torch_ops import lora_ops
-from vllm.lora.punica_wrapper import punica_cpu
 from vllm.lora.worker_manager import WorkerLoRAManager
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
@@ -262,13 +260,19 @@ def check_adapter(folder: Path, config: Any) -> None:
                 f"{folder.name} changes {module}: this server was started for adapters of"
                 f" {', '.join(config.target_modules)}"
             )
-        whole = base_shapes.get(f"{module}.weight", shape)
+        whole = find_base_shape(module)
         theirs = (shape[0], whole[1]) if part.startswith("A") else (whole[0], shape[1])
-        if f"{module}.weight" not in base_shapes or shape != theirs:
+        if shape != theirs:
             raise RefusedError(
                 f"{folder.name} is an adapter of another base model: it has {module} with the"
                 f" shape {list(shape)}"
             )
+
+
+def find_base_shape(module: str) -> tuple[int, ...]:
+    """(0, 0): the base has no such layer. A tied output head has the embedding's."""
+    tied = "model.embed_tokens" if module == "lm_head" else module
+    return base_shapes.get(f"{module}.weight") or base_shapes.get(f"{tied}.weight", (0, 0))
 
 
 def read_rank(folder: Path) -> int:
@@ -299,26 +303,6 @@ def repack_heads(model: torch.nn.Module) -> None:
             dispatch_cpu_unquantized_gemm(module, remove_weight=False)
 
 
-def spare_base_rows(kernel: Callable[..., None]) -> Callable[..., None]:
-    """Rows of no adapter have the index -1, which the CPU kernels take for the last slot's."""
-
-    def run(
-        inputs: torch.Tensor,
-        weights: torch.Tensor,
-        output: torch.Tensor,
-        indices: torch.Tensor,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        is_base = indices < 0
-        if bool(is_base.any()):
-            inputs = inputs.masked_fill(is_base.unsqueeze(1), 0)
-            indices = indices.clamp(min=0)
-        kernel(inputs, weights, output, indices, *args, **kwargs)
-
-    return run
-
-
 def report_before_cut(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Sampled log-probabilities of the tempered distribution, from before top-k and top-p.
 
@@ -345,16 +329,8 @@ def check_before(load: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def patch_lora_kernels() -> None:
-    for name in ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice"):
-        kernel = spare_base_rows(getattr(lora_ops, name))
-        for module in (lora_ops, torch_ops, punica_cpu):
-            setattr(module, name, kernel)
-
-
 WorkerLoRAManager._load_adapter = check_before(WorkerLoRAManager._load_adapter)
 WeightTransferEngineFactory.register_engine(BACKEND, CheckpointEngine)
 for method in ("forward_native", "forward_cpu"):
     setattr(TopKTopPSampler, method, report_before_cut(getattr(TopKTopPSampler, method)))
-if current_platform.is_cpu():
-    patch_lora_kernels()
+hone_vllm_lora.install()

@@ -25,7 +25,10 @@ Score = Callable[..., list[float]]
 
 @dataclass(slots=True, kw_only=True)
 class Checkpoints:
-    """`first` and `second` are adapters, `other` is a whole model that shares no weight's value."""
+    """`first` and `second` are adapters, the second one of the output head too.
+
+    `other` is a whole model that shares no weight's value.
+    """
 
     home: Path
     first: Path
@@ -58,7 +61,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     home = tmp_path_factory.mktemp("checkpoints")
     engine = Engine.load(TINY)
     for seed, name in enumerate(("first", "second")):
-        engine.create_adapter(name, LoraSpec(rank=4, seed=seed))
+        engine.create_adapter(name, LoraSpec(rank=4, seed=seed, train_unembed=name == "second"))
         generator = torch.Generator().manual_seed(seed)
         for pair in engine.adapters.by_run[name].pairs.values():
             pair.b.detach().copy_(0.1 * torch.randn(pair.b.shape, generator=generator))

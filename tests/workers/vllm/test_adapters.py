@@ -44,7 +44,8 @@ async def test_a_new_version_is_another_adapter_under_another_name(
 async def test_base_and_adapters_in_one_batch_do_not_mix(
     server: SamplingServer, checkpoints: Checkpoints
 ) -> None:
-    """vLLM's CPU kernels alone give rows of the base the adapter in the last slot."""
+    """vLLM's CPU kernels alone give rows of the base the adapter in the last slot, and break where
+    a head's adapter meets several prompts that are scored."""
     folders = {MODEL: None, "one": checkpoints.first, "two": checkpoints.second}
     for name, folder in folders.items():
         if folder:
@@ -118,13 +119,13 @@ def add_layer(folder: Path) -> None:
     save_file(tensors, folder / ADAPTER_FILE)
 
 
-def add_head(folder: Path) -> None:
+def add_embedding(folder: Path) -> None:
     tensors = load_file(folder / ADAPTER_FILE)
-    tensors["base_model.model.lm_head.lora_A.weight"] = torch.randn(4, 128)
-    tensors["base_model.model.lm_head.lora_B.weight"] = torch.randn(2048, 4)
+    tensors["base_model.model.model.embed_tokens.lora_embedding_A"] = torch.randn(4, 2048)
+    tensors["base_model.model.model.embed_tokens.lora_embedding_B"] = torch.randn(128, 4)
     save_file(tensors, folder / ADAPTER_FILE)
     config = json.loads((folder / CONFIG_FILE).read_text())
-    modules = [*config["target_modules"], "lm_head"]
+    modules = [*config["target_modules"], "embed_tokens"]
     (folder / CONFIG_FILE).write_text(json.dumps(config | {"target_modules": modules}))
 
 
@@ -137,7 +138,7 @@ def add_head(folder: Path) -> None:
         (widen_rank, "has rank 32: this server was started for ranks up to 16"),
         (take_other_base, "is an adapter of another base model: it has model.layers.0"),
         (add_layer, "is an adapter of another base model: it has model.layers.9.mlp"),
-        (add_head, "changes lm_head: this server was started for adapters of"),
+        (add_embedding, "changes model.embed_tokens: this server was started for adapters of"),
         (shutil.rmtree, "is damaged: adapter_config.json is missing"),
     ],
     ids=lambda each: getattr(each, "__name__", ""),

@@ -244,6 +244,10 @@ IDLE_SECONDS = read_int("HONE_IDLE_SECONDS", 300)
 VLLM_PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 # What one vLLM on a CPU keeps of the prompts it has read; on a GPU it is what the memory leaves.
 VLLM_CACHE_MIB = read_int("HONE_VLLM_CACHE_MIB", 1024, least=64)
+# Of a GPU's memory: a trainer on the same one has the rest. Which GPUs they take in turn; all that
+# are seen where nothing is said.
+VLLM_MEMORY_PERCENT = read_int("HONE_VLLM_MEMORY_PERCENT", 40, least=1)
+VLLM_DEVICES = read_list("HONE_VLLM_DEVICES", [])
 # Base models and whole ones that the built-in server holds at once, as far as memory goes.
 SAMPLING_MODELS = read_int("HONE_SAMPLING_MODELS", 2, least=1)
 PROBE_TOLERANCE = 1e-3  # nats; fp32 agrees to 1e-4, a wrong adapter is off by far more than this

@@ -38,7 +38,7 @@ LONGEST_WAIT_SECONDS = 60.0
 AGAIN_SECONDS = 1.0  # before a database that was away is asked again
 
 T = TypeVar("T")
-Launch = Callable[[Wanted], Awaitable[Launched]]
+Launch = Callable[[Wanted, int], Awaitable[Launched]]
 Connect = Callable[[str], SamplingServer]
 
 
@@ -59,6 +59,7 @@ class Keeper:
     wanted: Wanted
     launch: Launch
     connect: Connect
+    place: int = 0  # among the servers that run
     url: str = ""  # of the start that runs
 
     async def keep(self) -> None:
@@ -75,7 +76,7 @@ class Keeper:
     async def run_once(self, start: str) -> str:
         """One start of the server, to its end: why, in a sentence."""
         try:
-            launched = await self.launch(self.wanted)
+            launched = await self.launch(self.wanted, self.place)
         except (CannotStart, OSError) as error:
             await self.begin(start, self.wanted.url, None)
             return await self.lose(start, str(error))

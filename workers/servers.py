@@ -91,14 +91,16 @@ class ServerProcess:
         await end_group(self.process)
 
 
-async def launch(wanted: Wanted) -> Launched:
+async def launch(wanted: Wanted, place: int = 0) -> Launched:
+    """`place`: its number among the servers that run, from 0: they take turns with the devices."""
     if wanted.engine == Engine.EXTERNAL:
         return Elsewhere(url=wanted.url)
     # What earlier starts of this server were given lies there for nobody.
     await asyncio.to_thread(remove_restored, find_restored(wanted.name))
     port = find_free_port()
     if wanted.engine == Engine.VLLM:
-        return await start_process(wanted.name, build_vllm(wanted, port), port, describe_vllm())
+        command, environment = build_vllm(wanted, port), describe_vllm(place)
+        return await start_process(wanted.name, command, port, environment)
     command = await in_database(build_built_in, port)
     return await start_process(wanted.name, command, port, {})
 
@@ -117,15 +119,21 @@ def build_vllm(wanted: Wanted, port: int) -> list[str]:
     if not Path(model.path, "config.json").exists():
         raise CannotStart(f"The base model {model.name} is not at {model.path} any more.")
     device = find_device()
-    cache = settings.VLLM_CACHE_MIB * 2**20 if device == "cpu" else None
-    room = Room(max_rank=wanted.max_rank, kv_cache_bytes=cache)
+    if device == "cpu":
+        room = Room(max_rank=wanted.max_rank, kv_cache_bytes=settings.VLLM_CACHE_MIB * 2**20)
+    else:
+        share = settings.VLLM_MEMORY_PERCENT / 100
+        room = Room(max_rank=wanted.max_rank, memory_share=share)
     return build_vllm_command(
         model.name, Path(model.path), port=port, python=python, device=device, room=room
     )
 
 
-def describe_vllm() -> dict[str, str]:
-    return build_vllm_environment(device=find_device())
+def describe_vllm(place: int) -> dict[str, str]:
+    environment, devices = build_vllm_environment(device=find_device()), settings.VLLM_DEVICES
+    if devices:
+        environment["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
+    return environment
 
 
 def find_device() -> str:

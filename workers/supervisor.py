@@ -8,13 +8,14 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 from django.conf import settings
 
 from webapp.deployments import replicas
 from webapp.deployments.models import Replica
-from webapp.deployments.wanted import list_wanted
+from webapp.deployments.wanted import Wanted, list_wanted
 from workers.keeper import Connect, Keeper, Launch, in_rows
 from workers.servers import launch
 from workers.vllm import SamplingServer
@@ -70,9 +71,15 @@ class Supervisor:
                 del self.kept[name]
             elif name not in wanted or not wanted[name].fits(kept.keeper.wanted):
                 self.stop(name)
-        for name in wanted.keys() - self.kept.keys() - self.ending.keys():
-            keeper = Keeper(wanted=wanted[name], launch=self.launch, connect=self.connect)
-            self.kept[name] = Kept(keeper=keeper, task=asyncio.create_task(keeper.keep()))
+        for name in sorted(wanted.keys() - self.kept.keys() - self.ending.keys()):
+            self.begin(wanted[name])
+
+    def begin(self, wanted: Wanted) -> None:
+        taken = {each.keeper.place for each in self.kept.values()}
+        place = next(each for each in count() if each not in taken)
+        keeper = Keeper(wanted=wanted, launch=self.launch, connect=self.connect, place=place)
+        task = asyncio.create_task(keeper.keep())
+        self.kept[wanted.name] = Kept(keeper=keeper, task=task)
 
     def stop(self, name: str) -> None:
         self.ending[name] = asyncio.create_task(self.see_out(name, self.kept.pop(name)))

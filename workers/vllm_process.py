@@ -30,6 +30,7 @@ class Room:
     num_slots: int = 8  # adapters in one batch; requests of others wait their turn
     max_kept: int = 64  # adapters in memory; others are read again from their folders
     kv_cache_bytes: int | None = None  # None: what is left of the device's memory
+    memory_share: float | None = None  # of a GPU's memory, weights and all
 
     def describe(self) -> list[str]:
         words = ["--enable-lora", "--max-loras", str(self.num_slots)]
@@ -38,6 +39,8 @@ class Room:
         words += ["--lora-target-modules", *ADAPTED_MODULES]
         if self.kv_cache_bytes is not None:
             words += ["--kv-cache-memory-bytes", str(self.kv_cache_bytes)]
+        if self.memory_share is not None:
+            words += ["--gpu-memory-utilization", str(self.memory_share)]
         return words
 
 

@@ -19,6 +19,7 @@ class Machine:
     """One start of one server."""
 
     url: str
+    place: int
     pid: int | None = None
     is_up: bool = True  # it answers; where it does not, it is not gone
     is_stuck: bool = False  # it says that it is well, and does nothing
@@ -49,12 +50,12 @@ class Machines:
     by_url: dict[str, Machine] = field(default_factory=dict)
     told: Answer = lambda _: httpx.Response(404)
 
-    async def launch(self, wanted: Wanted) -> Machine:
+    async def launch(self, wanted: Wanted, place: int) -> Machine:
         if self.refused:
             raise CannotStart(self.refused)
         starts = self.started.setdefault(wanted.name, [])
         url = wanted.url or f"http://{wanted.name}.{len(starts) + 1}"
-        machine = Machine(url=url, is_up=not self.is_slow)
+        machine = Machine(url=url, place=place, is_up=not self.is_slow)
         starts.append(machine)
         self.by_url[url] = machine
         return machine

@@ -23,8 +23,9 @@ from webapp.deployments import replicas, services
 from webapp.deployments.models import Deployment, HotLoad, Replica, SamplingCall
 from webapp.deployments.wanted import Wanted
 from webapp.fleet.models import BaseModel
-from workers import keeper, supervisor
+from workers import keeper, servers, supervisor
 from workers.hotload import in_database
+from workers.preparation import CannotStart
 from workers.servers import explain_end, launch
 from workers.supervisor import AlreadyServed, Supervisor, end_left, lock_serving
 from workers.whole_folders import find_restored
@@ -247,6 +248,7 @@ def test_replicas_come_and_go_with_what_deployments_want(
     async def scene(machines: Machines) -> None:
         await scale(3)
         await until(lambda: count(status=Status.READY) == 3)
+        assert sorted(starts[-1].place for starts in machines.started.values()) == [0, 1, 2]
         await scale(1)
         await until(lambda: count(status=Status.STOPPED, start="") == 2)
         assert [machines.last(name).is_ended for name in ("built-in-2", "built-in-3")] == [True] * 2
@@ -365,6 +367,33 @@ def test_a_server_that_somebody_else_starts_is_watched_and_not_ended(
         assert (await read("external")).start != first.start
 
     play(scene)
+
+
+def test_servers_take_turns_with_the_devices_and_leave_memory_to_a_trainer(
+    base_model: BaseModel, settings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings.VLLM_DEVICES, settings.VLLM_PYTHON = ["1", "3"], tmp_path
+    wanted = Wanted(name="vllm-1", engine="vllm", base_model=base_model, max_rank=100)
+    on_cpu = servers.build_vllm(wanted, 7)
+    assert on_cpu[on_cpu.index("--kv-cache-memory-bytes") + 1] == str(2**30)
+    monkeypatch.setattr(servers, "NVIDIA", tmp_path)
+    on_gpu = servers.build_vllm(wanted, 7)
+    assert on_gpu[on_gpu.index("--gpu-memory-utilization") + 1] == "0.4"
+    assert on_gpu[on_gpu.index("--max-lora-rank") + 1] == "128"
+    taken = [servers.describe_vllm(place)["CUDA_VISIBLE_DEVICES"] for place in range(3)]
+    assert taken == ["1", "3", "1"]
+
+
+def test_vllm_without_its_environment_or_model_does_not_start_and_says_what_to_do(
+    base_model: BaseModel, settings: Any, tmp_path: Path
+) -> None:
+    wanted = Wanted(name="vllm-1", engine="vllm", base_model=base_model)
+    settings.VLLM_PYTHON = tmp_path / "bin" / "python"
+    with pytest.raises(CannotStart, match="make run SERVING=vllm"):
+        servers.build_vllm(wanted, 7)
+    settings.VLLM_PYTHON, base_model.path = tmp_path, str(tmp_path)
+    with pytest.raises(CannotStart, match=r"is not at .* any more"):
+        servers.build_vllm(wanted, 7)
 
 
 @pytest.mark.slow

@@ -286,3 +286,26 @@ def test_a_save_that_asks_for_a_merged_model_does_not_wait_for_it() -> None:
     export = Export.objects.get()
     assert (export.kind, export.precision, export.status) == ("merged", "bf16", "queued")
     assert make(export).status == Status.READY
+
+
+def test_two_at_once_in_one_process_are_made_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checkpoint = train()
+    first, second = ask(checkpoint), ask(checkpoint, "peft")
+    sent: list[tuple[str, float]] = []
+
+    def send(_: str, pk: str, *, delay_seconds: float) -> None:
+        sent.append((pk, delay_seconds))
+
+    def verify(*args: Any) -> Agreement:
+        tasks.export_checkpoint(second.pk)  # as another thread would meanwhile
+        return verify_model(*args)
+
+    monkeypatch.setattr(exports, "send_task", send)
+    monkeypatch.setattr(exports, "verify_model", verify)
+    assert make(first).status == Status.READY
+    second.refresh_from_db()
+    assert second.status == Status.QUEUED
+    assert sent == [(second.pk, exports.AGAIN_SECONDS)]
+    assert make(second).status == Status.READY

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from bench import growth, load, memory, profile, sft, stack, tenants
+from bench import growth, load, memory, profile, serving, sft, stack, tenants
 from bench.contest import ROOT
 from bench.rows import Row, describe_rows, tabulate_rows
 
@@ -22,6 +22,7 @@ BENCHES: Mapping[str, Callable[[], list[Row]]] = {
     "stack": stack.measure,
     "growth": growth.measure,
     "load": load.measure,
+    "serving": serving.measure,
 }
 
 

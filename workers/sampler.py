@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from training.data.tokenizer import ChatTokenizer
 from training.errors import InvalidInput
@@ -47,6 +49,8 @@ class Sampler:
     publisher: Publisher = field(default_factory=Publisher)
     losses: Counter[int] = field(default_factory=Counter)  # calls that lost a server
     limit: int = IN_FLIGHT  # of one server
+    rest_seconds: float = 0.0  # between two looks at what is no call
+    looked_at: float = -inf
     starts: dict[str, Start] = field(default_factory=dict)
     leaving: list[Start] = field(default_factory=list)  # they may end what they are at
     tasks: dict[int, asyncio.Task[None]] = field(default_factory=dict)
@@ -80,9 +84,9 @@ class Sampler:
 
     async def run_once(self) -> bool:
         """Begin what waits and finds room. True: there may be more."""
-        await self.meet_replicas()
-        await in_database(abandoned.cancel_unwanted)
-        await self.prove_deployments()
+        if self.is_rested:
+            self.looked_at = time.monotonic()
+            await self.look_around()
         starts = [each for each in self.starts.values() if each.room]
         room = sum(each.room for each in starts)
         taken = await in_database(
@@ -90,6 +94,23 @@ class Sampler:
         )
         begun = [await self.begin_call(call) for call in taken]
         return bool(taken) and len(taken) == room and all(begun)
+
+    @property
+    def is_rested(self) -> bool:
+        return time.monotonic() - self.looked_at >= self.rest_seconds
+
+    async def look_around(self) -> None:
+        """Everything but calls: they come and end by the hundred in a second, and this does not."""
+        await self.meet_replicas()
+        await in_database(abandoned.cancel_unwanted)
+        await self.prove_deployments()
+
+    def drop(self, request_id: str) -> None:
+        """A call was cancelled: its server stops at once."""
+        number = request_id.rpartition("-")[2]
+        task = self.tasks.get(int(number)) if number.isdecimal() else None
+        if task is not None:
+            task.cancel()
 
     async def meet_replicas(self) -> None:
         """Open what has started since the last look, and let go of what has ended."""

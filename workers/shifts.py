@@ -19,6 +19,7 @@ from workers.sampler import Sampler
 from workers.vllm import SamplingServer
 
 POLL_SECONDS = 1.0  # where a kick was lost
+REST_SECONDS = 0.1  # a deployment's change is seen so late at most
 BEAT_SECONDS = 5.0
 RECONNECT_SECONDS = 1.0
 
@@ -38,14 +39,17 @@ class Shift:
 
     async def work(self) -> None:
         await in_database(register, self.worker)
-        sampler = Sampler(worker=self.worker, connect=self.connect, woken=self.woken)
+        sampler = Sampler(
+            worker=self.worker, connect=self.connect, woken=self.woken, rest_seconds=REST_SECONDS
+        )
         await sampler.begin()
-        kicks = asyncio.create_task(self.listen())
+        kicks = asyncio.create_task(self.listen(sampler))
         beats = asyncio.create_task(self.beat(sampler))
         try:
             while not (self.is_over or beats.done()):
+                was_rested = sampler.is_rested
                 if not await sampler.run_once():
-                    await self.pause()
+                    await self.pause(POLL_SECONDS if was_rested else REST_SECONDS)
         finally:
             kicks.cancel()
             beats.cancel()
@@ -59,22 +63,23 @@ class Shift:
             await sampler.beat()
             await asyncio.sleep(BEAT_SECONDS)
 
-    async def pause(self) -> None:
+    async def pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.woken.wait(), POLL_SECONDS)
+            await asyncio.wait_for(self.woken.wait(), seconds)
         self.woken.clear()
 
-    async def listen(self) -> None:
+    async def listen(self, sampler: Sampler) -> None:
         while True:
             with suppress(RedisError, OSError):
-                await self.hear_kicks()
+                await self.hear_kicks(sampler)
             await asyncio.sleep(RECONNECT_SECONDS)
 
-    async def hear_kicks(self) -> None:
+    async def hear_kicks(self, sampler: Sampler) -> None:
         redis = Redis.from_url(settings.REDIS_URL)
         async with redis, redis.pubsub(ignore_subscribe_messages=True) as pubsub:
             await pubsub.subscribe(KICK)
-            async for _ in pubsub.listen():
+            async for kick in pubsub.listen():
+                sampler.drop(kick["data"].decode())
                 self.woken.set()
 
 

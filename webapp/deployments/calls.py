@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -22,7 +23,9 @@ from webapp.deployments.turns import WATCHED, choose_calls, name_owner
 from webapp.fleet.models import BaseModel
 from webapp.runs.models import Run, Session
 
-KICK = "hone.sampling"  # tells samplers that calls or deployments wait; lost ones cost a poll
+# Tells samplers that calls or deployments wait, or which call was cancelled. What is lost is found
+# by their next look.
+KICK = "hone.sampling"
 CLONE = 1_000_000_000  # requests of one copy of a sampling client
 CLAIM = timedelta(seconds=30)  # a sampler renews every few seconds; a dead one's calls come back
 
@@ -169,7 +172,10 @@ def fail_call(call: SamplingCall, *, worker: str, error: str, category: str) -> 
 def cancel_call(call: SamplingCall) -> bool:
     """False: it had ended already."""
     live = SamplingCall.objects.filter(pk=call.pk, status__in=LIVE)
-    return _end(live, call, status=Status.CANCELLED, error="It was cancelled.")
+    cancelled = _end(live, call, status=Status.CANCELLED, error="It was cancelled.")
+    if cancelled:
+        transaction.on_commit(partial(_kick, call.request_id))
+    return cancelled
 
 
 def cancel_calls(*, about: Mapping[str, Any], run: Run | None = None) -> int:
@@ -233,10 +239,10 @@ def kick_samplers() -> None:
     transaction.on_commit(_kick)
 
 
-def _kick() -> None:
+def _kick(cancelled: str = "") -> None:
     # A sampler that did not hear it looks by itself a moment later.
     with suppress(RedisError):
-        connection().publish(KICK, "")
+        connection().publish(KICK, cancelled)
 
 
 def _find_first(session: SamplingSession, seq_id: int, digest: str) -> SamplingCall:

@@ -23,6 +23,7 @@ from tests.webapp.cast import make_actor
 from tests.workers.serving.conftest import (
     MODEL,
     TINY,
+    WORKER,
     base_model,
     checkpoint,
     open_sampler,
@@ -43,6 +44,7 @@ from workers.management.commands.up import Command
 from workers.processes import Crew, find_free_port
 from workers.residents import TurnThread
 from workers.sampler import Sampler
+from workers.shifts import Shift
 
 __all__ = ["MODEL", "TINY", "base_model", "checkpoint", "run", "save", "saved"]
 __all__ += ["turns"]
@@ -213,10 +215,12 @@ async def transport(turns: TurnThread) -> AsyncIterator[httpx.AsyncBaseTransport
 async def sampler(transport: httpx.AsyncBaseTransport, base_model: Any) -> AsyncIterator[Sampler]:
     """Works for as long as the test."""
     async with open_sampler(transport) as sampler:
-        task = asyncio.create_task(work(sampler))
+        shift = Shift(worker=WORKER, woken=sampler.woken)
+        tasks = [asyncio.create_task(each) for each in (work(sampler), shift.listen(sampler))]
         yield sampler
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def work(sampler: Sampler) -> None:

@@ -80,7 +80,6 @@ async def test_who_leaves_in_mid_stream_ends_the_call_and_the_servers_work(
     await task
     assert await find_status() == "cancelled"
     assert client.door.streams.followers == {}
-    await client.sampler.beat()
     while client.sampler.tasks:
         await asyncio.sleep(0.01)
 

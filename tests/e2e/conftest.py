@@ -1,6 +1,7 @@
 """One installation for all tests of the whole product, and a browser that is signed in to it."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -12,6 +13,21 @@ CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"] + [
     f"--disable-{what}" for what in ("background-networking", "component-update", "sync")
 ]
+
+
+LOG_CHARACTERS = 3000
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, Any]:
+    """What failed in an installation that is gone by tomorrow stands in its processes' logs."""
+    report = yield
+    if report.failed:
+        given = getattr(item, "funcargs", {}).values()
+        for log in (log for each in given if isinstance(each, Live) for log in each.list_logs()):
+            end = log.read_text(errors="replace")[-LOG_CHARACTERS:]
+            report.sections.append((f"the end of {log.name}", end))
+    return report
 
 
 @pytest.fixture(scope="session")

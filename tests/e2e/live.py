@@ -60,6 +60,9 @@ class Live:
             self.process.send_signal(signal.SIGINT)
             self.process.wait(timeout=60)
 
+    def list_logs(self) -> list[Path]:
+        return [self.log, *sorted((self.home / "logs").glob("*.log"))]
+
     @property
     def client(self) -> dict[str, str]:
         """The environment of a program of a user."""

@@ -142,7 +142,7 @@ function nameOf(element) {
     return "";
 }
 
-document.addEventListener("htmx:beforeSwap", ({ detail: { target } }) => {
+function keep({ detail: { target } }) {
     if (!target.id) return;
     const wraps = [target.closest(".table-wrap"), ...target.querySelectorAll(".table-wrap")];
     kept.set(target.id, {
@@ -150,7 +150,10 @@ document.addEventListener("htmx:beforeSwap", ({ detail: { target } }) => {
         opened: [...target.querySelectorAll("details")].map((details) => details.open),
         focused: target.contains(document.activeElement) ? nameOf(document.activeElement) : "",
     });
-});
+}
+
+document.addEventListener("htmx:beforeSwap", keep);
+document.addEventListener("htmx:oobBeforeSwap", keep);
 
 document.addEventListener("htmx:afterSettle", () => {
     for (const [id, { scrolls, opened, focused }] of kept) {

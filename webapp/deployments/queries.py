@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from django.db.models import Count, Prefetch, Q, QuerySet
 
+from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.deployments.models import (
     Deployment,
@@ -90,6 +91,14 @@ def list_replicas() -> QuerySet[Replica]:
     return replicas.prefetch_related("base_model__names")
 
 
+def list_replicas_for(actor: Actor) -> QuerySet[Replica]:
+    """Servers are everybody's, but for those that hold a deployment of another project."""
+    if actor.may_administer:
+        return list_replicas()
+    mine = Deployment.objects.visible_to(actor).values("pk")
+    return list_replicas().filter(Q(deployment=None) | Q(deployment__in=mine))
+
+
 def choose_replicas(deployment: Deployment, replicas: Iterable[Replica]) -> list[Replica]:
     """Its own, else those that it shares with others of its base model."""
     wanted = [each for each in replicas if each.start or each.status != Replica.Status.STOPPED]
@@ -101,7 +110,8 @@ def choose_replicas(deployment: Deployment, replicas: Iterable[Replica]) -> list
 
 
 def list_replicas_of(deployment: Deployment) -> list[Replica]:
-    return choose_replicas(deployment, list_replicas())
+    own_or_shared = Q(deployment=None) | Q(deployment=deployment)
+    return choose_replicas(deployment, list_replicas().filter(own_or_shared))
 
 
 def for_list(deployments: DeploymentQuerySet) -> DeploymentQuerySet:

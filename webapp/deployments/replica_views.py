@@ -10,7 +10,7 @@ from django.views.decorators.http import require_GET
 
 from webapp.accounts.middleware import ActorRequest
 from webapp.deployments.models import SamplingCall
-from webapp.deployments.queries import describe_engines, list_replicas
+from webapp.deployments.queries import describe_engines, list_replicas_for
 from webapp.deployments.standing import list_lines
 from webapp.deployments.traffic import Traffic, read_traffic
 from webapp.deployments.views import find_deployment
@@ -19,7 +19,7 @@ from webapp.deployments.views import find_deployment
 @login_required
 @require_GET
 def show_replicas(request: ActorRequest) -> HttpResponse:
-    replicas = list(list_replicas())
+    replicas = list(list_replicas_for(request.actor))
     context = {
         "tab": "serving",
         "lines": list_lines(replicas),

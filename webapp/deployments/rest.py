@@ -23,7 +23,12 @@ from webapp.deployments.models import (
     HotLoad,
     Replica,
 )
-from webapp.deployments.queries import find_pending, list_replicas, list_replicas_of, name_engine
+from webapp.deployments.queries import (
+    find_pending,
+    list_replicas_for,
+    list_replicas_of,
+    name_engine,
+)
 from webapp.deployments.replicas import scale_deployment
 from webapp.deployments.services import (
     change_checkpoint,
@@ -309,5 +314,6 @@ class ReplicaList(APIView):
     """The sampling servers of this installation, and which engine each of them is."""
 
     @extend_schema(responses=ReplicaOutput(many=True))
-    def get(self, request: Request) -> Response:  # noqa: ARG002 - DRF's
-        return Response(ReplicaOutput(list_replicas(), many=True).data)
+    def get(self, request: Request) -> Response:
+        replicas = list_replicas_for(actor_of(request))
+        return Response(ReplicaOutput(replicas, many=True).data)

@@ -29,7 +29,7 @@ from webapp.deployments.queries import (
     find_way_back,
     for_list,
     list_changes,
-    list_replicas,
+    list_replicas_for,
     list_replicas_of,
 )
 from webapp.deployments.replicas import scale_deployment
@@ -53,7 +53,7 @@ LOADS_SHOWN = 20
 def list_deployments(request: ActorRequest) -> HttpResponse:
     rows = for_list(Deployment.objects.in_project(request.actor))
     page = Paginator(rows, DEPLOYMENTS_A_PAGE).get_page(request.GET.get("page"))
-    replicas = list(list_replicas())
+    replicas = list(list_replicas_for(request.actor))
     context = {
         "page": page,
         "rows": [

@@ -6,7 +6,7 @@ import pytest
 from django.test import Client
 from django.utils.timezone import now
 
-from tests.webapp.cast import count_queries
+from tests.webapp.cast import count_queries, sign_in
 from tests.webapp.deployments.conftest import (
     make_call,
     make_checkpoint,
@@ -150,3 +150,14 @@ def test_the_servers_page_takes_the_same_queries_for_one_server_and_for_five(
     for number in range(4):
         make_replica(f"r{number}")
     assert count_queries(browser, "/settings/serving/") == once
+
+
+def test_a_server_that_holds_another_projects_deployment_is_not_listed(
+    alice: Actor, charlie: Actor, browser: Client, deployment: Deployment
+) -> None:
+    make_replica("vllm-own", deployment=deployment)
+    make_replica("vllm-shared")
+    assert "vllm-own" in read(browser, "/settings/serving/")
+    page = read(sign_in(charlie), "/settings/serving/")
+    assert "vllm-shared" in page
+    assert "vllm-own" not in page

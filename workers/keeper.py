@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from django.db import DatabaseError
+from django.db import InterfaceError, OperationalError
 
 from training.errors import InvalidInput
 from webapp.deployments import replicas
@@ -47,7 +47,7 @@ async def in_rows(work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     while True:
         try:
             return await in_database(work, *args, **kwargs)
-        except DatabaseError as error:
+        except (InterfaceError, OperationalError) as error:
             logger.warning("the database did not answer: %s", error)
             await asyncio.sleep(AGAIN_SECONDS)
 

@@ -66,6 +66,14 @@ def read_replica(own: Live) -> tuple[str, int]:
     return start, int(pid)
 
 
+def read_stat(own: Live, name: str) -> str:
+    """What vLLM says of itself, as its row has it."""
+    return own.manage(
+        "from webapp.deployments.models import Replica;"
+        f"print(Replica.objects.get(engine='vllm').stats.get({name!r}, 0))"
+    )
+
+
 def test_vllm_starts_when_it_is_asked_and_its_death_in_mid_sample_loses_no_request(
     own: Live, api: httpx.Client
 ) -> None:
@@ -79,4 +87,5 @@ def test_vllm_starts_when_it_is_asked_and_its_death_in_mid_sample_loses_no_reque
     assert [len(tokens) for tokens in answers] == [LONG["max_tokens"]] * len(calls)
     assert answers[0] == calm
     assert read_replica(own)[0] != start
+    wait_for(lambda: read_stat(own, "sampled_tokens"), "0".__ne__)
     check_whole(api, run, 60)  # its samples came through the adapters of its own steps

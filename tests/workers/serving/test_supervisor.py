@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from asgiref.sync import async_to_sync
+from django.db import OperationalError
 from django.utils.timezone import now
 
 from tests.workers.serving.fakes import Machines
@@ -181,6 +182,47 @@ def test_a_server_whose_engine_hangs_behind_a_good_health_is_ended(
         first.is_stuck = True
         await until(lambda: first.is_ended)
         await until(has(status=Status.READY, url="http://built-in.2"))
+
+    play(scene)
+
+
+def test_a_database_that_is_away_for_a_moment_ends_no_server(
+    play: Any, base_model: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "AGAIN_SECONDS", 0.01)
+    away = iter([OperationalError("it is away")] * 3)
+    mark_ready = replicas.mark_ready
+
+    def mark(name: str, **columns: str) -> bool:
+        for error in away:
+            raise error
+        return mark_ready(name, **columns)
+
+    monkeypatch.setattr(replicas, "mark_ready", mark)
+
+    async def scene(machines: Machines) -> None:
+        await until(has(status=Status.READY))
+        assert next(away, None) is None
+        assert len(machines.started["built-in"]) == 1
+
+    play(scene)
+
+
+def test_a_bug_in_keeping_one_server_ends_it_and_begins_anew(
+    play: Any, base_model: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark_ready, bugs = replicas.mark_ready, iter([RuntimeError("a bug")])
+
+    def mark(name: str, **columns: str) -> bool:
+        for bug in bugs:
+            raise bug
+        return mark_ready(name, **columns)
+
+    monkeypatch.setattr(replicas, "mark_ready", mark)
+
+    async def scene(machines: Machines) -> None:
+        await until(has(status=Status.READY, url="http://built-in.2"))
+        assert machines.started["built-in"][0].is_ended
 
     play(scene)
 

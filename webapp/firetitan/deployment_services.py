@@ -17,11 +17,13 @@ from webapp.firetitan.models import DeploymentTerms, TrainerJob
 from webapp.firetitan.names import check_id, make_slug
 from webapp.firetitan.promotion import find_model
 
+WHOLE = ("base_model", "checkpoint", "fireworks_terms")
+
 
 def find_deployment(actor: Actor, account: str, deployment_id: str) -> Deployment:
     """Those that people made on its page too: a deployment's id is its name."""
     check_account(actor, account)
-    mine = Deployment.objects.in_project(actor).select_related("base_model", "checkpoint")
+    mine = Deployment.objects.in_project(actor).select_related(*WHOLE)
     found = mine.filter(name=deployment_id).first()
     if found is None:
         raise NotFound(f"There is no deployment {deployment_id[:100]}.")
@@ -40,9 +42,8 @@ def find_by_name(actor: Actor, name: str) -> Deployment:
 
 def read_terms(deployment: Deployment) -> DeploymentTerms:
     """Of one that a person made, what they come to."""
-    found = DeploymentTerms.objects.filter(deployment=deployment).first()
-    if found is not None:
-        return found
+    if hasattr(deployment, "fireworks_terms"):
+        return deployment.fireworks_terms
     model = make_slug(deployment.base_model.name)
     return DeploymentTerms(
         deployment=deployment,
@@ -83,7 +84,8 @@ def update_deployment(
         setattr(terms, name, value)
     check_counts(terms.min_replica_count, terms.max_replica_count)
     terms.save()
-    scale_as_told(actor, deployment, terms)
+    if any(name.endswith("_count") for name in changes):  # else a person's word stands
+        scale_as_told(actor, deployment, terms)
     return deployment
 
 

@@ -21,7 +21,9 @@ def deployments(request: FiretitanRequest, account: str) -> HttpResponse:
 
 def list_deployments(request: FiretitanRequest) -> JsonResponse:
     mine = Deployment.objects.in_project(request.actor)
-    rows = mine.select_related("base_model").prefetch_related("base_model__names")
+    rows = mine.select_related("base_model", "fireworks_terms").prefetch_related(
+        "base_model__names"
+    )
     return list_page(request, rows, "deployments", describe_deployment)
 
 

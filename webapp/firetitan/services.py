@@ -8,8 +8,11 @@ from django.db.models import Q
 from django.utils.timezone import now
 
 from webapp.accounts.audit import record_audit
-from webapp.accounts.models import Actor
+from webapp.accounts.models import Actor, Role
 from webapp.core.errors import NotFound, UserError
+from webapp.deployments.models import Deployment
+from webapp.deployments.replicas import scale_deployment
+from webapp.firetitan.describing import name_job
 from webapp.firetitan.endpoints import check_account
 from webapp.firetitan.errors import AlreadyExists
 from webapp.firetitan.job_requests import JobRequest
@@ -158,7 +161,22 @@ def _pause(job: TrainerJob) -> bool:
     paused = _change(job, State.RUNNING, State.PAUSED, ended_at=now(), error=explain_pause(job))
     if paused:
         finish_sessions(job, reason="lost")
+        send_to_sleep(job)
     return paused
+
+
+def send_to_sleep(job: TrainerJob) -> None:
+    """The deployments that its program made for the training alone: nobody is there to close them.
+    The next request for one wakes it.
+    """
+    if job.created_by is None:
+        return
+    actor = Actor(user=job.created_by, project=job.project, role=Role.MEMBER)
+    awake = Deployment.objects.filter(project=job.project, num_replicas__gt=0)
+    for deployment in awake.filter(
+        fireworks_terms__for_training=True, fireworks_terms__hot_load_trainer_job=name_job(job)
+    ):
+        scale_deployment(actor=actor, deployment=deployment, num_replicas=0)
 
 
 def explain_pause(job: TrainerJob) -> str:

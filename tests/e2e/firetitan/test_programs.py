@@ -91,7 +91,9 @@ def test_another_program_takes_the_trainer_over_and_begins_with_the_promoted_mod
     again = told["lora"]["again"]
     assert again["job_id"] == told["lora"]["job_id"]
     assert again["needs_sync"] is False  # the deployment is attached to that trainer already
-    assert again["begun"] == pytest.approx(told["lora"]["first"]["trained"], abs=1e-5)
+    for found in (again["begun"], again["resumed"]):
+        assert found == pytest.approx(told["lora"]["first"]["trained"], abs=1e-5)
+    assert again["source"].startswith("cross_job://")
 
 
 def test_closing_leaves_the_deployment_asleep_and_the_jobs_deleted(
@@ -120,6 +122,10 @@ def test_a_research_loop_samples_from_exactly_the_snapshot_that_it_loaded(
         ["CHECKPOINT_TYPE_INFERENCE_ARC_V2", False],
     ]
     assert report["rounds"][1]["loss"] < report["rounds"][0]["loss"]
+    first = report["rounds"][0]
+    assert report["back"] == first["snapshot"]
+    prompt = len(report["back_served"])
+    assert report["back_served"] == pytest.approx(first["served"][:prompt], abs=1e-4)
 
 
 def test_its_completions_carry_tokens_log_probabilities_and_the_servers_times(

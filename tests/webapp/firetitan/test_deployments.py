@@ -3,11 +3,14 @@
 from typing import Any
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from tests.webapp.cast import make_base_model, make_run
 from tests.webapp.deployments.conftest import make_checkpoint
 from tests.webapp.firetitan.conftest import Program
 from webapp.deployments.models import Deployment
+from webapp.deployments.replicas import scale_deployment
 from webapp.deployments.services import create_deployment, stop_deployment
 from webapp.firetitan.models import DeploymentTerms, PromotedModel, TrainerJob
 from webapp.fleet.models import BaseModel
@@ -139,6 +142,31 @@ def test_it_is_scaled_to_nothing_and_up(program: Program, served: Deployment) ->
     assert program.send("PATCH", f"{PATH}/serving:scale", {"replicaCount": 2}) == {}
     assert program.read(f"{PATH}/serving")["desiredReplicaCount"] == 2
     assert Deployment.objects.get().num_replicas == 2
+
+
+def test_another_change_leaves_the_number_that_a_person_chose(
+    program: Program, served: Deployment
+) -> None:
+    scale_deployment(actor=program.actor, deployment=served, num_replicas=3)
+    told = program.send("PATCH", f"{PATH}/serving", {"description": "other"})
+    assert (told["description"], told["desiredReplicaCount"]) == ("other", 3)
+
+
+def test_the_list_costs_the_same_however_long_it_is(
+    program: Program, base_model: BaseModel
+) -> None:
+    def count() -> int:
+        with CaptureQueriesContext(connection) as captured:
+            program.read(PATH)
+        return len(captured)
+
+    program.post(f"{NEW}first", make_body())
+    Deployment.objects.update(status=Status.READY)
+    short = count()
+    for number in range(5):
+        program.post(f"{NEW}more-{number}", make_body())
+    Deployment.objects.update(status=Status.READY)
+    assert count() == short
 
 
 def test_a_mask_changes_what_it_names_and_nothing_else(

@@ -8,6 +8,7 @@ from django.utils.timezone import now
 
 from tests.webapp.cast import make_base_model, make_viewer
 from tests.webapp.firetitan.conftest import Program
+from webapp.deployments.models import Deployment
 from webapp.firetitan.models import TrainerJob
 from webapp.firetitan.services import pause_idle_jobs
 from webapp.fleet.models import BaseModel, Worker
@@ -272,6 +273,21 @@ def test_a_job_whose_program_is_silent_is_paused_and_its_sessions_end(
     assert "3600 s" in paused["status"]["message"]
     assert program.post(f"{JOBS}/j1:resume")["state"] == "JOB_STATE_RUNNING"
     assert pause_idle_jobs() == 0
+
+
+def test_the_deployments_that_it_made_for_its_training_sleep_with_it(
+    program: Program, job: TrainerJob
+) -> None:
+    body = {"baseModel": "tiny-chatml-1m", "minReplicaCount": 1, "forTraining": True}
+    name = f"accounts/{program.account}/{JOBS}/j1"
+    program.post("deployments?deploymentId=own", {**body, "hotLoadTrainerJob": name})
+    kept = {**body, "forTraining": False}
+    program.post("deployments?deploymentId=kept", {**kept, "hotLoadTrainerJob": name})
+    program.post("deployments?deploymentId=other", body)
+    TrainerJob.objects.update(last_seen_at=now() - timedelta(hours=2))
+    assert pause_idle_jobs() == 1
+    scales = dict(Deployment.objects.values_list("name", "num_replicas"))
+    assert scales == {"own": 0, "kept": 1, "other": 1}
 
 
 def test_a_shape_has_one_version_named_after_whoever_asks(

@@ -18,7 +18,9 @@ from fireworks.training.sdk import (
 from program import API_KEY, BASE_URL, MODEL, SHAPE, report
 
 name, rank = sys.argv[1], int(sys.argv[2])
-ADAM = AdamParams(learning_rate=5e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01)
+ADAM = AdamParams(
+    learning_rate=5e-3 if rank else 1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01
+)
 
 
 def open_service(**options: Any) -> FiretitanServiceClient:
@@ -55,9 +57,8 @@ data = [make_datum(number) for number in range(3)]
 prompt = ModelInput.from_ints([*data[0].model_input.to_ints(), 4 + (12 * 3) % 200])
 
 
-def step() -> float:
+def step(normalization: GradAccNormalization = GradAccNormalization.NUM_LOSS_TOKENS) -> float:
     result = client.forward_backward(data, "cross_entropy").result()
-    normalization = GradAccNormalization.NUM_LOSS_TOKENS
     client.optim_step(ADAM, grad_accumulation_normalization=normalization).result()
     return float(result.metrics["loss:sum"])
 
@@ -94,7 +95,12 @@ def reattach(model_name: str) -> dict[str, Any]:
     successor = other.create_training_client(base_model=MODEL, lora_rank=rank)
     successor.load_adapter(model_name).result()
     begun = successor.forward(data[:1], "cross_entropy").result()
+    source = successor.resolve_checkpoint_path(state.path, source_job_id=service.trainer_job_id)
+    successor.load_state_with_optimizer(source).result()
+    resumed = successor.forward(data[:1], "cross_entropy").result()
     told = {
+        "source": source,
+        "resumed": [float(value) for value in resumed.loss_fn_outputs[0]["logprobs"].data],
         "job_id": other.trainer_job_id,
         "needs_sync": other.requires_initial_sampler_sync(),
         "begun": [float(value) for value in begun.loss_fn_outputs[0]["logprobs"].data],
@@ -104,7 +110,7 @@ def reattach(model_name: str) -> dict[str, Any]:
     return told
 
 
-losses = [step() for _ in range(3)]
+losses = [step(normalization) for normalization in GradAccNormalization]
 embedded = client.forward_backward_custom(data, spread, output="embedding", pooling="mean").result()
 client.optim_step(AdamParams(learning_rate=1e-6)).result()
 first = serve("step-1")

@@ -11,6 +11,7 @@ import torch
 import transformers
 from fireworks.training.sdk import (
     AdamParams,
+    AdaptiveConcurrencyController,
     Datum,
     DeploymentConfig,
     DeploymentManager,
@@ -54,6 +55,7 @@ sampler = DeploymentSampler(
     inference_url=BASE_URL,
     model=deployment.inference_model,
     api_key=API_KEY,
+    concurrency_controller=AdaptiveConcurrencyController(initial_window=4),
     tokenizer=transformers.AutoTokenizer.from_pretrained("tests/assets/tiny-chatml-1m"),
 )
 
@@ -99,16 +101,21 @@ async def run() -> dict[str, Any]:
                 "sampled": echoed.sampling_logprobs,
                 "trained": read_trained(echoed.full_tokens),
                 "is_echoed": echoed.logprobs_echoed,
-                "type": "base" if number == 0 else "delta",
             }
         )
     too_long = await sampler.sample_with_tokens(MESSAGES, max_seq_len=4)
+    # Back to the first snapshot by its name, as a program does that compares or rolls back.
+    await asyncio.to_thread(syncer.hotload, rounds[0]["snapshot"], "base")
+    back = syncer.check_deployment_state()
+    (echoed,) = await sample(echo=True)
     deployments.scale_to_zero(deployment.deployment_id)
     woken = await sample(n=1)
     return {
         "before": [vars(each) for each in before],
         "rounds": rounds,
         "too_long": too_long,
+        "back": back,
+        "back_served": echoed.inference_logprobs[: before[0].prompt_len - 1],
         "woken": woken[0].finish_reason,
         "timing": syncer.last_timing,
         "metrics": [vars(each) for each in sampler.drain_metrics()][:1],

@@ -101,6 +101,10 @@ class DeploymentTerms(models.Model):
     def __str__(self) -> str:
         return f"terms of {self.deployment_id}"
 
+    @property
+    def trainer_job_id(self) -> str:
+        return str(self.hot_load_trainer_job).rpartition("/")[2]
+
 
 class PromotedModelQuerySet(OwnedQuerySet["PromotedModel"]):
     """Models that were promoted in a project."""

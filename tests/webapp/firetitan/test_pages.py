@@ -2,6 +2,8 @@
 
 from tests.webapp.cast import make_run, sign_in
 from tests.webapp.firetitan.conftest import Program
+from webapp.deployments.models import Deployment
+from webapp.deployments.services import create_deployment
 from webapp.firetitan.models import TrainerJob
 from webapp.fleet.models import BaseModel
 from webapp.runs.models import Origin
@@ -25,3 +27,27 @@ def test_a_run_is_shown_with_the_job_it_belongs_to(program: Program, base_model:
     shown = pages.get(f"/runs/{run.pk}/").content.decode()
     assert "firetitan" in shown
     assert "training-api-service-666aea19" in shown
+
+
+def test_a_deployment_is_shown_with_the_trainer_that_it_was_made_for(
+    program: Program, base_model: BaseModel
+) -> None:
+    TrainerJob.objects.create(
+        project=program.actor.project,
+        job_id="training-api-service-666aea19",
+        base_model=base_model,
+        asked_model="tiny-chatml-1m",
+        inactivity_seconds=3600,
+    )
+    name = f"accounts/{program.account}/rlorTrainerJobs/training-api-service-666aea19"
+    body = {"baseModel": "tiny-chatml-1m", "hotLoadTrainerJob": name}
+    program.post("deployments?deploymentId=serving", body)
+    create_deployment(actor=program.actor, name="by-hand", base_model=base_model)
+    pages = sign_in(program.actor)
+    shown = {
+        each.name: pages.get(f"/deployments/{each.pk}/").content.decode()
+        for each in Deployment.objects.all()
+    }
+    assert "training-api-service-666aea19" in shown["serving"]
+    assert "Fireworks SDK" in shown["serving"]
+    assert "Fireworks SDK" not in shown["by-hand"]

@@ -33,5 +33,7 @@ def test_the_managers_make_tell_change_and_delete_what_programs_ask_for(run: Beg
     (replica,) = told["status"]["replicas"]
     assert (replica["readiness"], replica["current_snapshot_identity"]) == (True, None)
     assert told["asleep"]["state"] == "READY"
+    assert told["listed"][f"{account}/deployments/serving-one"] == 1
+    assert endpoint["job_name"] in told["trainers"]  # all pages, of one row each
     assert told["recreated"]["hot_load_trainer_job"] == endpoint["job_name"]
     assert told["gone"] is None

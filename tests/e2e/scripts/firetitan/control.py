@@ -3,6 +3,7 @@
 import sys
 
 import httpx
+from fireworks import Fireworks
 from fireworks.training.sdk import (
     DeploymentConfig,
     DeploymentManager,
@@ -55,6 +56,11 @@ moved = deployments.reattach_trainer(
 status = deployments.hotload_check_status(made.deployment_id, MODEL)
 deployments.scale_to_zero(made.deployment_id)
 asleep = deployments.get(made.deployment_id)
+# The client that is generated from the whole API, for what the managers have no call for.
+whole = Fireworks(api_key=API_KEY, base_url=BASE_URL, account_id=jobs.account_id)
+whole.deployments.scale(made.deployment_id, replica_count=1)
+listed = {each.name: each.desired_replica_count for each in whole.deployments.list()}
+trainers = [each.name for each in whole.reinforcement_fine_tuning_steps.list(page_size=1)]
 recreated = deployments.create_or_get(wanted, force_recreate=True)
 deployments.delete(made.deployment_id)
 
@@ -83,6 +89,8 @@ report(
     status=status,
     moved=vars(moved),
     asleep=vars(asleep),
+    listed=listed,
+    trainers=trainers,
     recreated=vars(recreated),
     gone=deployments.get(made.deployment_id),
 )

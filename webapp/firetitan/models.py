@@ -44,8 +44,8 @@ class TrainerJob(models.Model):
     )
     job_id = models.CharField(max_length=LONGEST_ID)
     display_name = models.CharField(max_length=200, blank=True)
-    base_model = models.ForeignKey(  # null: it asked for one that is not here, and failed
-        BaseModel, on_delete=models.PROTECT, null=True, related_name="trainer_jobs"
+    base_model = models.ForeignKey(  # null: it asked for one that is not here
+        BaseModel, on_delete=models.SET_NULL, null=True, related_name="trainer_jobs"
     )
     asked_model = models.CharField(max_length=200)  # the name that its program gave
     lora_rank = models.PositiveIntegerField(default=0)  # 0: all weights learn

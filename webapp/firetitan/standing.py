@@ -28,7 +28,9 @@ def assess(job: TrainerJob) -> Standing:
     if job.base_model is None:
         return Standing(state=State.FAILED, reason=explain_missing(job.asked_model))
     if problem := find_misfit(job, job.base_model):
-        return Standing(state=State.FAILED, reason=problem)
+        # Its worker may only be starting again, where a program has trained on it already.
+        has_begun = job.sessions.exists()
+        return Standing(state=State.PENDING if has_begun else State.FAILED, reason=problem)
     if waits := read_capacity().training:
         return Standing(state=State.PENDING, reason=f"{waits[0].upper()}{waits[1:]}.")
     return Standing(state=State.RUNNING)

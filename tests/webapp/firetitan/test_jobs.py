@@ -12,6 +12,7 @@ from webapp.deployments.models import Deployment
 from webapp.firetitan.models import TrainerJob
 from webapp.firetitan.services import pause_idle_jobs
 from webapp.fleet.models import BaseModel, Worker
+from webapp.fleet.services import remove_base_model
 from webapp.runs.models import Session
 
 JOBS = "rlorTrainerJobs"
@@ -98,6 +99,28 @@ def test_a_model_that_fits_no_worker_fails_the_job(program: Program, tmp_path: A
     made = program.post(f"{MANUAL}j1", make_body(baseModel="big-1"))
     assert made["state"] == "JOB_STATE_FAILED"
     assert "memory" in made["status"]["message"] or "room" in made["status"]["message"]
+
+
+def test_one_that_has_trained_waits_for_a_worker_that_is_large_enough(
+    program: Program, job: TrainerJob, tmp_path: Any
+) -> None:
+    session = Session.objects.create(project=program.actor.project, user=program.actor.user)
+    job.sessions.add(session)
+    (tmp_path / "config.json").write_text(CONFIG)
+    BaseModel.objects.update(path=str(tmp_path))
+    Worker.objects.update(holds={"memory": {**MEMORY, "room": 1000}})
+    told = program.read(f"{JOBS}/j1")
+    assert told["state"] == "JOB_STATE_PENDING"
+    assert told["status"]["message"]
+    Worker.objects.update(holds={"memory": {**MEMORY, "room": 10**12}})
+    assert program.read(f"{JOBS}/j1")["state"] == "JOB_STATE_RUNNING"
+
+
+def test_a_base_model_that_is_not_offered_any_more_fails_the_jobs_that_wait_for_it(
+    program: Program, job: TrainerJob
+) -> None:
+    remove_base_model(name="tiny-chatml-1m")
+    assert program.read(f"{JOBS}/j1")["state"] == "JOB_STATE_FAILED"
 
 
 CONFIG = """{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,

@@ -158,10 +158,12 @@ class PlaygroundForm(forms.Form):
     )
     temperature = forms.FloatField(initial=0.0, help_text="0: always the likeliest token.")
     top_p = forms.FloatField(
-        required=False, label="Top p", help_text="Of the likeliest tokens that make this share."
+        required=False,
+        label="Top p",
+        help_text="Draws from the likeliest tokens that together have this probability.",
     )
     top_k = forms.IntegerField(
-        required=False, label="Top k", help_text="Of this many likeliest tokens."
+        required=False, label="Top k", help_text="Draws from this many likeliest tokens."
     )
     max_tokens = forms.IntegerField(initial=256, label="Longest answer")
     seed = forms.IntegerField(initial=DEFAULT_SEED, help_text="Both draw the same numbers.")

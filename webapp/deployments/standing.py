@@ -14,6 +14,11 @@ ASLEEP = (
     "Scaled to zero: no server holds it. The next question wakes one, and waits until it has"
     " started."
 )
+AWAKE = "Scaled to zero: it sleeps again once nobody has asked for a while."
+AWAKE_SHARED = (
+    "Scaled to zero: no server runs on its account. The one that it shares with others answers"
+    " while it runs; after that the next question wakes it."
+)
 NO_SERVER = "No server is ready. Questions wait for one; none is lost."
 
 
@@ -35,13 +40,14 @@ def describe_standing(deployment: Deployment, replicas: Sequence[Replica]) -> St
         return Standing(status="paused", word="asleep", sentence=ASLEEP)
     if num_ready == 0 and deployment.status in (Status.READY, Status.LOADING):
         return Standing(status="loading", word="waiting for a server", sentence=NO_SERVER)
-    sentence = _describe_number(num_ready, deployment.num_replicas) if is_serving else ""
+    is_shared = any(each.deployment_id is None for each in replicas)
+    sentence = _describe_number(num_ready, deployment.num_replicas, is_shared) if is_serving else ""
     return Standing(status=deployment.status, word=deployment.status, sentence=sentence)
 
 
-def _describe_number(num_ready: int, num_wanted: int) -> str:
+def _describe_number(num_ready: int, num_wanted: int, is_shared: bool) -> str:
     if num_wanted == 0:
-        return "Scaled to zero: it sleeps again once nobody has asked for a while."
+        return AWAKE_SHARED if is_shared else AWAKE
     if num_ready < num_wanted:
         return f"{num_ready} of {num_wanted} replicas are ready and answer everything meanwhile."
     return ""

@@ -38,6 +38,8 @@ def test_a_deployment_is_scaled_and_zero_is_said_in_words(
     assert browser.post(f"{url}scale/", {"num_replicas": "3"}).status_code == 302
     assert "1 of 3 replicas are ready and answer everything meanwhile." in read(browser, url)
     browser.post(f"{url}scale/", {"num_replicas": "0"})
+    assert "no server runs on its account" in read(browser, url)
+    Replica.objects.update(deployment=deployment)
     assert "it sleeps again once nobody has asked for a while" in read(browser, url)
     Replica.objects.update(status="stopped", start="")
     page = read(browser, url)

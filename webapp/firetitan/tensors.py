@@ -1,6 +1,7 @@
 """JSON bodies of training passes, to the nouns of training; what does not decode says where."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,13 @@ from webapp.wire.passes import MAX_BODY_BYTES, shape_values, unpack_sparse
 
 DTYPES: dict[str, Any] = {"float32": np.float32, "int64": np.int64}
 REFERENCES = ("routing_references", "top_sampling_references", "sampling_mask_references")
+# Of a loss's config: what it is without being told.
+PLAIN: Mapping[str, Any] = {
+    "output": "logprobs",
+    "report_policy_diagnostics": False,
+    "score_centering": False,
+    "target_logprob_support": "full_vocabulary",
+}
 SPARSE = ("sparse_crow_indices", "sparse_col_indices")
 
 
@@ -36,9 +44,9 @@ def read_pass(fields: Fields, *, forward_only: bool) -> ForwardBackward:
 def read_config(fields: Fields) -> dict[str, float | str]:
     """Flags are numbers to whoever reads them."""
     return {
-        key: value if isinstance(value, str) else float(read_number(fields, key))
+        key: value if isinstance(value, str) else read_number(fields, key)
         for key, value in fields.values.items()
-        if value is not None
+        if value is not None and (key not in PLAIN or value != PLAIN[key])
     }
 
 

@@ -104,6 +104,12 @@ def test_a_policy_loss_has_its_numbers_and_config(trainer: Trainer) -> None:
     assert trainer.last.status == Status.QUEUED
 
 
+def test_a_config_that_says_what_holds_anyway_is_none(trainer: Trainer) -> None:
+    config = {"target_logprob_support": "full_vocabulary", "score_centering": False}
+    trainer.learn(loss_fn_config=config)
+    assert (trainer.last.status, read_request(trainer.last).config) == (Status.QUEUED, {})
+
+
 def test_the_ratio_of_gspo_is_the_mean_of_the_tokens_with_an_advantage(trainer: Trainer) -> None:
     inputs: dict[str, Any] = {
         "logprobs": make_tensor([0.5] * 4),

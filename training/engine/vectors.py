@@ -94,6 +94,8 @@ class Coupled:
         with torch.set_grad_enabled(not self.request.forward_only):
             loss, rows = compare(vectors_NH, self.request)
         metrics = {**output.metrics, "loss:sum": loss.item()}
+        if self.request.output == CONTRASTIVE:  # clients read it by this name
+            metrics["loss"] = loss.item()
         self.told = replace(output, metrics=metrics, vectors=rows)
         if self.request.forward_only:
             return None

@@ -227,6 +227,7 @@ def test_a_loss_of_vectors_goes_down(engine: Engine, data: list[Datum]) -> None:
         engine.optim_step("run", AdamParams(learning_rate=1e-2))
     look = ask(engine, data, config=CONTRAST, forward_only=True)
     assert losses[0] > losses[-1] > look.metrics["loss:sum"]
+    assert look.metrics["loss"] == look.metrics["loss:sum"]
 
 
 def test_a_repeated_request_gives_the_same_bits(engine: Engine, data: list[Datum]) -> None:

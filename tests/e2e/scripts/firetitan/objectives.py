@@ -16,7 +16,8 @@ from fireworks.training.sdk import (
 from program import API_KEY, BASE_URL, MODEL, report
 
 LOSSES = (*("importance_sampling", "ppo", "cispo", "dro", "dapo", "gspo", "dppo", "reinforce"),)
-ADAM = AdamParams(learning_rate=1e-3, beta1=0.9, beta2=0.95, eps=1e-12, weight_decay=0.0)
+STEPS = 4
+ADAM = AdamParams(learning_rate=4e-3, beta1=0.9, beta2=0.95, eps=1e-12, weight_decay=0.0)
 MANY = 1100  # datums: the SDK cuts a batch at 1024
 
 
@@ -38,8 +39,8 @@ def make_policy_datum(first: int, logprobs: list[float]) -> Datum:
 
 
 def spread(_data: list[Datum], vectors: list[Any]) -> tuple[Any, dict[str, float]]:
-    """The mean of the vectors' squares."""
-    loss = torch.stack([(vector**2).mean() for vector in vectors]).mean()
+    """How far all vectors lie from the first one."""
+    loss = torch.stack([((vector - vectors[0]) ** 2).mean() for vector in vectors]).mean()
     return loss, {"spread": float(loss.detach())}
 
 
@@ -66,8 +67,8 @@ for name in LOSSES:
     losses[name] = client.forward_backward(data, name).result().metrics["loss:sum"]
 
 norms = {}
+client.optim_step(ADAM).result()
 for kind in (GradAccNormalization.NONE, GradAccNormalization.NUM_SEQUENCES, "num_loss_tokens"):
-    client.optim_step(ADAM).result()
     client.forward_backward(plain, "cross_entropy").result()
     stepped = client.optim_step(
         AdamParams(learning_rate=0.0, beta1=0.9, beta2=0.95, eps=1e-12, weight_decay=0.0),
@@ -75,19 +76,20 @@ for kind in (GradAccNormalization.NONE, GradAccNormalization.NUM_SEQUENCES, "num
     )
     norms[str(getattr(kind, "value", kind))] = stepped.result().metrics["grad_norm"]
 
+# Each by a model of its own: what an optimizer remembers would pull a step of the next one along.
 vectors = {}
 for output, loss_fn in (("embedding", spread), ("cos_similarity_matrix", likeness)):
-    told = []
-    for _ in range(3):
-        passed = client.forward_backward_custom(plain, loss_fn, output=output, pooling="last")
+    learner, told = service.create_training_client(base_model=MODEL, lora_rank=2 + len(vectors)), []
+    for _ in range(STEPS):
+        passed = learner.forward_backward_custom(plain, loss_fn, output=output, pooling="last")
         told.append(passed.result().metrics[loss_fn.__name__])
-        client.optim_step(ADAM).result()
+        learner.optim_step(ADAM).result()
     vectors[output] = told
-contrastive = []
-for _ in range(3):
-    passed = client.forward_backward_contrastive(plain, num_queries=2, temperature=0.1).result()
+learner, contrastive = service.create_training_client(base_model=MODEL, lora_rank=8), []
+for _ in range(STEPS):
+    passed = learner.forward_backward_contrastive(plain, num_queries=2, temperature=0.1).result()
     contrastive.append(passed.metrics["loss"])
-    client.optim_step(ADAM).result()
+    learner.optim_step(ADAM).result()
 
 many = client.forward([make_datum(number, 3) for number in range(MANY)], "cross_entropy").result()
 sparse = TensorData(

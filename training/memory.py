@@ -91,7 +91,7 @@ class Memory:
             "mlp": spec.train_mlp,
             "unembed": spec.train_unembed,
         }
-        return sum(
+        return spec.projection_head_dim * shape.hidden + sum(
             spec.rank * (rows + columns) * count * (shape.layers if part in LAYER_PARTS else 1)
             for part, rows, columns, count in shape.list_linears()
             if wanted[part]

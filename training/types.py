@@ -69,6 +69,7 @@ class LoraSpec:
     train_attn: bool = True
     train_unembed: bool = False
     train_embed: bool = False  # the input embedding; no flag of a client means it
+    projection_head_dim: int = 0  # of a matrix that hidden states are multiplied with, where asked
 
     @property
     def has_parts(self) -> bool:

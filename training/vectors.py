@@ -15,8 +15,13 @@ POOLING = "pooling"
 POOLINGS = ("mean", "last")
 COSINES = "cos_similarity_matrix"
 CONTRASTIVE = "contrastive_loss"
+PROJECTION = "projection"  # not pooled: every token's hidden states through the run's own head
 # The input of a datum that has the gradients of what a forward gave for it.
-GRADIENTS: Mapping[str, str] = {"embedding": "embedding_grads", COSINES: "embedding_grads"}
+GRADIENTS: Mapping[str, str] = {
+    "embedding": "embedding_grads",
+    PROJECTION: "projection_grads",
+    COSINES: "embedding_grads",
+}
 # Their numbers are of all datums of a request together.
 COUPLED = (COSINES, CONTRASTIVE)
 OUTPUTS = (*GRADIENTS, CONTRASTIVE)
@@ -88,21 +93,30 @@ def _check_gradients(datum: Datum, where: str, name: str) -> None:
     if name not in datum.inputs:
         raise InvalidInput(f"{where}: {name} is missing: send the gradient of its vector")
     values = datum.inputs[name]
-    if values.dtype.kind not in "fiu" or values.ndim != 1:
-        raise InvalidInput(f"{where}: {name} has the shape {values.shape}: send one row of numbers")
+    dimensions = 2 if name == GRADIENTS[PROJECTION] else 1
+    if values.dtype.kind not in "fiu" or values.ndim != dimensions:
+        wanted = "a row of numbers for each token" if dimensions == 2 else "one row of numbers"
+        raise InvalidInput(f"{where}: {name} has the shape {values.shape}: send {wanted}")
     if not math.isfinite(float(values.sum(dtype="float64"))):
         raise InvalidInput(f"{where}: {name} has a number that is not finite")
 
 
-def check_widths(request: ForwardBackward, width: int) -> None:
-    """`width`: numbers of a vector. InvalidInput where gradients have another one."""
+def check_widths(request: ForwardBackward, width: int, projected: int) -> None:
+    """`width`: numbers of a vector; `projected`: of one that went through the run's head, 0 where
+    it has none. InvalidInput where gradients have another one."""
+    if request.output == PROJECTION and not projected:
+        raise InvalidInput(
+            "config 'output' is 'projection': this model was created without projection_head_dim"
+        )
     if request.forward_only or request.output not in GRADIENTS:
         return
-    wanted = len(request.data) if request.output == COSINES else width
     name = GRADIENTS[request.output]
     for index, datum in enumerate(request.data):
-        if len(datum.inputs[name]) != wanted:
+        wanted: tuple[int, ...] = (len(request.data) if request.output == COSINES else width,)
+        if request.output == PROJECTION:
+            wanted = (len(datum.tokens), projected)
+        if datum.inputs[name].shape != wanted:
             raise InvalidInput(
-                f"datum {index}: {name} has {len(datum.inputs[name])} numbers, what the forward "
+                f"datum {index}: {name} has the shape {datum.inputs[name].shape}, what the forward "
                 f"gave for it {wanted}"
             )

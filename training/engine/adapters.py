@@ -14,6 +14,7 @@ from training.engine.embedding import LoraEmbedding
 from training.engine.experts import NAMES, LoraExperts, name_joined, name_stacks
 from training.engine.logits import read_rule
 from training.engine.lora import Adapted, Block, LoraLinear, Pair, Route, Slice, cut_stack
+from training.engine.projection import HEAD, MOST_ROWS, Projection, without_head
 from training.engine.routes import Routing
 from training.engine.steps import Counts
 from training.errors import InvalidInput
@@ -25,15 +26,21 @@ Part = Literal["embed", "attn", "mlp", "unembed"]
 class Adapter:
     """One run's trainable weights: flat float32 buffers, seen layer by layer as pairs."""
 
-    def __init__(self, spec: LoraSpec, layers: Mapping[str, Adapted], device: torch.device) -> None:
+    def __init__(
+        self, spec: LoraSpec, layers: Mapping[str, Adapted], device: torch.device, width: int
+    ) -> None:
         self.spec = spec
         self.blocks = {name: layer.name_blocks(name, spec.rank) for name, layer in layers.items()}
+        # The last of the buffers, so that the same seed begins the rest alike.
+        self.extra = [Block(names=(HEAD,), shape=(spec.projection_head_dim, width))]
+        self.extra = self.extra if spec.projection_head_dim else []
         total = sum(block.size for block in self._list_blocks())
         self.values = torch.zeros(total, device=device)
         self.gradients = torch.zeros(total, device=device)
         self.has_gradients = False
         self.counts = Counts()
         self.tensors = self.view(self.values)
+        self.projection = Projection.find(self.tensors, self.view(self.gradients))
         self.pairs = self._make_pairs()
         self._initialise(layers)
 
@@ -52,7 +59,7 @@ class Adapter:
 
     def join_experts(self) -> dict[str, torch.Tensor]:
         """The weights as Tinker's downloads hold them, which its cookbook makes PEFT's files of."""
-        tensors = dict(self.tensors)
+        tensors = without_head(self.tensors)
         for name, (a, b) in self.blocks.items():
             joined = name_joined(name) if a.is_stack else None
             if joined is not None:
@@ -62,7 +69,7 @@ class Adapter:
         return tensors
 
     def _list_blocks(self) -> list[Block]:
-        return [block for pair in self.blocks.values() for block in pair]
+        return [block for pair in self.blocks.values() for block in pair] + self.extra
 
     def _cut(self, flat: torch.Tensor) -> list[torch.Tensor]:
         """Every block's matrices, one above the other."""
@@ -98,6 +105,8 @@ class Adapter:
         generator = torch.Generator().manual_seed(self.spec.seed)
         for name, layer in layers.items():
             layer.initialise(self.pairs[name], generator)
+        if self.projection is not None:
+            self.projection.initialise(self.spec.seed)
 
     def drop_gradients(self) -> None:
         self.gradients.zero_()
@@ -120,6 +129,7 @@ class Adapters:
         self.logit_rule = read_rule(model.config)
         self.device = self.head.weight.device
         self.by_run: dict[str, Adapter] = {}
+        self.projections: dict[str, Projection] = {}  # of the runs that have one
 
     def select_layers(self, spec: LoraSpec) -> dict[str, Adapted]:
         wanted = {
@@ -135,7 +145,9 @@ class Adapters:
         check_spec(spec)
         self.drop(run)
         layers = self.select_layers(spec)
-        adapter = Adapter(spec, layers, self.device)
+        adapter = Adapter(spec, layers, self.device, self.head.weight.shape[1])
+        if adapter.projection is not None:
+            self.projections[run] = adapter.projection
         for name, layer in layers.items():
             layer.pairs[run] = adapter.pairs[name]
         self.by_run[run] = adapter
@@ -143,6 +155,7 @@ class Adapters:
 
     def drop(self, run: str) -> None:
         self.by_run.pop(run, None)
+        self.projections.pop(run, None)
         for _, layer in self.layers.values():
             layer.pairs.pop(run, None)
 
@@ -171,7 +184,15 @@ def shorten(name: str) -> str:
     return name.rpartition(".")[2]
 
 
+def check_head(spec: LoraSpec) -> None:
+    if not 0 <= spec.projection_head_dim <= MOST_ROWS:
+        raise InvalidInput(
+            f"projection_head_dim is {spec.projection_head_dim}: choose one up to {MOST_ROWS}, or 0"
+        )
+
+
 def check_spec(spec: LoraSpec) -> None:
+    check_head(spec)
     if not 1 <= spec.rank <= MAX_RANK:
         raise InvalidInput(f"rank is {spec.rank}: choose one from 1 to {MAX_RANK}")
     if not (math.isfinite(spec.alpha) and spec.alpha > 0):

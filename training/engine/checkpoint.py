@@ -16,6 +16,7 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from training.engine.projection import with_head_alone, without_head
 from training.errors import InvalidInput
 from training.manifest import MANIFEST_FILE, TRACE_LENGTH, Manifest, read_manifest
 from training.types import LoraSpec, Optimizer, Probe
@@ -23,6 +24,7 @@ from training.types import LoraSpec, Optimizer, Probe
 ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
+HEAD_FILE = "projection_head.safetensors"  # of a run that has one
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -64,7 +66,8 @@ def write_folder(
     modules: list[str],
 ) -> Manifest:
     """The folder appears complete, by a rename, or not at all; one that was there is replaced."""
-    digest, trace = trace_tensors(contents.adapter)
+    digest, trace = trace_tensors(without_head(contents.adapter))
+    head = with_head_alone(contents.adapter)
     manifest = Manifest(
         digest=digest,
         optimizer_digest=digest_tensors(contents.optimizer) if contents.optimizer else None,
@@ -75,9 +78,13 @@ def write_folder(
         probe=probe,
         versions={"torch": torch.__version__, "transformers": transformers.__version__},
         tensors=trace,
+        files={HEAD_FILE: digest_tensors(head)} if head else {},
     )
     with drafting(folder) as draft:
-        write_adapter(draft, contents.adapter, describe_adapter(contents.spec, modules, str(base)))
+        config = describe_adapter(contents.spec, modules, str(base))
+        write_adapter(draft, without_head(contents.adapter), config)
+        if head:
+            _write_tensors(head, draft / HEAD_FILE)
         if contents.optimizer is not None:
             _write_tensors(contents.optimizer, draft / OPTIMIZER_FILE)
         write_json(draft / MANIFEST_FILE, asdict(manifest))
@@ -160,8 +167,11 @@ def read_folder(folder: Path, *, base_digest: str, optimizer: bool) -> Contents:
     moments = None
     if optimizer and manifest.optimizer_digest is not None:
         moments = _read_tensors(folder / OPTIMIZER_FILE, manifest.optimizer_digest)
+    adapter = dict(_read_tensors(folder / ADAPTER_FILE, manifest.digest))
+    if HEAD_FILE in manifest.files:
+        adapter |= _read_tensors(folder / HEAD_FILE, manifest.files[HEAD_FILE])
     return Contents(
-        adapter=_read_tensors(folder / ADAPTER_FILE, manifest.digest),
+        adapter=adapter,
         optimizer=moments,
         spec=manifest.spec,
         step=manifest.step,

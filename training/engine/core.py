@@ -27,6 +27,7 @@ from training.engine.optim import (
 from training.engine.passes import run_pass
 from training.engine.peft_folder import read_weights
 from training.engine.probes import choose_probe_tokens, make_probe
+from training.engine.projection import without_head
 from training.engine.recompute import recompute_layers
 from training.engine.routes import check_routes
 from training.engine.steps import Asked
@@ -103,7 +104,7 @@ class Engine(Tenancy):
         if self.room is not None and not request.forward_only:
             self.room.check_data(spec, request.data)
         check_routes(request, self.adapters.routing)
-        check_widths(request, self.adapters.head.weight.shape[1])
+        check_widths(request, self.adapters.head.weight.shape[1], spec.projection_head_dim)
 
     def run_pack(self, pack: Pack, tallies: Mapping[str, Tally]) -> None:
         """One pass: adds to the gradients of its runs, and to their tallies."""
@@ -259,7 +260,7 @@ class Engine(Tenancy):
             adapter.spec, self.adapters.name_modules(run), base_name
         )
         checkpoint.write_adapter(draft, adapter.join_experts(), config)
-        return checkpoint.digest_tensors(adapter.tensors)
+        return checkpoint.digest_tensors(without_head(adapter.tensors))
 
     def load_weights(
         self, run: str, folder: Path, *, optimizer: bool, kind: Optimizer = "adamw"
@@ -292,7 +293,7 @@ class Engine(Tenancy):
             )
         adapter = self._adapter(run)
         weights = read_weights(folder, adapter, self.base_digest)
-        checkpoint.copy_tensors(adapter.tensors, weights)
+        checkpoint.copy_tensors(without_head(adapter.tensors), weights)
         adapter.drop_gradients()
         kind = name_optimizer(self.optimizers[run])
         self.optimizers[run] = STATES[kind].fresh(adapter.values)

@@ -152,3 +152,5 @@ def keep_own_gradients(adapters: Adapters, adapter: Adapter, *, is_lead: bool) -
         if not is_lead and not isinstance(adapters.layers[name][1], CutLinear):
             pair.a_grad.zero_()
             pair.b_grad.zero_()
+    if not is_lead and adapter.projection is not None:
+        adapter.projection.gradient.zero_()

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from training.engine.lora import LoraLinear, Sums
+from training.engine.projection import HEAD, Projection
 from training.engine.steps import Counts
 from training.engine.stored import DTYPES, ModelFiles, Target
 from training.errors import InvalidInput
@@ -67,9 +68,15 @@ class FullRun:
         self.name = name
         self.files = ModelFiles(model, path)
         shapes, device = measure_parameters(model), head.weight.device
+        if spec.projection_head_dim:
+            shapes[HEAD] = torch.Size((spec.projection_head_dim, head.weight.shape[1]))
         release_parameters(model)
         self.weights = FullWeights(spec, shapes, device)
         self.training = Training(model, head, self.weights)
+
+    @property
+    def projection(self) -> Projection | None:
+        return Projection.find(self.weights.tensors, self.weights.view(self.weights.gradients))
 
     def list_targets(self, flat: torch.Tensor) -> Mapping[str, Target]:
         """Where whole tensors go, in a buffer as flat as the weights."""

@@ -62,7 +62,7 @@ def run_pass(
     with adapters.serve([part.laid for part in layout.parts]):
         hidden_TH = read_routed(model, layout, adapters, tallies)
     if not pack[0].datum.num_targets:
-        return pull_vectors(layout, hidden_TH, tallies), len(layout.tokens)
+        return pull_vectors(layout, hidden_TH, tallies, adapters.projections), len(layout.tokens)
     asked = collect_questions(pack, {run: tally.request for run, tally in tallies.items()})
     logprobs_PK = project(adapters, layout, hidden_TH, asked.targets, asked.scored)
     with torch.no_grad():

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from training.engine.adapters import Adapter, Adapters
 from training.engine.lora import Adapted, Block, Pair, cut_stack
+from training.engine.projection import without_head
 from training.errors import InvalidInput
 from training.manifest import MANIFEST_FILE, read_manifest
 
@@ -82,7 +83,7 @@ def check_base(folder: Path, base_digest: str) -> None:
 
 
 def check_layers(folder: Path, tensors: Mapping[str, torch.Tensor], adapter: Adapter) -> None:
-    own = adapter.tensors
+    own = without_head(adapter.tensors)
     if missing := sorted(own.keys() - tensors.keys()):
         raise InvalidInput(
             f"{folder.name} does not train all that this run trains: {missing[0]} is missing"

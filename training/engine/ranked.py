@@ -195,6 +195,11 @@ class RankedEngine(Engine):
                 "this worker's ranks are tensor parallel, which trains adapters only: all weights"
                 " are trained where HONE_SHARD is fsdp or replicas"
             )
+        if spec.projection_head_dim:
+            raise InvalidInput(
+                "this worker's ranks cut a model's weights, and a projection head beside them is"
+                " trained where HONE_SHARD is replicas, or on one rank"
+            )
         return ShardedRun(run, spec, self.model, self.adapters.head, self.path, self.ranks)
 
     def see_whole(self, act: Callable[[], T]) -> T:

@@ -14,6 +14,7 @@ from training.engine.traced import Meter, judge
 from training.errors import InvalidInput
 from training.requests import POLICY_METRICS
 from training.types import Datum, FloatArray, ForwardBackward, ForwardBackwardOutput, IntArray
+from training.vectors import PROJECTION
 
 T = TypeVar("T")
 
@@ -80,6 +81,7 @@ class Tally:
             metrics=metrics,
             routes=list_all(self.routes) if self.request.with_routes else None,
             vectors=list_all(self.vectors) if self.request.asks_vectors else None,
+            vector_name="projection" if self.request.output == PROJECTION else "embedding",
         )
 
 

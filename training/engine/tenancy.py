@@ -6,11 +6,12 @@ import torch
 from transformers import PreTrainedModel
 
 from training.architectures import find_context
-from training.engine.adapters import Adapter, Adapters
+from training.engine.adapters import Adapter, Adapters, check_head
 from training.engine.experts import count_idle
 from training.engine.full import FullRun, check_free
 from training.engine.gated import thin_out
 from training.engine.optim import STATES, OptimizerState, Weights, check_kind
+from training.engine.projection import without_head
 from training.errors import InvalidInput
 from training.memory import Room
 from training.types import LoraSpec, Optimizer
@@ -48,11 +49,14 @@ class Tenancy:
         A spec of rank 0 takes the whole model, until its run is dropped: the engine ends with it.
         """
         check_kind(spec, kind)
+        check_head(spec)
         if self.room is not None:
             self.room.check_run(spec)
         if spec.is_full:
             full = self._take_model(run, spec)
             full.files.read(full.list_targets(full.weights.values))
+            if full.projection is not None:
+                full.projection.initialise(spec.seed)
             full.training.refresh()
             self.optimizers[run] = STATES[kind].fresh(full.weights.values)
         else:
@@ -69,6 +73,8 @@ class Tenancy:
             self.full = self._make_full(run, spec)
         self.full.weights.spec = spec
         self.full.weights.drop_gradients()
+        if self.full.projection is not None:
+            self.adapters.projections[run] = self.full.projection
         return self.full
 
     def _make_full(self, run: str, spec: LoraSpec) -> FullRun:
@@ -109,7 +115,7 @@ class Tenancy:
         if self.full is not None and self.full.name == run:
             return False
         adapter = self._adapter(run)
-        return adapter.join_experts().keys() != adapter.tensors.keys()
+        return adapter.join_experts().keys() != without_head(adapter.tensors).keys()
 
     def shares_trained_head(self, run: str) -> bool:
         """Whether head and input embedding are the same weights, and the run trains one of them."""

@@ -16,15 +16,27 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from training.engine.packing import Item, Layout
+from training.engine.projection import Projection
 from training.engine.tally import Tally, count_slopes
 from training.types import Datum, FloatArray, ForwardBackward, ForwardBackwardOutput
-from training.vectors import CONTRASTIVE, COSINES, COUPLED, GRADIENTS, OUTPUT, POOLING
+from training.vectors import (
+    CONTRASTIVE,
+    COSINES,
+    COUPLED,
+    GRADIENTS,
+    OUTPUT,
+    POOLING,
+    PROJECTION,
+)
 
 GIVEN = GRADIENTS["embedding"]
 
 
 def pull_vectors(
-    layout: Layout, hidden_TH: torch.Tensor, tallies: Mapping[str, Tally]
+    layout: Layout,
+    hidden_TH: torch.Tensor,
+    tallies: Mapping[str, Tally],
+    heads: Mapping[str, Projection],
 ) -> torch.Tensor:
     """Notes the vectors of a pack; returns what has the gradients that were given for them."""
     rows_U = torch.from_numpy(layout.places).to(hidden_TH.device)
@@ -34,34 +46,46 @@ def pull_vectors(
         hidden_UH.register_hook(count)  # type: ignore[no-untyped-call]
     items = [item for part in layout.parts for item in part.items]
     pieces = torch.split_with_sizes(hidden_UH, [item.length for item in items])
-    vectors_NH = torch.stack(
-        [pool(piece, tallies[item.run]) for piece, item in zip(pieces, items, strict=True)]
-    )
-    for item, vector in zip(items, vectors_NH.detach().cpu().numpy(), strict=True):
-        tallies[item.run].vectors[item.index] = vector
-        tallies[item.run].num_scored += 1
-    given_NH = np.stack([read_given(item, vectors_NH.shape[1]) for item in items])
-    pulls_N = (vectors_NH * torch.from_numpy(given_NH).to(vectors_NH.device)).sum(dim=1)
-    for item, pull in zip(items, pulls_N.tolist(), strict=True):
-        tallies[item.run].loss += pull
-    return pulls_N.sum()
+    vectors = [
+        read_vector(piece, tallies[item.run], heads.get(item.run))
+        for piece, item in zip(pieces, items, strict=True)
+    ]
+    given = [read_given(item, vector) for item, vector in zip(items, vectors, strict=True)]
+    flat = torch.cat([vector.reshape(-1) for vector in vectors])
+    pulls = flat * torch.from_numpy(np.concatenate(given)).to(flat.device)
+    sizes = [vector.numel() for vector in vectors]
+    sums = torch.stack([piece.sum() for piece in torch.split_with_sizes(pulls, sizes)])
+    told = np.split(flat.detach().cpu().numpy(), np.cumsum(sizes)[:-1])
+    for item, vector, values, pull in zip(items, vectors, told, sums.tolist(), strict=True):
+        tally = tallies[item.run]
+        tally.vectors[item.index] = values.reshape(vector.shape)
+        tally.num_scored += 1
+        tally.loss += pull
+    return sums.sum()
 
 
-def pool(piece_NH: torch.Tensor, tally: Tally) -> torch.Tensor:
+def read_vector(piece_NH: torch.Tensor, tally: Tally, head: Projection | None) -> torch.Tensor:
+    """Of one datum, N tokens: one vector, or the projection of each."""
+    if tally.request.output == PROJECTION:
+        assert head is not None
+        return head.project(piece_NH)
     if tally.request.config.get(POOLING) == "last":
         return piece_NH[-1]
     return piece_NH.mean(dim=0)
 
 
-def read_given(item: Item, width: int) -> FloatArray:
-    given = item.datum.inputs.get(GIVEN)
-    return np.zeros(width, np.float32) if given is None else given.astype(np.float32, copy=False)
+def read_given(item: Item, vector: torch.Tensor) -> FloatArray:
+    """Flat; zeros where no gradient was sent."""
+    given = next(iter(item.datum.inputs.values()), None)
+    if given is None:
+        return np.zeros(vector.numel(), np.float32)
+    return given.astype(np.float32, copy=False).reshape(-1)
 
 
 def ask_vectors(request: ForwardBackward) -> ForwardBackward:
     """What the passes are asked first. Whatever else a datum brings has no part in it."""
     if request.output not in COUPLED:
-        keep = () if request.forward_only else (GIVEN,)
+        keep = () if request.forward_only else (GRADIENTS[request.output],)
         return replace(request, data=[strip(datum, keep) for datum in request.data])
     config = {OUTPUT: "embedding", POOLING: request.config.get(POOLING, "mean")}
     data = [strip(datum) for datum in request.data]

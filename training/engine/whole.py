@@ -14,6 +14,7 @@ import transformers
 
 from training.deltas import MAX_DELTAS, Chain, find_width, write_difference
 from training.engine.checkpoint import drafting, write_json
+from training.engine.projection import HEAD
 from training.engine.stored import ModelFiles, Targets, Tensors, read_bits
 from training.errors import InvalidInput
 from training.manifest import (
@@ -56,7 +57,7 @@ def write_base(folder: Path, files: ModelFiles, state: State) -> Manifest:
         written = write_weights(draft, files, state.tensors)
         digests |= written
         if state.moments is not None:
-            if not files.are_exact:
+            if not files.are_exact or HEAD in state.tensors:
                 digests[MASTER_FILE] = write_floats(draft, MASTER_FILE, state.tensors)
             digests[MOMENTS_FILE] = write_floats(draft, MOMENTS_FILE, state.moments)
         digest = digest_weights(written)

@@ -29,6 +29,7 @@ from webapp.runs.services import LORA_FLAGS
 
 INIT_METHODS = ("kaiming",)
 CLIENT_RANK = 32  # where a program says nothing of it
+MOST_PROJECTED = 16384  # rows of a projection head
 
 Kind = Operation.Kind
 
@@ -78,7 +79,9 @@ def create_model(*, actor: Actor, job: TrainerJob, fields: Fields) -> Operation:
         may_be_full=True,
         is_reference=is_reference,
     )
-    spec = {"rank": run.rank, **run.lora, "optimizer": run.optimizer}
+    head = shape.get("projection_head_dim", 0)
+    own = {"projection_head_dim": head} if head else {}
+    spec = {"rank": run.rank, **run.lora, **own, "optimizer": run.optimizer}
     asked = {"rank": shape["rank"], "reference": is_reference}
     if asked != {"rank": run.rank, "reference": run.is_reference}:
         raise UserError(f"model_seq_id {run.model_seq_id} already names a model of {run}.")
@@ -105,13 +108,9 @@ def find_offered(job: TrainerJob, fields: Fields) -> BaseModel:
 
 def read_shape(fields: Fields, is_reference: bool) -> dict[str, Any]:
     """Rank 0 is all weights. Without an alpha it is twice the rank."""
-    if fields.has("projection_head_dim"):
-        raise UserError(
-            "projection_head_dim is not offered here: leave it out, and read the output embedding.",
-            field="projection_head_dim",
-        )
     if is_reference:
         return {"rank": REFERENCE_RANK}
+    head = {"projection_head_dim": fields.whole("projection_head_dim", 0, most=MOST_PROJECTED)}
     lora = fields.inner("lora_config")
     method = lora.text("init_method", "kaiming")
     if method not in INIT_METHODS:
@@ -121,9 +120,10 @@ def read_shape(fields: Fields, is_reference: bool) -> dict[str, Any]:
         )
     rank = lora.whole("rank", CLIENT_RANK, most=MAX_RANK)
     if rank == 0:
-        return {"rank": 0}
+        return {"rank": 0, **head}
     return {
         "rank": rank,
+        **head,
         "alpha": float(lora.whole("alpha", 2 * rank, least=1, most=2**20)),
         "seed": lora.whole("seed", 0, least=-LARGEST),
         **{flag: lora.flag(flag, True) for flag in LORA_FLAGS},

@@ -84,6 +84,12 @@ def test_rank_0_is_all_weights(trainer: Trainer) -> None:
     assert (info["is_lora"], info["lora_rank"]) == (False, None)
 
 
+@pytest.mark.parametrize("rank", [0, 8])
+def test_a_projection_head_is_the_models_own(trainer: Trainer, rank: int) -> None:
+    trainer.open_model(rank=rank, projection_head_dim=64)
+    assert read_payload(Run.objects.get().operations.get())["projection_head_dim"] == 64
+
+
 @pytest.mark.parametrize("forward_only", [True, False])
 def test_a_reference_has_the_weights_of_the_base(
     program: Program, base_model: BaseModel, forward_only: bool
@@ -128,7 +134,7 @@ def test_one_session_has_several_models(trainer: Trainer) -> None:
         ({"lora_config": {"rank": 10_000}}, "lora_config.rank is 10000"),
         ({"lora_config": {"rank": 8, "alpha": 0}}, "lora_config.alpha is 0"),
         ({"lora_config": {"rank": 8, "init_method": "nora"}}, "kaiming is offered"),
-        ({"projection_head_dim": 64}, "projection_head_dim"),
+        ({"projection_head_dim": 10**6}, "projection_head_dim"),
         ({"base_model": "accounts/a/models/none"}, "no base model"),
         ({"model_seq_id": "0"}, "model_seq_id"),
         (

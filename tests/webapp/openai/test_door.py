@@ -12,7 +12,7 @@ from tests.webapp.openai.conftest import MODEL, Client, Exchange
 from tests.workers.serving.conftest import REPLICA
 from webapp.accounts.services import create_key
 from webapp.core import event_streams
-from webapp.deployments import replicas
+from webapp.deployments import replicas, turns
 from webapp.deployments.models import SamplingCall
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -58,6 +58,15 @@ async def test_paths_methods_and_bodies_that_are_none_are_refused(client: Client
 async def test_a_requests_number_comes_back(client: Client) -> None:
     assert (await client.read("/v1/models", x_request_id="7f")).headers["x-request-id"] == "7f"
     assert (await client.read("/v1/models")).headers["x-request-id"]
+
+
+async def test_a_project_that_has_too_many_waiting_is_told_to_come_later(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "MOST_WAITING", 0)
+    told = await client.post(PATH, prompt="Hello")
+    assert (told.status, told.error["code"]) == (429, "rate_limit_exceeded")
+    assert told.headers["retry-after"] == "1"
 
 
 async def find_status() -> str:

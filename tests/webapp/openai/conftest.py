@@ -73,6 +73,7 @@ class Told:
 
     @property
     def events(self) -> list[dict[str, Any]]:
+        assert self.status == 200, self.body
         lines = [line for line in self.body.decode().split("\n") if line.startswith("data: ")]
         assert lines[-1] == "data: [DONE]"
         return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]

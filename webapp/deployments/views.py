@@ -46,6 +46,7 @@ from webapp.fleet.models import BaseModel
 
 DEPLOYMENTS_A_PAGE = 50
 LOADS_SHOWN = 20
+OTHERS_OFFERED = 10
 
 
 @login_required
@@ -77,8 +78,18 @@ def create(request: ActorRequest) -> HttpResponse:
     if request.method == "POST" and form.is_valid():
         with show_errors(form):
             return redirect("deployment", _create(request.actor, form.cleaned_data).pk)
+    context = {"form": form, "others": list_others(request.actor, initial["target"])}
     status = 400 if form.errors else 200
-    return render(request, "deployments/new.html", {"form": form}, status=status)
+    return render(request, "deployments/new.html", context, status=status)
+
+
+def list_others(actor: Actor, checkpoint_id: str) -> list[Deployment]:
+    """Where a checkpoint could be promoted, in place of a deployment of its own."""
+    checkpoint = Checkpoint.objects.in_project(actor).filter(pk=checkpoint_id).first()
+    if checkpoint is None:
+        return []
+    fitting = Deployment.objects.in_project(actor).filter(base_model=checkpoint.base_model_id)
+    return list(fitting.exclude(checkpoint=checkpoint)[:OTHERS_OFFERED])
 
 
 def _create(actor: Actor, chosen: dict[str, Any]) -> Deployment:

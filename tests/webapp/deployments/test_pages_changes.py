@@ -90,3 +90,15 @@ def test_the_history_says_who_when_and_what_came_of_it(
     for said in ("served</span>", "failed</span>", "alice", "snapshot-7", "12 ms", "2e-6"):
         assert said in history
     assert "The files were changed on disk." in history
+
+
+def test_a_checkpoint_can_be_promoted_where_a_deployment_is_there_already(
+    browser: Client, run: Run, deployment: Deployment
+) -> None:
+    better = make_checkpoint(run, name="better")
+    page = read(browser, f"/deployments/new/?checkpoint={better.pk}")
+    link = f"/deployments/{deployment.pk}/?checkpoint={better.pk}#promote"
+    assert f'href="{link}"' in page
+    assert f'value="{better.pk}" selected' in read(browser, link)
+    served = read(browser, f"/deployments/new/?checkpoint={deployment.checkpoint_id}")
+    assert "Or promote it" not in served

@@ -31,7 +31,11 @@ class Holder(Protocol):
     def is_in_place(self) -> bool:
         """Its one model has the weights: whatever is loaded takes the place of what was."""
 
-    async def serve(self, change: DeploymentChange) -> HotLoad | None: ...
+    async def prepare(self, change: DeploymentChange) -> None:
+        """What takes time and can be done before anybody waits for it."""
+
+    async def serve(self, change: DeploymentChange) -> HotLoad | None:
+        """Load and prove it. LoadFailed: the server holds what it held before."""
 
     async def take_back(self, change: DeploymentChange) -> None: ...
 
@@ -138,16 +142,23 @@ class Changes:
             await self._settle(change, loads, pause=1000 * (time.perf_counter() - began))
 
     async def _change_in_place(self, change: DeploymentChange, holders: Sequence[Holder]) -> None:
+        """Requests in flight go on with the new weights, or end on the old ones first."""
+        await asyncio.gather(*(holder.prepare(change) for holder in holders))
+        if change.transition != Transition.SYNC:
+            await self._exchange(change, holders)
+            return
+        async with self.gates[change.deployment_id].closed(drain=True):
+            await self._exchange(change, holders)
+
+    async def _exchange(self, change: DeploymentChange, holders: Sequence[Holder]) -> None:
         """Where one of several servers does not agree, all go back to what was served."""
-        drain = change.transition == Transition.SYNC
-        async with self.gates[change.deployment_id].closed(drain=drain):
-            try:
-                loads = await load_everywhere(change, holders)
-            except LoadFailed:
-                await asyncio.gather(*(each.take_back(change) for each in holders))
-                raise
-            pauses = [load.pause_milliseconds or 0.0 for load in loads if load is not None]
-            await self._settle(change, loads, pause=max(pauses, default=0.0))
+        try:
+            loads = await load_everywhere(change, holders)
+        except LoadFailed:
+            await asyncio.gather(*(each.take_back(change) for each in holders))
+            raise
+        pauses = [load.pause_milliseconds or 0.0 for load in loads if load is not None]
+        await self._settle(change, loads, pause=max(pauses, default=0.0))
 
     async def _settle(
         self, change: DeploymentChange, loads: Sequence[HotLoad | None], *, pause: float

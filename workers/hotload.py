@@ -99,6 +99,9 @@ class HotLoads:
                 await self._forget(checkpoint, entry)
         raise ServerLost(f"it forgot {checkpoint.name} {RELOADS} times")
 
+    async def prepare(self, change: DeploymentChange) -> None:
+        """Nobody waits for weights that are loaded beside the old ones."""
+
     async def serve(self, change: DeploymentChange) -> HotLoad | None:
         """Load and prove what a deployment is to serve. None: the base model, which is there."""
         if change.checkpoint is None:

@@ -21,7 +21,7 @@ from webapp.fleet.workers import list_samplers
 from workers.answers import Answer, make_request, store_answer, store_failure
 from workers.changes import Changes
 from workers.drawing import Drawing
-from workers.hotload import HotLoads, LoadFailed, WeightsMoved, in_database, nothing_more
+from workers.hotload import LoadFailed, WeightsMoved, in_database, nothing_more
 from workers.pieces import Publisher
 from workers.starts import (
     IN_FLIGHT,
@@ -31,6 +31,7 @@ from workers.starts import (
     describe_answerable,
     lose,
     name_start,
+    open_loads,
 )
 from workers.vllm import ModelMissing, SamplingServer, ServerLost
 
@@ -127,7 +128,7 @@ class Sampler:
 
     async def open_start(self, replica: Replica) -> Start:
         server = self.connect(replica.url)
-        loads = HotLoads(server, name_start(replica), replica=replica)
+        loads = open_loads(replica, server)
         await loads.adopt()
         return Start(replica=replica, server=server, loads=loads, limit=self.limit)
 

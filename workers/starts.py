@@ -17,6 +17,7 @@ from webapp.deployments.models import DeploymentChange, HotLoad, Replica, Sampli
 from webapp.deployments.replicas import MAX_RANK
 from webapp.fleet.models import BaseModel
 from workers.hotload import HotLoads, LoadFailed
+from workers.in_place import InPlaceLoads
 from workers.vllm import SamplingServer, ServerLost
 
 IN_FLIGHT = 64  # what a server decodes together; more would only wait there instead of here
@@ -36,7 +37,7 @@ class Start:
 
     replica: Replica
     server: SamplingServer
-    loads: HotLoads
+    loads: HotLoads | InPlaceLoads
     limit: int = IN_FLIGHT
     calls: set[int] = field(default_factory=set)  # in flight
     told: set[str] = field(default_factory=set)  # base models that the built-in server knows
@@ -85,6 +86,9 @@ class Start:
     def is_in_place(self) -> bool:
         return self.loads.is_in_place
 
+    async def prepare(self, change: DeploymentChange) -> None:
+        await self.loads.prepare(change)
+
     async def serve(self, change: DeploymentChange) -> HotLoad | None:
         """Load and prove what a deployment is to serve. LoadFailed says why it is not served."""
         try:
@@ -102,7 +106,7 @@ class Start:
         if self.is_lost:
             return False
         if replica.deployment_id is not None:
-            is_whole = checkpoint is None or checkpoint.is_full
+            is_whole = checkpoint is not None and checkpoint.is_full
             return is_whole and replica.deployment_id == change.deployment_id
         return self.can_answer(change.deployment.base_model, checkpoint)
 
@@ -111,6 +115,12 @@ class Start:
         if self.replica.engine == Engine.BUILT_IN and base_model.name not in self.told:
             await self.server.load_model(base_model.name, Path(base_model.path))
             self.told.add(base_model.name)
+
+
+def open_loads(replica: Replica, server: SamplingServer) -> HotLoads | InPlaceLoads:
+    """A vLLM has one model: whole weights take its place, on a server of their deployment's own."""
+    kind = InPlaceLoads if replica.engine == Engine.VLLM and replica.deployment_id else HotLoads
+    return kind(server, name_start(replica), replica=replica)
 
 
 def name_start(replica: Replica) -> str:

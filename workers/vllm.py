@@ -169,13 +169,16 @@ class SamplingServer:
         await self._post("/v1/unload_model", {"model_name": name})
 
     async def replace_weights(
-        self, folder: Path, *, digest: str, version: str, mode: PauseMode
+        self, folder: Path, *, digest: str, version: str, mode: PauseMode, is_prepared: bool = False
     ) -> float:
         """All weights of vLLM's model by those of `folder`; how many milliseconds it stood still.
 
         keep: what runs goes on with the new weights. wait: it is finished with the old ones first.
         InvalidInput: the old weights serve on. Once begun it is ended, whoever stops waiting.
+        `is_prepared`: by `prepare_weights`.
         """
+        if not is_prepared:
+            await self.prepare_weights(folder, digest)
         return await asyncio.shield(
             asyncio.create_task(self._replace_weights(folder, digest, version, mode))
         )
@@ -183,7 +186,6 @@ class SamplingServer:
     async def _replace_weights(
         self, folder: Path, digest: str, version: str, mode: PauseMode
     ) -> float:
-        await self._prepare_weights(folder, digest)
         began = time.perf_counter()
         await self._post(f"/pause?mode={mode}")
         try:
@@ -202,7 +204,7 @@ class SamplingServer:
         """Whoever paused the server may have gone since."""
         await self._post("/resume")
 
-    async def _prepare_weights(self, folder: Path, digest: str) -> None:
+    async def prepare_weights(self, folder: Path, digest: str) -> None:
         """Looked through while requests run; most of what can be wrong is found here."""
         try:
             await self._call_workers("prepare_weights", path=str(folder), digest=digest)

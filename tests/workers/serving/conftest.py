@@ -11,8 +11,11 @@ import pytest
 import torch
 from asgiref.sync import async_to_sync
 
+from tests.whole_folders import restore, write_base, write_delta
 from training.engine.core import Engine
-from training.types import LoraSpec, SavedWeights
+from training.engine.generate import Generator
+from training.errors import InvalidInput
+from training.types import LoraSpec, Probe, SampleRequest, SamplingParams, SavedWeights
 from webapp.accounts.models import Actor, Membership, Project, Role, User
 from webapp.checkpoints.models import Checkpoint
 from webapp.deployments import replicas
@@ -32,6 +35,7 @@ WORKER = "sampler-test"
 REPLICA = "built-in"
 
 Work = Callable[[Sampler], Awaitable[None]]
+TOKENS = (5, 9, 400, 33, 700, 12)  # of the probes of whole checkpoints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,3 +185,56 @@ def work(transport: httpx.AsyncBaseTransport) -> Callable[..., None]:
         async_to_sync(run)()
 
     return work
+
+
+def make_probe(folder: Path) -> Probe:
+    generator = Generator.load(folder)
+    params = SamplingParams(max_tokens=1)
+    generator.submit(SampleRequest(prompt=TOKENS, params=params, prompt_logprobs=True))
+    while not (finished := generator.step()):
+        pass
+    assert not isinstance(finished[0].result, InvalidInput)
+    logprobs = tuple(value for value in finished[0].result.prompt_logprobs or () if value)
+    return Probe(tokens=TOKENS, logprobs=logprobs)
+
+
+@pytest.fixture
+def home(save: Callable[..., Checkpoint], tmp_path: Path, settings: Any) -> Path:
+    """Another one than that of the adapters, whose fixture has set its own by now."""
+    settings.HONE_HOME = tmp_path
+    return tmp_path
+
+
+@pytest.fixture
+def save_full(save: Callable[..., Checkpoint], home: Path) -> Callable[..., Checkpoint]:
+    """A base, and deltas of it, each of other weights."""
+
+    def save_full(name: str, previous: Checkpoint | None = None, seed: int = 0) -> Checkpoint:
+        folder = home / "checkpoints" / name
+        if previous is None:
+            manifest = write_base(folder)
+        else:
+            manifest = write_delta(folder, home / previous.path, seed=seed)
+        probe = make_probe(restore(folder, home / "probed" / name))
+        return save(
+            name=name,
+            rank=0,
+            type=manifest.type,
+            ratio=manifest.ratio,
+            previous=previous,
+            digest=manifest.digest,
+            path=f"checkpoints/{name}",
+            probe={"tokens": list(probe.tokens), "logprobs": list(probe.logprobs)},
+        )
+
+    return save_full
+
+
+@pytest.fixture
+def base(save_full: Callable[..., Checkpoint]) -> Checkpoint:
+    return save_full("base")
+
+
+@pytest.fixture
+def delta(save_full: Callable[..., Checkpoint], base: Checkpoint) -> Checkpoint:
+    return save_full("delta", base, 1)

@@ -35,6 +35,7 @@ from webapp.runs.custom_losses import attach_loss
 from webapp.runs.models import Operation, Run
 from webapp.runs.services import finish_client_run, note_shared_head
 from webapp.wire.passes import JSON, PROTOBUF, decode_forward_backward, encode_output
+from workers.disagreement import Disagreement, Seen
 from workers.saves import choose_previous, export_weights, make_folder_name, save_sampler
 
 EPHEMERAL_SECONDS = 86_400  # of a sampling client's weights, after its session has ended
@@ -56,6 +57,7 @@ class Tally:
     policy_tokens: int = 0  # with an advantage: what the metrics are means over
     custom: dict[str, float] = field(default_factory=dict)  # a custom loss's; means times datums
     custom_datums: dict[str, float] = field(default_factory=dict)  # behind each of its means
+    disagreement: Disagreement = field(default_factory=Disagreement)  # with who sampled
     seconds: float = 0.0  # of the device, this run's share
     spoiled_by: int | None = None  # the seq of a forward_backward whose gradients are missing
 
@@ -73,6 +75,7 @@ class Held:
     autosave_seconds: float = 0.0  # how long the last one took
     measured_tokens: int = 0  # of the largest pass whose memory was measured
     page: Page | None = None  # while it is not on the device
+    seen: Seen = field(default_factory=Seen)  # samples that were learned from before
     is_settled: bool = False  # nothing but weights and optimizer to lose: time for an autosave
 
 
@@ -144,20 +147,20 @@ def note_pass(
     held.seq = operation.seq
     held.unsaved_bytes += len(operation.payload or b"")
     if not request.forward_only:
-        count_output(held.tally, output, request, seconds)
+        count_output(held, output, request, seconds)
         held.is_settled = False
     return Done(result=encode_output(output), content_type=PROTOBUF)
 
 
 def count_output(
-    tally: Tally, output: ForwardBackwardOutput, request: ForwardBackward, seconds: float
+    held: Held, output: ForwardBackwardOutput, request: ForwardBackward, seconds: float
 ) -> None:
     """Weights may be anything; where they are not shares, scored tokens count alike.
 
     Some are negative where a program computes its loss by itself and sends the slopes: their sum
     says nothing, and the mean over it would jump about.
     """
-    weight = output.metrics.get("weights:sum", 0.0)
+    tally, weight = held.tally, output.metrics.get("weights:sum", 0.0)
     are_shares = weight > 0 and output.metrics["weights:min"] >= 0
     tally.loss += output.metrics["loss:sum"]
     tally.weight += weight if are_shares else output.metrics.get("num_scored:sum", 0.0)
@@ -165,6 +168,7 @@ def count_output(
     tally.seconds += seconds
     count_policy(tally, output.metrics, request)
     count_custom(tally, output.metrics)
+    tally.disagreement.count(request, output, held.seen)
 
 
 def count_policy(tally: Tally, metrics: Mapping[str, float], request: ForwardBackward) -> None:
@@ -273,6 +277,7 @@ def describe_tally(tally: Tally, seconds: float) -> dict[str, float]:
             numbers[key] = total / tally.policy_tokens
     for key, total in tally.custom.items():
         numbers[key] = total / tally.custom_datums.get(key, 1.0)
+    numbers |= tally.disagreement.describe()
     if tally.num_tokens and seconds > 0:
         numbers["tokens_per_second"] = tally.num_tokens / seconds
     return numbers

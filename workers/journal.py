@@ -110,6 +110,6 @@ def replay(held: Held, operation: Operation) -> None:
     output = held.engine.forward_backward({held.run.pk: request})[held.run.pk]
     if isinstance(output, InvalidInput):
         raise output  # it was done before: whatever is different now is the server's
-    count_output(held.tally, output, request, time.perf_counter() - started)
+    count_output(held, output, request, time.perf_counter() - started)
     held.seq, held.is_settled = operation.seq, False
     held.unsaved_bytes += len(operation.payload or b"")

@@ -13,6 +13,7 @@ const TITLES = {
     ratio: "Importance ratio",
     clipped: "Clipped share of tokens",
     kl_sample_train: "Divergence from the sampling policy",
+    sampler: "Sampler against trainer, nats",
     custom: "Custom loss's own numbers",
     tokens: "Tokens a step",
     epoch: "Epoch",
@@ -30,6 +31,8 @@ const LABELS = {
     held_out_loss: "held out",
     num_tokens: "all",
     num_weighted_tokens: "learned from",
+    "sampler/logprob_difference_mean": "mean difference",
+    "sampler/kl": "KL, k3",
 };
 const ORDER = ["loss", "learning_rate", "grad_norm", "tokens_per_second"];
 const LAST = ["tokens", "epoch"];

@@ -181,6 +181,18 @@ def test_the_head_of_a_run_says_loss_progress_and_what_is_left(
     assert "about 3 m 1" in page
 
 
+def test_a_run_whose_samples_disagree_with_the_trainer_says_so_until_they_agree(
+    alice: Actor, browser: Client
+) -> None:
+    run = make_recipe_run(alice)
+    record_metrics(run, 3, {"sampler/logprob_difference_mean": 0.034})
+    page = browser.get(f"/runs/{run.pk}/").content.decode()
+    assert "sampler disagrees" in page
+    assert "0.034 nats a token at step 3" in " ".join(page.split())
+    record_metrics(run, 4, {"sampler/logprob_difference_mean": 0.002})
+    assert "sampler disagrees" not in browser.get(f"/runs/{run.pk}/").content.decode()
+
+
 def test_a_failed_run_says_why(alice: Actor, browser: Client) -> None:
     run = make_recipe_run(
         alice, status="failed", error="no row is left", error_category="user", ended_at=now()

@@ -11,7 +11,8 @@ import pytest
 from asgiref.sync import async_to_sync
 
 from tests.vllm_server import RealVllm
-from tests.workers.serving.conftest import TOKENS, start_replica
+from tests.workers.serving.conftest import MODEL, TOKENS, start_replica
+from training import deltas
 from training.types import SampleRequest, SamplingParams
 from webapp.accounts.models import Actor, Role
 from webapp.checkpoints.models import Checkpoint
@@ -103,11 +104,10 @@ def test_a_base_and_its_deltas_take_each_others_place_without_a_restart(
 ) -> None:
     second = save_full("second", delta, 2)
     chains: list[str] = []
-    restore_folder = whole_folders.restore_folder
 
     def restore(folder: Path, target: Path) -> None:
         chains.append(folder.name)
-        restore_folder(folder, target)
+        deltas.restore_folder(folder, target)
 
     monkeypatch.setattr(whole_folders, "restore_folder", restore)
     restored: list[list[str]] = []
@@ -152,7 +152,7 @@ def test_weights_that_do_not_agree_give_way_to_those_that_answered_before(
         await serve(start, first)
         said.append((await answer(start, base))[1].sequences)
         flying = asyncio.create_task(
-            start.loads.use(base, lambda _: start.server.generate(start.loads.model, LONG))
+            start.loads.use(base, lambda _: start.server.generate(MODEL, LONG))
         )
         await asyncio.sleep(0.1)
         await serve(start, await in_database(change, delta, "async"))

@@ -161,7 +161,7 @@ def store_failure(call: SamplingCall, error: str, category: str, worker: str) ->
     with transaction.atomic():
         failed = calls.fail_call(call, worker=worker, error=error, category=category)
         if failed and call.purpose == Purpose.RUN_SAMPLE:
-            _record_sample(call, error=error)
+            _record_sample(call, digest="", error=error)
         elif failed and evaluation:
             record_result(evaluation, call.about["index"], served={}, error=error)
     if evaluation:
@@ -184,8 +184,14 @@ def _keep_sample(call: SamplingCall, answer: Answer) -> None:
         completion=sequence["text"],
         tokens=[{"text": text, "id": token, "logprob": value} for text, token, value in tokens],
         stop_reason=sequence["stop_reason"],
+        digest=find_digest(call, answer),
         error="",
     )
+
+
+def find_digest(call: SamplingCall, answer: Answer) -> str:
+    """Of the weights that answered, as they were found when they were loaded."""
+    return answer.load.digest if answer.load else call.base_model.digest
 
 
 def _record_sample(call: SamplingCall, **columns: Any) -> None:
@@ -209,6 +215,8 @@ def _describe_result(evaluation: Evaluation, call: SamplingCall, answer: Answer)
         "num_tokens": len(sequence["tokens"]),
         "stop_reason": sequence["stop_reason"],
         "scores": scores,
+        "checkpoint": call.checkpoint,
+        "digest": find_digest(call, answer),
         "error": error,
     }
 

@@ -113,6 +113,10 @@ class EvalResult(models.Model):
     num_tokens = models.PositiveIntegerField(default=0)
     stop_reason = models.CharField(max_length=10, blank=True)
     scores = models.JSONField(default=dict)  # {grader: 0..1}
+    checkpoint = models.ForeignKey(
+        Checkpoint, on_delete=models.SET_NULL, null=True, related_name="+"
+    )
+    digest = models.CharField(max_length=64, blank=True)  # of the weights that answered
     error = models.TextField(blank=True)
 
     class Meta:

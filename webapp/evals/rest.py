@@ -187,7 +187,16 @@ class EvaluationDetail(APIView):
 class ResultOutput(serializers.ModelSerializer[EvalResult]):
     class Meta:
         model = EvalResult
-        fields = ("index", "completion", "num_tokens", "stop_reason", "scores", "error")
+        fields = (
+            "index",
+            "completion",
+            "num_tokens",
+            "stop_reason",
+            "scores",
+            "checkpoint",
+            "digest",
+            "error",
+        )
 
 
 class EvaluationResults(APIView):

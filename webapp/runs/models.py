@@ -299,6 +299,7 @@ class Sample(models.Model):
     checkpoint = models.ForeignKey(
         "checkpoints.Checkpoint", on_delete=models.SET_NULL, null=True, related_name="samples"
     )
+    digest = models.CharField(max_length=64, blank=True)  # of the weights that answered
     created_at = models.DateTimeField(default=now)
 
     class Meta:

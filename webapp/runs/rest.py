@@ -235,7 +235,16 @@ class RunMetrics(APIView):
 class SampleOutput(serializers.ModelSerializer[Sample]):
     class Meta:
         model = Sample
-        fields = ("step", "prompt_index", "prompt", "completion", "stop_reason", "error")
+        fields = (
+            "step",
+            "prompt_index",
+            "prompt",
+            "completion",
+            "stop_reason",
+            "checkpoint",
+            "digest",
+            "error",
+        )
 
 
 class RunSamples(APIView):

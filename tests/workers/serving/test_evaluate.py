@@ -165,6 +165,7 @@ def test_an_evaluation_is_answered_graded_and_ended(
     result = evaluation.results.get(index=0)
     assert (result.num_tokens, set(result.scores)) == (4, {"contains", "numeric"})
     assert evaluation.served["digest"] == checkpoint.digest
+    assert (result.checkpoint, result.digest) == (checkpoint, checkpoint.digest)
     assert evaluation.served["sampling"]["max_tokens"] == 4
     assert len(evaluation.served["template"]) == 64
 

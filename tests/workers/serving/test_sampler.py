@@ -189,6 +189,7 @@ def test_a_runs_sample_becomes_its_row_with_tokens_and_logprobs(
     sample = Sample.objects.get()
     assert (sample.run, sample.step, sample.prompt_index) == (run, 10, 2)
     assert (sample.prompt, sample.checkpoint) == (MESSAGES, checkpoint)
+    assert sample.digest == checkpoint.digest
     assert [set(token) for token in sample.tokens] == [{"text", "id", "logprob"}] * len(
         sample.tokens
     )
@@ -202,7 +203,7 @@ def test_a_step_that_is_sampled_again_keeps_one_row(submit: Any, work: Any, run:
             about={"run": run.pk, "step": 10, "prompt_index": 0},
         )
     work()
-    assert Sample.objects.count() == 1
+    assert Sample.objects.get().digest == run.base_model.digest
 
 
 def test_waiting_samples_of_a_cancelled_run_are_cancelled(submit: Any, work: Any, run: Run) -> None:

@@ -135,11 +135,7 @@ class InPlaceLoads:
 
     async def _open(self, checkpoint: Checkpoint) -> Opened:
         load = await in_database(
-            loads.begin_load,
-            checkpoint,
-            server=self.start,
-            replica=self.replica,
-            deployment=self.replica.deployment if self.replica else None,
+            loads.begin_load, checkpoint, server=self.start, replica=self.replica
         )
         self.model, base = await in_database(read_base, checkpoint)
         began = time.perf_counter()

@@ -109,7 +109,7 @@ def test_what_a_datum_tells_of_its_samples_counts_before_its_advantages() -> Non
     """A group whose answers were all as good has no advantages, and was sampled all the same."""
     datum = rate(make_datum(1), np.zeros(12), 0.0)
     sampled = datum.inputs["advantages"] != 0
-    unrated = replace(datum, inputs=datum.inputs | {"advantages": np.zeros(12, np.float32)})
+    unrated = replace(datum, inputs={**datum.inputs, "advantages": np.zeros(12, np.float32)})
     told = replace(unrated, sampled=sampled)
     assert find_sampled(told, knows_all=True).tolist() == sampled.tolist()
     assert not find_sampled(unrated, knows_all=True).any()

@@ -6,7 +6,7 @@ from django.db import IntegrityError, transaction
 
 from webapp.checkpoints.models import Checkpoint
 from webapp.core.events import project_group, publish
-from webapp.deployments.models import Deployment, HotLoad, Replica
+from webapp.deployments.models import HotLoad, Replica
 
 Status = HotLoad.Status
 
@@ -29,7 +29,6 @@ def begin_load(
     *,
     server: str,
     replica: Replica | None = None,
-    deployment: Deployment | None = None,
 ) -> HotLoad:
     """A row with a name that no server has seen: caches of an earlier load cannot answer for it."""
     count = HotLoad.objects.filter(checkpoint=checkpoint).count()
@@ -42,7 +41,7 @@ def begin_load(
                     checkpoint=checkpoint,
                     server=server,
                     replica=replica,
-                    deployment=deployment,
+                    deployment_id=replica.deployment_id if replica else None,
                     adapter_name=name,
                     export_milliseconds=checkpoint.export_milliseconds,
                 )

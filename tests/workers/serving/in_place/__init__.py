@@ -1,0 +1,1 @@
+"""Whole models in the place of a server's one model."""

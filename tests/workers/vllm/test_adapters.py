@@ -152,7 +152,7 @@ async def test_an_adapter_that_cannot_be_served_is_refused_and_the_others_serve_
 ) -> None:
     await server.load_adapter("good", checkpoints.first, base=MODEL)
     folder = tmp_path / "bad"
-    shutil.copytree(checkpoints.second, folder)
+    shutil.copytree(checkpoints.first, folder)
     damage(folder)
     with pytest.raises(InvalidInput, match=f"^bad {text}"):
         await server.load_adapter("bad", folder, base=MODEL)

@@ -47,6 +47,7 @@ Answer = tuple[int, Mapping[str, Any]]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STOP_SECONDS = 3
+KEEP_ALIVE_SECONDS = 3600  # the client closes idle connections, and before the server
 
 
 class Disconnected(Exception):  # noqa: N818 - not a fault: the client has gone
@@ -299,6 +300,7 @@ async def serve(setup: Setup, port: int) -> int:
         port=port,
         lifespan="off",
         access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
     turns.start()

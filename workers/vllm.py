@@ -35,6 +35,8 @@ TESTED_VERSION = "0.32.0"
 
 PauseMode = Literal["keep", "wait"]
 
+ALONE = {"connection": "close"}  # no other request comes over this one's connection
+
 
 class ModelMissing(Exception):  # noqa: N818 - an answer to act on: load the adapter, ask again
     """The server does not know the model: it has restarted, or the name was unloaded."""
@@ -235,7 +237,8 @@ class SamplingServer:
     async def _update(self, folder: Path, digest: str) -> None:
         info = {"path": str(folder), "digest": digest}
         try:
-            await self._post("/update_weights", {"update_info": info})
+            # vLLM closes the connection after an error of this call, a moment after its answer.
+            await self._post("/update_weights", {"update_info": info}, headers=ALONE)
         except ServerLost as error:
             await self._check_prepared()
             raise_refused(error)
@@ -279,9 +282,14 @@ class SamplingServer:
         check_answer(answer)
         return answer
 
-    async def _post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    async def _post(
+        self,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
         try:
-            answer = await self.client.post(path, json=body or {})
+            answer = await self.client.post(path, json=body or {}, headers=headers)
         except httpx.TransportError as error:
             raise ServerLost(f"the sampling server is lost: {error!r}") from error
         check_answer(answer)

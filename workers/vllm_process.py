@@ -127,6 +127,7 @@ def build_vllm_environment(*, device: str = "cpu", threads: int | None = None) -
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "3600",  # our side closes idle connections, and before it
     }
     if device == "cpu":
         # Eager alone still compiles the ranks of log-probabilities, for half a minute.

@@ -153,6 +153,9 @@ class Sampler:
             await in_database(calls.requeue_call, call, worker=self.worker)
             return False
         start.calls.add(call.pk)
+        if not start.is_used:  # said before it ends: a server that nobody uses may be stopped
+            start.is_used = True
+            await in_database(replicas.note_used, [start.replica.name])
         self.tasks[call.pk] = asyncio.create_task(self.answer(call, start))
         return True
 
@@ -184,7 +187,7 @@ class Sampler:
 
     async def sample_from(self, start: Start, call: SamplingCall) -> Answer:
         """A server reads a base model when it is first asked for it, which may take a minute."""
-        name, start.is_used = call.base_model.name, True
+        name = call.base_model.name
         start.cold[name] += 1
         try:
             await start.open_base(call.base_model)

@@ -14,7 +14,7 @@ from tests.workers.serving.conftest import WORKER, finish, start_replica
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.deployments import calls, replicas, services
-from webapp.deployments.models import Deployment, HotLoad, SamplingCall
+from webapp.deployments.models import Deployment, HotLoad, Replica, SamplingCall
 from webapp.deployments.wanted import list_wanted
 from webapp.fleet.models import BaseModel, BaseModelName, Worker
 from workers.hotload import in_database
@@ -255,6 +255,22 @@ def test_a_checkpoint_that_two_samplers_serve_is_loaded_once_into_one_server(
     async_to_sync(run)()
     assert are_done()
     assert HotLoad.objects.count() == 1
+
+
+def test_a_replica_is_known_to_be_used_before_its_first_call_ends(
+    network: Network, submit: Any
+) -> None:
+    start_replica(name="one")
+    submit()
+    used: list[bool] = []
+
+    async def run() -> None:
+        async with open_sampler(network) as sampler:
+            await sampler.run_once()
+            used.append((await in_database(Replica.objects.get)).used_at is not None)
+
+    async_to_sync(run)()
+    assert used == [True]
 
 
 def test_of_two_samplers_one_proves_what_a_deployment_serves(

@@ -2,11 +2,12 @@
 
 from tests.webapp.cast import make_run, sign_in
 from tests.webapp.firetitan.conftest import Program
+from tests.webapp.firetitan.trainers import Trainer, make_job
 from webapp.deployments.models import Deployment
 from webapp.deployments.services import create_deployment
 from webapp.firetitan.models import TrainerJob
 from webapp.fleet.models import BaseModel
-from webapp.runs.models import Origin
+from webapp.runs.models import Origin, Run
 
 
 def test_a_run_is_shown_with_the_job_it_belongs_to(program: Program, base_model: BaseModel) -> None:
@@ -27,6 +28,21 @@ def test_a_run_is_shown_with_the_job_it_belongs_to(program: Program, base_model:
     shown = pages.get(f"/runs/{run.pk}/").content.decode()
     assert "firetitan" in shown
     assert "training-api-service-666aea19" in shown
+
+
+def test_a_reference_is_called_one_and_not_an_adapter(
+    program: Program, base_model: BaseModel
+) -> None:
+    trainer = Trainer(program=program, job=make_job(program, base_model))
+    trainer.open_session()
+    trainer.open_model(0)
+    trainer.open_model(1, lora_config=None, base_only=True)
+    pages = sign_in(program.actor)
+    policy, reference = Run.objects.order_by("model_seq_id")
+    shown = pages.get(f"/runs/{reference.pk}/").content.decode()
+    assert "a reference: the base model" in shown
+    assert "rank 1" not in shown
+    assert "a reference: the base model" not in pages.get(f"/runs/{policy.pk}/").content.decode()
 
 
 def test_a_deployment_is_shown_with_the_trainer_that_it_was_made_for(

@@ -19,6 +19,7 @@ from training.types import (
 )
 
 T = TypeVar("T")
+BESIDE = 3  # as workers.vllm_wire asks for them
 SPARSE = ("sparse_crow_indices", "sparse_col_indices")
 
 
@@ -57,8 +58,9 @@ def read_generate(body: Mapping[str, Any]) -> GenerateBody:
 def read_request(
     body: Mapping[str, Any], fields: Mapping[str, Any], params: SamplingParams
 ) -> SampleRequest:
-    """vLLM counts the likeliest beside the token that is there: of a prompt without that one, of
-    sampled ones with it."""
+    """vLLM counts the likeliest of a prompt without the token that is there, and those of sampled
+    ones with what stands beside them.
+    """
     return SampleRequest(
         prompt=read_list(body, "token_ids", int),
         params=params,
@@ -66,7 +68,7 @@ def read_request(
         prompt_logprobs=fields.get("prompt_logprobs") is not None,
         prompt_logprobs_last_n=read_number(body, "prompt_logprobs_last_n", int, None),
         topk_prompt_logprobs=read_number(fields, "prompt_logprobs", int, 0),
-        topk_sample_logprobs=max(0, read_number(fields, "logprobs", int, 0) - 1),
+        topk_sample_logprobs=max(0, read_number(fields, "logprobs", int, 0) - BESIDE),
         target_prompt_logprobs=read_target_tokens(body),
         prompt_alt_tokens_k=read_number(body, "prompt_alt_tokens_k", int, 0),
         with_routes=bool(body.get("with_routes")),

@@ -133,9 +133,9 @@ class Keeper:
         answered_at = time.monotonic()
         while time.monotonic() - answered_at < HUNG_SECONDS:
             await asyncio.sleep(CHECK_SECONDS)
-            if await server.is_working():
+            if await server.health():
                 answered_at = time.monotonic()
-        return f"The server gave no answer for {time.monotonic() - answered_at:.0f} s."
+        return f"The server gave no answer for {HUNG_SECONDS:.0f} s."
 
     async def watch_work(self, server: SamplingServer) -> str:
         """What computes may hang behind a server that says it is well."""

@@ -15,7 +15,7 @@ INSIDE_VLLM = Path(__file__).parent / "inside_vllm"
 VLLM_MODULE = "vllm.entrypoints.launchers.api_server.entry"  # `vllm serve` fails on the CPU build
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank may be
 MAX_SAMPLES = 512  # of one request: vLLM refuses more than it may run at once
-MAX_LOGPROBS = 1001  # the likeliest of each place, and the sampled one where it is none of them
+MAX_LOGPROBS = 1003  # the likeliest of each place, and what is told beside them
 ADAPTED_MODULES = (
     *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     "lm_head",

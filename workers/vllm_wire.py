@@ -26,6 +26,7 @@ from training.types import (
 )
 
 NAMED = "token_id:"
+BESIDE = 3  # of the likeliest that vLLM is asked for
 GREEDY = 1e-5  # below it nothing is drawn, and all samples of a request are the same
 SEEDS = 1 << 62
 
@@ -62,8 +63,7 @@ def build_body(model: str, request: SampleRequest) -> dict[str, Any]:
         "temperature": params.temperature,
         "top_k": params.top_k,
         "top_p": params.top_p,
-        # The sampled token counts as one: it may be none of the k likeliest.
-        "logprobs": request.topk_sample_logprobs + 1 if request.topk_sample_logprobs else 0,
+        "logprobs": count_likeliest(request),
         "stop": strings,
         "stop_token_ids": [each for each in stop or () if isinstance(each, int)],
         "ignore_eos": stop == (),
@@ -78,6 +78,14 @@ def build_body(model: str, request: SampleRequest) -> dict[str, Any]:
     # vLLM watches for stop strings only where it makes text.
     text = {"output_mode": "text", "return_token_ids": True} if strings else {}
     return body | text | build_extras(request)
+
+
+def count_likeliest(request: SampleRequest) -> int:
+    """The sampled token counts as one, as it may be none of the k likeliest, and so do the two
+    numbers that Hone's extension tells beside it.
+    """
+    is_asked = request.topk_sample_logprobs or request.with_both_logprobs
+    return request.topk_sample_logprobs + BESIDE if is_asked else 0
 
 
 def count_asked(request: SampleRequest) -> int:
@@ -182,25 +190,37 @@ def read_routes(said: Mapping[str, Any], name: str) -> IntArray | None:
 def read_choice(choice: Mapping[str, Any], request: SampleRequest) -> SampledSequence:
     content, topk = choice["logprobs"]["content"], request.topk_sample_logprobs
     ranked = map(read_ranked, content)
+    both = [read_both(said) for said in content] if request.with_both_logprobs else []
+    has_both = bool(both) and None not in both
     return SampledSequence(
         tokens=choice["token_ids"],
         logprobs=[each["logprob"] for each in content],
         stop_reason=read_reason(choice["finish_reason"]),
-        raw_logprobs=read_column(content, "raw_logprob"),
-        drawn_logprobs=read_column(content, "drawn_logprob"),
+        raw_logprobs=[each[0] for each in both if each] if has_both else None,
+        drawn_logprobs=[each[1] for each in both if each] if has_both else None,
         topk_logprobs=read_table(ranked, topk) if topk else None,
         routes=read_routes(choice, "routes") if request.with_routes else None,
     )
 
 
-def read_column(content: Sequence[Mapping[str, Any]], name: str) -> list[float | None] | None:
-    """None where the server has no such column."""
-    has_it = bool(content) and name in content[0]
-    return [each[name] for each in content] if has_it else None
+def read_both(said: Mapping[str, Any]) -> tuple[float | None, float | None] | None:
+    """Ours says them by name, vLLM with Hone's extension as 1 - x among the likeliest; None: a
+    server that does not tell them.
+    """
+    if "raw_logprob" in said:
+        return said["raw_logprob"], said["drawn_logprob"]
+    told = [1 - each["logprob"] for each in said.get("top_logprobs") or () if is_beside(each)]
+    return (told[0], told[1]) if len(told) == 2 else None
+
+
+def is_beside(said: Mapping[str, Any]) -> bool:
+    """No log-probability is above 0."""
+    return bool(said["logprob"] > 0.5)
 
 
 def read_ranked(said: Mapping[str, Any]) -> list[tuple[int, float]]:
-    return [(read_id(each), each["logprob"]) for each in said.get("top_logprobs") or ()]
+    likeliest = (each for each in said.get("top_logprobs") or () if not is_beside(each))
+    return [(read_id(each), each["logprob"]) for each in likeliest]
 
 
 def read_id(said: Mapping[str, Any]) -> int:

@@ -118,7 +118,7 @@ def test_what_was_not_chosen_is_not_sent() -> None:
 def test_what_was_chosen_is_said_in_vllms_words_and_what_only_ours_answers_beside_them() -> None:
     body = build_body("m", replace(EVERYTHING, prompt_logprobs=False, prompt_logprobs_last_n=None))
     assert body["sampling_params"]["prompt_logprobs"] == 2
-    assert body["sampling_params"]["logprobs"] == 2  # with the sampled one
+    assert body["sampling_params"]["logprobs"] == 1 + 3
     assert (body["prompt_alt_tokens_k"], "prompt_logprobs_last_n" in body) == (4, False)
     assert body["target_prompt_logprobs"] == {"data": [5, -1], "shape": [2, 1]}
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import hone_vllm_lora
+import hone_vllm_sampling
 import torch
 from safetensors import SafetensorError, safe_open
 from vllm.distributed.weight_transfer.base import (
@@ -33,7 +34,6 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 from vllm.platforms import current_platform
-from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 
 logger = init_logger("vllm.hone")  # below "vllm", where its handlers are
 
@@ -253,13 +253,14 @@ def check_adapter(folder: Path, config: Any) -> None:
         )
     for name, shape in read_shapes([folder / ADAPTER_FILE]).items():
         module, _, part = name.removeprefix(PREFIX).partition(".lora_")
-        if "experts" in module:  # several formats name these
-            continue
-        if config.target_modules and module.rpartition(".")[2] not in config.target_modules:
+        kind = "experts" if "experts" in module else module.rpartition(".")[2]
+        if kind not in (config.target_modules or (kind,)):
             raise RefusedError(
                 f"{folder.name} changes {module}: this server was started for adapters of"
                 f" {', '.join(config.target_modules)}"
             )
+        if kind == "experts":  # several formats name these
+            continue
         whole = find_base_shape(module)
         theirs = (shape[0], whole[1]) if part.startswith("A") else (whole[0], shape[1])
         if shape != theirs:
@@ -303,24 +304,6 @@ def repack_heads(model: torch.nn.Module) -> None:
             dispatch_cpu_unquantized_gemm(module, remove_weight=False)
 
 
-def report_before_cut(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Sampled log-probabilities of the tempered distribution, from before top-k and top-p.
-
-    What is drawn stays the same. vLLM's `processed_logprobs` would be of what the two have left.
-    """
-
-    def run(
-        self: TopKTopPSampler, logits: torch.Tensor, generators: Any, k: Any, p: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        is_cut = k is not None or p is not None
-        if not is_cut or self.logprobs_mode != "processed_logprobs":
-            return forward(self, logits, generators, k, p)  # type: ignore[no-any-return]
-        whole = logits.log_softmax(dim=-1, dtype=torch.float32)
-        return forward(self, logits, generators, k, p)[0], whole
-
-    return run
-
-
 def check_before(load: Callable[..., Any]) -> Callable[..., Any]:
     def run(self: WorkerLoRAManager, lora_request: Any) -> Any:
         check_adapter(Path(lora_request.lora_path), self.lora_config)
@@ -331,6 +314,5 @@ def check_before(load: Callable[..., Any]) -> Callable[..., Any]:
 
 WorkerLoRAManager._load_adapter = check_before(WorkerLoRAManager._load_adapter)
 WeightTransferEngineFactory.register_engine(BACKEND, CheckpointEngine)
-for method in ("forward_native", "forward_cpu"):
-    setattr(TopKTopPSampler, method, report_before_cut(getattr(TopKTopPSampler, method)))
 hone_vllm_lora.install()
+hone_vllm_sampling.install()

@@ -69,6 +69,8 @@ def expand_slice(
     slice_size: int,
     add_inputs: bool = True,
 ) -> None:
+    if add_inputs and not bool((indices >= 0).any()):  # nothing to add, to as many as a vocabulary
+        return
     rows = multiply_rows(inputs, weights, indices, output.dtype)
     part = output[:, slice_offset : slice_offset + slice_size]
     if add_inputs:

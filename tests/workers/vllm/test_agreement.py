@@ -2,6 +2,7 @@
 
 import asyncio
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from tests.vllm_server import MODEL, TINY
 from tests.workers.vllm.conftest import PROMPT, TOLERANCE, Checkpoints
 from training.engine.generate import Generator
+from training.engine.sampling import drawn_logprobs_of, temper
 from training.errors import InvalidInput
 from training.types import SampledSequence, SampleRequest, SamplingParams
 from workers.vllm import ModelMissing, SamplingServer
@@ -58,9 +60,7 @@ async def test_sampled_log_probabilities_are_of_the_tempered_distribution_before
     params = SamplingParams(max_tokens=12, seed=9, stop=(), **chosen)
     request = SampleRequest(prompt=PROMPT, params=params, topk_sample_logprobs=4)
     sample = (await server.generate(MODEL, request)).sequences[0]
-    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
-    with torch.no_grad():
-        logits = model(torch.tensor([[*PROMPT, *sample.tokens]])).logits[0, len(PROMPT) - 1 : -1]
+    logits = compute_logits(list(sample.tokens))
     logprobs = (logits / (params.temperature or 1.0)).log_softmax(-1)
     said = logprobs[range(12), list(sample.tokens)].tolist()
     assert sample.logprobs == pytest.approx(said, abs=TOLERANCE)
@@ -68,6 +68,39 @@ async def test_sampled_log_probabilities_are_of_the_tempered_distribution_before
     assert sample.topk_logprobs is not None
     assert sample.topk_logprobs.token_ids.tolist() == best.indices.tolist()
     assert np.allclose(sample.topk_logprobs.logprobs, best.values, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [{"temperature": 0.7, "top_p": 0.6}, {"top_k": 3}, {"temperature": 0.0}, {"stop": ("qqq",)}],
+    ids=str,
+)
+async def test_the_models_own_log_probability_is_told_beside_that_of_what_was_drawn_from(
+    server: SamplingServer, chosen: dict[str, Any]
+) -> None:
+    params = SamplingParams(**{"max_tokens": 12, "seed": 9, "stop": (), **chosen})
+    request = SampleRequest(prompt=PROMPT, params=params, with_both_logprobs=True)
+    others = [
+        server.generate(MODEL, replace(request, with_both_logprobs=False, topk_sample_logprobs=k))
+        for k in (0, 1, 7)
+    ]
+    output, *_ = await asyncio.gather(server.generate(MODEL, request), *others)
+    sample = output.sequences[0]
+    tokens = torch.tensor(sample.tokens)
+    logits = compute_logits(list(sample.tokens))
+    own = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+    tempered = temper(logits, [params.temperature or 1.0] * len(tokens))
+    drawn = drawn_logprobs_of(tempered, [params] * len(tokens), tokens)
+    assert sample.raw_logprobs == pytest.approx(own.tolist(), abs=TOLERANCE)
+    assert sample.drawn_logprobs == pytest.approx(drawn.tolist(), abs=TOLERANCE)
+
+
+def compute_logits(tokens: list[int]) -> torch.Tensor:
+    """At each place that one of them was drawn at."""
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    with torch.no_grad():
+        logits: torch.Tensor = model(torch.tensor([[*PROMPT, *tokens]])).logits
+    return logits[0, len(PROMPT) - 1 : -1]
 
 
 async def test_the_likeliest_of_a_prompts_places_are_the_engines(server: SamplingServer) -> None:

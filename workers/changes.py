@@ -19,6 +19,7 @@ from workers.vllm import ServerLost
 logger = logging.getLogger(__name__)
 
 PAUSE_SECONDS = 1.0  # before a lost server is asked again
+MOVED_SECONDS = 0.02  # from the proof of new weights to the row that says they are served
 
 T = TypeVar("T")
 Transition = DeploymentChange.Transition
@@ -113,6 +114,7 @@ class Changes:
                 await in_database(note_checkpoint, call, checkpoint)
                 with suppress(WeightsMoved):
                     return await work(checkpoint)
+            await asyncio.sleep(MOVED_SECONDS)
 
     async def _work(self, change: DeploymentChange, holders: Sequence[Holder]) -> None:
         try:
@@ -158,12 +160,20 @@ class Changes:
             await asyncio.gather(*(each.take_back(change) for each in holders))
             raise
         pauses = [load.pause_milliseconds or 0.0 for load in loads if load is not None]
-        await self._settle(change, loads, pause=max(pauses, default=0.0))
+        if not await self._settle(change, loads, pause=max(pauses, default=0.0)):
+            await asyncio.gather(*(each.take_back(change) for each in holders))
 
     async def _settle(
         self, change: DeploymentChange, loads: Sequence[HotLoad | None], *, pause: float
-    ) -> None:
-        await in_database(services.settle_change, change, load=loads[0], pause_milliseconds=pause)
+    ) -> bool:
+        return await in_database(
+            services.settle_change, change, load=loads[0], pause_milliseconds=pause
+        )
+
+    @property
+    def closed(self) -> list[str]:
+        """Deployments whose new calls wait for the old ones: none is to take a place meanwhile."""
+        return [key for key, gate in self.gates.items() if not gate.is_open.is_set()]
 
 
 async def load_everywhere(

@@ -24,7 +24,7 @@ from workers.whole_folders import find_restored, open_model, remove_restored
 T = TypeVar("T")
 
 RETRY_SECONDS = 30.0  # a load that failed is not tried again for each of a hundred waiting calls
-MAX_LOADED = 64
+MAX_LOADED = 64  # no more than vLLM keeps in memory: others it would read again by itself
 MAX_WHOLE = 4  # models by name: each may be restored on disk, and asked for in turns
 RELOADS = 3  # for one call: a server that forgets what it has just loaded is no server
 

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -120,15 +121,15 @@ class InPlaceLoads:
             return await self._exchange(opened or await self._open(change.checkpoint), mode)
 
     async def take_back(self, change: DeploymentChange) -> None:
-        """Another server of the deployment did not agree: all hold what they held before."""
+        """Another server did not agree, or a newer change came first: what was served is again."""
         async with self.turn:
             if change.checkpoint is None or not self._holds(change.checkpoint):
                 return
             self.num_refused += 1
-            if change.previous is None:
-                await self._let_go()
-            else:
-                await self._exchange(await self._open(change.previous), "keep")
+            await self._let_go()
+            if change.previous is not None and change.previous.is_full:
+                with suppress(LoadFailed):  # the next call asks for it, and hears why
+                    await self._exchange(await self._open(change.previous), "keep")
 
     def _holds(self, checkpoint: Checkpoint) -> bool:
         return self.load is not None and self.load.checkpoint_id == checkpoint.pk

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from math import inf
 
+from django.db.models import Q
+
 from training.data.tokenizer import ChatTokenizer
 from training.errors import InvalidInput
 from training.types import SampleOutput
@@ -90,9 +92,8 @@ class Sampler:
             await self.look_around()
         starts = [each for each in self.starts.values() if each.room]
         room = sum(each.room for each in starts)
-        taken = await in_database(
-            calls.claim_calls, worker=self.worker, limit=room, among=describe_answerable(starts)
-        )
+        among = describe_answerable(starts) & ~Q(deployment__in=self.changes.closed)
+        taken = await in_database(calls.claim_calls, worker=self.worker, limit=room, among=among)
         begun = [await self.begin_call(call) for call in taken]
         return bool(taken) and len(taken) == room and all(begun)
 

@@ -8,14 +8,15 @@ import httpx
 import pytest
 from asgiref.sync import async_to_sync
 
-from tests.workers.serving.conftest import finish, open_sampler
+from tests.workers.serving.conftest import finish, open_sampler, start_replica
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.deployments import services
-from webapp.deployments.models import Deployment, DeploymentChange, SamplingCall
+from webapp.deployments.models import Deployment, DeploymentChange, HotLoad, SamplingCall
 from workers import changes
-from workers.hotload import in_database
+from workers.hotload import MAX_LOADED, in_database
 from workers.sampler import Sampler
+from workers.vllm_process import Room
 
 Status = DeploymentChange.Status
 Scene = Callable[[Sampler], Awaitable[None]]
@@ -187,7 +188,7 @@ def test_a_change_that_drains_waits_for_the_old_ones_and_holds_back_only_its_own
         )
         await sampler.run_once()
         await sampler.tasks[other.pk]  # another tenant of the same server is not held up
-        assert held_back[0].pk in sampler.tasks
+        assert held_back[0].pk not in sampler.tasks  # nor does it take a place that others need
         held.let_go.set()
         await finish(sampler)
 
@@ -297,3 +298,53 @@ def test_a_bug_is_one_changes_failure_and_not_the_samplers(
     assert wish.error.startswith("Internal error")
     assert "TypeError" in caplog.text
     assert read_digests(call) == [first.digest]
+
+
+def test_a_change_is_proven_on_every_ready_server_before_it_is_served(
+    deployment: Deployment, second: Checkpoint, change: Any, transport: httpx.AsyncBaseTransport
+) -> None:
+    wish = change(second)
+
+    async def scene(sampler: Sampler) -> None:
+        await in_database(start_replica, "1", "another")
+        await finish(sampler)
+
+    play(transport, scene)
+    wish.refresh_from_db()
+    assert wish.status == Status.SERVED
+    proven = HotLoad.objects.filter(checkpoint=second, status=HotLoad.Status.READY)
+    assert {each.server for each in proven} == {"another/1", "built-in/1"}
+    assert {each.replica.name for each in proven if each.replica} == {"another", "built-in"}
+
+
+def test_one_server_that_does_not_agree_is_enough_to_keep_the_old_weights(
+    deployment: Deployment,
+    first: Checkpoint,
+    second: Checkpoint,
+    change: Any,
+    ask: Any,
+    transport: httpx.AsyncBaseTransport,
+) -> None:
+    wish = change(second)
+
+    class Deaf(httpx.AsyncBaseTransport):
+        """Of two servers one takes no adapters any more."""
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            if request.url.host == "another" and request.url.path == "/v1/load_lora_adapter":
+                return httpx.Response(400, json={"message": "there is no slot left"})
+            return await transport.handle_async_request(request)
+
+    async def scene(sampler: Sampler) -> None:
+        await in_database(start_replica, "1", "another")
+        await finish(sampler)
+
+    play(Deaf(), scene)
+    for each in (wish, deployment):
+        each.refresh_from_db()
+    assert (wish.status, wish.error) == (Status.FAILED, "there is no slot left")
+    assert (deployment.status, deployment.checkpoint) == (Deployment.Status.READY, first)
+
+
+def test_vllm_keeps_as_many_adapters_in_memory_as_are_loaded_at_most() -> None:
+    assert Room().max_kept >= MAX_LOADED

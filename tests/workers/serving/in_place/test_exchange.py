@@ -166,3 +166,27 @@ def test_a_server_without_the_extension_says_so(base: Checkpoint) -> None:
 
     async_to_sync(run)()
     assert HotLoad.objects.get().status == Status.FAILED
+
+
+def test_weights_of_a_change_that_was_overtaken_make_way_for_what_is_served(
+    play: Play,
+    change: Callable[..., DeploymentChange],
+    base: Checkpoint,
+    delta: Checkpoint,
+    one_model: OneModel,
+) -> None:
+    async def scene(start: Start) -> None:
+        (first,) = await in_database(services.list_changes)
+        await serve(start, first)
+        overtaken = await in_database(change, delta)
+        works = Changes(lambda _: [start], do)
+        await works.begin()
+        await in_database(change, base)
+        await asyncio.gather(*works.tasks.values())
+        load, _ = await answer(start, base)
+        assert load.checkpoint == base
+        await in_database(overtaken.refresh_from_db)
+        assert overtaken.status == DeploymentChange.Status.SUPERSEDED
+
+    play(scene, one_model)
+    assert one_model.digest == base.digest

@@ -10,6 +10,7 @@ Pieces come by Redis and may be lost; whatever is missing comes with the row's r
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from webapp.deployments.pieces import Piece, Progress, read_pieces, read_sample
 
 NUM_THREADS = 4  # for the database; queries take a millisecond
 PREFIX = "call-"
+LONGEST_COMMIT_SECONDS = 60.0  # a busy database holds one up, and until then no row is seen
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -50,6 +52,7 @@ class Ended:
     started_at: datetime | None
     first_token_at: datetime | None
     finished_at: datetime | None
+    is_gone: bool = False  # there is no row
 
     @property
     def is_done(self) -> bool:
@@ -61,6 +64,8 @@ class Follower:
     """One watcher of one call."""
 
     call_id: int
+    is_stored: bool = True  # False: its row is about to be committed
+    begun_at: float = field(default_factory=time.monotonic)
     samples: dict[int, Progress] = field(default_factory=dict)
     ended: Ended | None = None
     news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -74,8 +79,12 @@ class Follower:
             self._find(piece.index).hear(piece)
             self.news.set()
 
+    @property
+    def may_be_early(self) -> bool:
+        return not self.is_stored and time.monotonic() - self.begun_at < LONGEST_COMMIT_SECONDS
+
     def end(self, ended: Ended) -> None:
-        if self.ended is not None:
+        if self.ended is not None or (ended.is_gone and self.may_be_early):
             return
         self.ended = ended
         for index, sequence in enumerate(ended.result.get("sequences", ())):
@@ -108,15 +117,18 @@ class Streams:
 
         def work() -> list[Follower]:
             with transaction.atomic():
-                followers = [Follower(call_id=call.pk) for call in submit()]
+                followers = [Follower(call_id=call.pk, is_stored=False) for call in submit()]
                 loop.call_soon_threadsafe(self._attach, followers)
             return followers
 
-        return await self.look(work)
+        followers = await self.look(work)
+        for follower in followers:
+            follower.is_stored = True
+        return followers
 
     def expect(self, call_id: int) -> Follower:
         """Of a call that another thread is about to commit."""
-        follower = Follower(call_id=call_id)
+        follower = Follower(call_id=call_id, is_stored=False)
         self._attach([follower])
         return follower
 
@@ -257,6 +269,7 @@ def _make_gone() -> Ended:
         started_at=None,
         first_token_at=None,
         finished_at=None,
+        is_gone=True,
     )
 
 

@@ -149,6 +149,19 @@ async def test_a_call_whose_row_is_gone_ends_too(streams: Streams) -> None:
     assert (ended.status, ended.is_done) == ("cancelled", False)
 
 
+async def test_a_call_that_is_not_committed_yet_is_not_taken_for_gone(
+    streams: Streams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follower = streams.expect(12345)
+    await streams.sweep()
+    assert streams.delivery is not None
+    await streams.delivery
+    assert follower.ended is None
+    monkeypatch.setattr("webapp.deployments.streams.LONGEST_COMMIT_SECONDS", 0)
+    await streams.sweep()
+    assert (await streams.wait(follower)).is_gone
+
+
 async def test_a_refused_call_leaves_no_row_and_no_follower(world: World, streams: Streams) -> None:
     def submit() -> list[SamplingCall]:
         world.submit()

@@ -132,6 +132,8 @@ def test_an_adapters_gradients_are_those_of_peft_and_torch(
     for name, expected in read_peft_gradients_of_layers(model).items():
         torch.testing.assert_close(found[name], expected, atol=1e-5 * max(1, scale), rtol=1e-4)
     assert weights.counts.num_sequences == len(data)
+    is_contrast = config["output"] == "contrastive_loss"
+    assert ("loss" in output.metrics) is is_contrast
     assert weights.gradients.any()
 
 

@@ -125,6 +125,8 @@ class Sampler:
                 self.starts[name].replica = replica
             else:
                 self.starts[name] = await self.open_start(replica)
+            start = self.starts[name]
+            start.is_others = start.is_in_place and not self.leads
         await self.see_out()
 
     async def open_start(self, replica: Replica) -> Start:
@@ -282,8 +284,15 @@ class Sampler:
         await in_database(calls.requeue_expired)
         await in_database(settle_abandoned)
         await in_database(beat_worker, name=self.worker, holds=await self.describe())
-        self.leads = (await in_database(list_samplers))[:1] == [self.worker]
+        await self.follow((await in_database(list_samplers))[:1] == [self.worker])
         await self.note_used()
+
+    async def follow(self, leads: bool) -> None:
+        """What another sampler has put in place meanwhile is to be seen before it is used."""
+        if leads and not self.leads:
+            for name in [name for name, each in self.starts.items() if each.is_others]:
+                await self.starts.pop(name).close()
+        self.leads = leads
 
     async def describe(self) -> dict[str, object]:
         """What pages say of us."""

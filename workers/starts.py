@@ -45,6 +45,7 @@ class Start:
     warm: set[str] = field(default_factory=set)  # base models that have answered once
     paused_until: float = 0.0
     is_lost: bool = False
+    is_others: bool = False  # whose one model's weights another sampler exchanges and asks
     is_used: bool = False  # since that was last written down
 
     @property
@@ -53,7 +54,7 @@ class Start:
 
     @property
     def room(self) -> int:
-        is_paused = self.is_lost or time.monotonic() < self.paused_until
+        is_paused = self.is_lost or self.is_others or time.monotonic() < self.paused_until
         return 0 if is_paused else max(0, self.limit - len(self.calls))
 
     @property

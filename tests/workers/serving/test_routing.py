@@ -257,6 +257,35 @@ def test_a_checkpoint_that_two_samplers_serve_is_loaded_once_into_one_server(
     assert HotLoad.objects.count() == 1
 
 
+def test_one_sampler_alone_asks_a_server_whose_weights_are_exchanged_in_place(
+    network: Network, submit: Any, alice: Actor, save: Callable[..., Checkpoint]
+) -> None:
+    whole = save(rank=0, type="base")
+    deployment = services.create_deployment(actor=alice, name="whole", checkpoint=whole)
+    start_replica(name="own", engine="vllm", base_model=whole.base_model, deployment=deployment)
+    submit(checkpoint=whole)
+    for name in ("a", "b"):
+        Worker.objects.create(name=name, kind=Worker.Kind.SAMPLER)
+    rooms: list[int] = []
+    opened: list[bool] = []
+
+    async def run() -> None:
+        async with open_sampler(network, "b") as later:
+            await later.beat()
+            await later.run_once()
+            rooms.append(sum(each.room for each in later.starts.values()))
+            before = list(later.starts.values())
+            await in_database(Worker.objects.filter(name="a").delete)
+            await later.beat()
+            await later.meet_replicas()
+            rooms.append(sum(each.room for each in later.starts.values()))
+            opened.append(before[0] not in later.starts.values())
+
+    async_to_sync(run)()
+    assert (rooms, opened) == ([0, 64], [True])
+    assert SamplingCall.objects.get().started_at is None
+
+
 def test_a_replica_is_known_to_be_used_before_its_first_call_ends(
     network: Network, submit: Any
 ) -> None:

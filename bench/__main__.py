@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from bench import growth, load, memory, profile, serving, sft, stack, tenants
+from bench import growth, hotload, load, memory, profile, serving, sft, stack, tenants
 from bench.contest import ROOT
 from bench.rows import Row, describe_rows, tabulate_rows
 
@@ -23,6 +23,7 @@ BENCHES: Mapping[str, Callable[[], list[Row]]] = {
     "growth": growth.measure,
     "load": load.measure,
     "serving": serving.measure,
+    "hotload": hotload.measure,
 }
 
 

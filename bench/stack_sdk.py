@@ -11,16 +11,8 @@ import tinker
 from tinker import types
 
 from bench.contest import Stopwatch
-from bench.sft_rows import LEARNING_RATE, RANK, SftRow, count_tokens, read_batches
-
-
-def to_datum(row: SftRow) -> types.Datum:
-    tokens = list(row.tokens)
-    weights = [float(learned) for learned in row.learned[1:]]
-    return types.Datum(
-        model_input=types.ModelInput.from_ints(tokens[:-1]),
-        loss_fn_inputs={"target_tokens": tokens[1:], "weights": weights},
-    )
+from bench.sdk_datum import to_datum
+from bench.sft_rows import LEARNING_RATE, RANK, count_tokens, read_batches
 
 
 def main(connection: str, model: str, rows: str) -> None:

@@ -12,6 +12,7 @@ from django.template.loader import render_to_string
 
 from training.engine.checkpoint import ADAPTER_FILE, CONFIG_FILE, count_bytes, drafting, write_json
 from training.engine.merge import Precision, merge_adapter, restore_model
+from training.engine.shards import reclaim
 from training.engine.verify import Agreement, verify_adapter, verify_model
 from training.errors import InvalidInput
 from training.manifest import read_manifest
@@ -97,7 +98,10 @@ def _make_claimed(export_id: str) -> None:
 def _make(export: Export) -> None:
     folder, probe = place_export(export), read_probe(export.checkpoint)
     with drafting(folder) as draft:
-        written = write(export, draft, probe)
+        try:
+            written = write(export, draft, probe)
+        finally:
+            reclaim(Path(export.checkpoint.base_model.path))  # this process lives on
         check(written.agreement, export)
         (draft / "README.md").write_text(write_card(export, written, probe))
     agreement = written.agreement

@@ -2,7 +2,7 @@
 
 from django.contrib import admin
 
-from webapp.checkpoints.models import Checkpoint
+from webapp.checkpoints.models import Checkpoint, Export
 
 
 @admin.register(Checkpoint)
@@ -12,3 +12,11 @@ class CheckpointAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic
     list_select_related = ("run",)
     search_fields = ("id", "name", "digest")
     readonly_fields = ("probe",)
+
+
+@admin.register(Export)
+class ExportAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic at run time
+    list_display = ("id", "checkpoint", "kind", "precision", "status", "max_difference")
+    list_filter = ("kind", "status")
+    list_select_related = ("checkpoint",)
+    search_fields = ("id", "digest")

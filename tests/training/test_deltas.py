@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from training.deltas import (
     read_difference,
     read_frame,
     restore_folder,
+    restore_next,
     write_difference,
 )
 from training.errors import InvalidInput
@@ -190,6 +192,46 @@ def test_each_folder_of_a_chain_is_restored_to_the_bit(store: Store, chain: list
         content = (target / WEIGHTS_FILE).read_bytes()
         assert content == store.layout.header + b"".join(bytes(each) for each in state)
         assert read_layouts(target) == [store.layout]
+
+
+def test_the_last_delta_alone_makes_the_same_bits_of_what_was_restored_before_it(
+    store: Store, chain: list[Path]
+) -> None:
+    before, whole = restore(chain[1]), restore(chain[2])
+    target = chain[2].with_name("next")
+    target.mkdir()
+    (chain[0] / WEIGHTS_FILE).unlink()  # nothing of it is read
+    restore_next(chain[2], before, target)
+    for name in ("config.json", WEIGHTS_FILE):
+        assert (target / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize("wrong", ["base", "changed"])
+def test_a_delta_on_other_weights_than_it_was_made_of_is_noticed(
+    chain: list[Path], wrong: str
+) -> None:
+    before = restore(chain[0] if wrong == "base" else chain[1])
+    if wrong == "changed":
+        file = before / WEIGHTS_FILE
+        file.write_bytes(file.read_bytes()[:-1] + b"!")
+    target = chain[2].with_name("next")
+    target.mkdir()
+    with pytest.raises(InvalidInput, match="second cannot be restored from"):
+        restore_next(chain[2], before, target)
+
+
+def test_sides_of_a_base_that_were_changed_are_noticed(chain: list[Path]) -> None:
+    before, target = restore(chain[1]), chain[2].with_name("next")
+    target.mkdir()
+    (chain[0] / "config.json").write_text("{}")
+    with pytest.raises(InvalidInput, match=r"config\.json is not as it was written"):
+        restore_next(chain[2], before, target)
+
+
+def test_a_delta_whose_base_is_gone_says_what_it_needs(chain: list[Path]) -> None:
+    shutil.rmtree(chain[0])
+    with pytest.raises(InvalidInput, match="first holds only what differs from base, which is not"):
+        find_chain(chain[2])
 
 
 def test_an_unchanged_tensor_costs_its_length_alone(store: Store, chain: list[Path]) -> None:

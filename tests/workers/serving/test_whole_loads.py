@@ -12,6 +12,7 @@ from asgiref.sync import async_to_sync
 
 from tests.whole_folders import TINY
 from tests.workers.serving.conftest import MODEL, TOKENS, WORKER, finish, open_sampler
+from training import deltas
 from webapp.accounts.models import Actor, Role
 from webapp.checkpoints.models import Checkpoint
 from webapp.deployments.calls import submit_call
@@ -106,6 +107,37 @@ def test_a_delta_of_a_delta_is_restored_too(
 
     load(work)
     assert HotLoad.objects.get().status == Status.READY
+
+
+def test_a_delta_of_what_is_loaded_is_restored_by_itself_and_by_the_whole_chain_where_that_fails(
+    load: Callable[..., None],
+    save_full: Callable[..., Checkpoint],
+    delta: Checkpoint,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    second, third = save_full("second", delta, 2), save_full("third", delta, 3)
+    chains: list[str] = []
+
+    def restore(folder: Path, target: Path) -> None:
+        chains.append(folder.name)
+        deltas.restore_folder(folder, target)
+
+    monkeypatch.setattr(whole_folders, "restore_folder", restore)
+
+    async def work(loads: HotLoads) -> None:
+        first, _ = await loads.use(delta, nothing)
+        await loads.use(second, nothing)
+        file = home / "restored" / WORKER / first.adapter_name / "model.safetensors"
+        changed = bytearray(file.read_bytes())
+        changed[-1] ^= 1
+        file.unlink()  # the server may have it mapped
+        file.write_bytes(changed)
+        await loads.use(third, nothing)
+
+    load(work)
+    assert chains == ["delta", "third"]
+    assert set(HotLoad.objects.values_list("status", flat=True)) == {Status.READY}
 
 
 def test_changed_files_are_not_served(

@@ -34,6 +34,7 @@ from workers.starts import (
     lose,
     name_start,
     open_loads,
+    was_reached,
 )
 from workers.vllm import ModelMissing, SamplingServer, ServerLost
 
@@ -230,7 +231,7 @@ class Sampler:
     async def put_back(self, call: SamplingCall, start: Start, error: ServerLost) -> None:
         """Another start or another replica answers it, unless it is what breaks servers."""
         start.pause()
-        self.losses[call.pk] += 1
+        self.losses[call.pk] += was_reached(error)
         if self.losses[call.pk] < MAX_LOSSES:
             logger.warning("call %s waits again: %s", call.pk, error)
             await in_database(calls.requeue_call, call, worker=self.worker)

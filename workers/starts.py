@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
+import httpx
 from django.db.models import Q
 
 from training.errors import InvalidInput
@@ -182,6 +183,15 @@ def make_key(call: SamplingCall) -> str:
 def weigh(key: str, name: str) -> bytes:
     """Of all names one weighs most, and when that is gone the others keep their order."""
     return sha256(f"{name} {key}".encode()).digest()
+
+
+def was_reached(error: BaseException | None) -> bool:
+    """False: it died before it heard of the request, which is then not what broke it."""
+    while error is not None:
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return False
+        error = error.__cause__
+    return True
 
 
 def lose(start: Start) -> ServerLost:

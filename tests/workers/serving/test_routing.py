@@ -18,7 +18,7 @@ from webapp.deployments.models import Deployment, HotLoad, Replica, SamplingCall
 from webapp.deployments.wanted import list_wanted
 from webapp.fleet.models import BaseModel, BaseModelName, Worker
 from workers.hotload import in_database
-from workers.sampler import Sampler
+from workers.sampler import MAX_LOSSES, Sampler
 from workers.starts import choose_start, weigh
 from workers.vllm import SamplingServer
 
@@ -34,12 +34,15 @@ class Network(httpx.AsyncBaseTransport):
         self.inner = inner
         self.gone: set[str] = set()
         self.silent: set[str] = set()
+        self.closed: set[str] = set()
         self.asked: list[str] = []
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         host, is_call = request.url.host, request.url.path == "/inference/v1/generate"
         if is_call:
             self.asked.append(host)
+        if host in self.closed:
+            raise httpx.ConnectError("nobody listens")
         if host in self.gone and is_call:
             raise httpx.ReadError("it was killed")
         if host in self.silent and is_call:
@@ -146,6 +149,33 @@ def test_calls_of_a_replica_that_dies_are_answered_by_another(
     answer_all(network)
     assert are_done()
     assert {"one", "two"} & set(network.asked)
+
+
+def test_calls_outlast_a_server_whose_end_nobody_has_written_down(
+    network: Network, submit: Any, checkpoint: Checkpoint
+) -> None:
+    """As where the supervisor was killed too: what never reached a server did not break it."""
+    start_replica(name="one")
+    both = [submit(), submit(checkpoint=checkpoint)]
+    network.closed = {"one"}
+
+    async def run() -> None:
+        async with open_sampler(network) as sampler:
+            for _ in range(2 * MAX_LOSSES):
+                for start in sampler.starts.values():
+                    start.paused_until = 0.0
+                await sampler.run_once()
+                await sampler.wait()
+            await in_database(replicas.mark_lost, "one", start="1", error="It ended.")
+            network.closed = set()
+            await in_database(start_replica, "2", "one")
+            await sampler.meet_replicas()
+            await finish(sampler)
+
+    async_to_sync(run)()
+    for call in both:
+        call.refresh_from_db()
+        assert call.status == Status.DONE
 
 
 def test_calls_of_a_replica_that_hangs_are_answered_by_another_once_it_is_said_to_be_lost(

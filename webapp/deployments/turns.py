@@ -35,12 +35,11 @@ def name_owner(call: SamplingCall) -> str:
     return str(call.run_id or call.about.get("evaluation") or call.project_id)
 
 
-def check_room(owner: str, purpose: str = Purpose.TINKER) -> None:
-    """SDKs wait a second where there is none, and send the same request again."""
-    waiting = SamplingCall.objects.filter(status=Status.QUEUED, purpose=purpose, owner=owner)
+def check_room(owner: str) -> None:
+    """The SDK waits a second where there is none, and sends the same request again."""
+    waiting = SamplingCall.objects.filter(status=Status.QUEUED, purpose=Purpose.TINKER, owner=owner)
     if waiting.count() >= MOST_WAITING:
-        whose = "session" if purpose == Purpose.TINKER else "project"
-        raise TooMany(f"{MOST_WAITING} samples of this {whose} wait already: send more later.")
+        raise TooMany(f"{MOST_WAITING} samples of this session wait already: send more later.")
 
 
 def choose_calls(limit: int, among: Q) -> list[int]:

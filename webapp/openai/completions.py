@@ -76,7 +76,7 @@ class Completions:
 
     def tell(self, place: int, piece: Piece) -> Iterable[Chunk]:
         """With an echo nothing is told before the prompt's own texts are known: at the end."""
-        if self.has_echo:
+        if self.has_echo or not (piece.text or self.num_logprobs is not None):
             return
         number = self._number(place, piece.index)
         logprobs = self._describe_logprobs(number, piece)

@@ -14,7 +14,7 @@ from django.db import DatabaseError
 from training.errors import InvalidInput
 from webapp.accounts.credentials import find_actor, recall_actor
 from webapp.accounts.models import Actor
-from webapp.core.errors import UserError, choose_status
+from webapp.core.errors import TooMany, UserError, choose_status
 from webapp.core.event_streams import EventStream, wait_for_leaving
 from webapp.core.fields import Fields, read_fields
 from webapp.core.threads import Receive, Scope, Send
@@ -40,6 +40,7 @@ from webapp.openai.metrics import describe_metrics
 from webapp.openai.submitting import submit_form
 
 MAX_BODY_BYTES = 16 * 1024**2
+MOST_FOLLOWED = 5000  # by one web process; it costs no query to know
 LISTS = ("/v1/models", "/inference/v1/models")
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,8 @@ class InferenceDoor:
 
     async def _exchange(self, actor: Actor, form: Form, receive: Receive, reply: "Reply") -> None:
         """As long as its client is there."""
+        if len(self.streams.followers) >= MOST_FOLLOWED:
+            raise TooMany(f"{MOST_FOLLOWED} answers are waited for already: send more later.")
         followers = await self.streams.submit(partial(submit_form, actor, form))
         exchange = Exchange(self.streams, form, followers)
         try:

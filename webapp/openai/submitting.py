@@ -4,7 +4,6 @@ from training.sample_requests import check_sample
 from webapp.accounts.models import Actor
 from webapp.deployments.calls import submit_calls
 from webapp.deployments.models import SamplingCall
-from webapp.deployments.turns import check_room
 from webapp.openai.forms import Form
 from webapp.openai.targets import Target, find_target
 from webapp.tinker.sample_payloads import read_payload
@@ -12,7 +11,6 @@ from webapp.tinker.sample_payloads import read_payload
 
 def submit_form(actor: Actor, form: Form) -> list[SamplingCall]:
     """A call for each prompt, in the form's order."""
-    check_room(actor.project.pk, form.purpose)
     target = find_target(actor, form.model)
     check_payloads(form, target)
     calls = [

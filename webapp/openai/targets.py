@@ -37,7 +37,7 @@ def find_target(actor: Actor, name: str) -> Target:
     deployment = find_deployment(actor, name)
     if deployment is not None:
         return of_deployment(deployment)
-    base_model = BaseModel.objects.prefetch_related("names").filter(names__name=name).first()
+    base_model = BaseModel.objects.filter(names__name=name).order_by().first()
     if base_model is not None:
         return Target(base_model=base_model)
     checkpoint = find_checkpoint(actor, name)

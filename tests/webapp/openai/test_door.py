@@ -12,8 +12,9 @@ from tests.webapp.openai.conftest import MODEL, Client, Exchange
 from tests.workers.serving.conftest import REPLICA
 from webapp.accounts.services import create_key
 from webapp.core import event_streams
-from webapp.deployments import replicas, turns
+from webapp.deployments import replicas
 from webapp.deployments.models import SamplingCall
+from webapp.openai import door
 
 pytestmark = pytest.mark.django_db(transaction=True)
 PATH = "/v1/completions"
@@ -60,10 +61,10 @@ async def test_a_requests_number_comes_back(client: Client) -> None:
     assert (await client.read("/v1/models")).headers["x-request-id"]
 
 
-async def test_a_project_that_has_too_many_waiting_is_told_to_come_later(
+async def test_who_comes_when_too_many_wait_is_told_to_come_later(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns, "MOST_WAITING", 0)
+    monkeypatch.setattr(door, "MOST_FOLLOWED", 0)
     told = await client.post(PATH, prompt="Hello")
     assert (told.status, told.error["code"]) == (429, "rate_limit_exceeded")
     assert told.headers["retry-after"] == "1"

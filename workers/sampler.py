@@ -87,12 +87,25 @@ class Sampler:
             await in_database(loads.lose_unfinished)
 
     async def run_once(self) -> bool:
-        """Begin what waits and finds room. True: there may be more."""
-        if self.is_rested:
-            self.looked_at = time.monotonic()
+        """Begin what waits and finds room. True: there may be more.
+
+        Calls do not wait for a look around where there is a server that can answer them.
+        """
+        looks_first = not (self.rest_seconds and self.starts)
+        if looks_first and self.is_rested:
             await self.look_around()
+        is_more = await self.begin_calls()
+        if not looks_first and self.is_rested:
+            known = set(self.starts)
+            await self.look_around()
+            is_more = is_more or self.starts.keys() != known
+        return is_more
+
+    async def begin_calls(self) -> bool:
         starts = [each for each in self.starts.values() if each.room]
         room = sum(each.room for each in starts)
+        if not room:
+            return False
         among = describe_answerable(starts) & ~Q(deployment__in=self.changes.closed)
         taken = await in_database(calls.claim_calls, worker=self.worker, limit=room, among=among)
         begun = [await self.begin_call(call) for call in taken]
@@ -104,6 +117,7 @@ class Sampler:
 
     async def look_around(self) -> None:
         """Everything but calls: they come and end by the hundred in a second, and this does not."""
+        self.looked_at = time.monotonic()
         await self.meet_replicas()
         await in_database(abandoned.cancel_unwanted)
         await self.prove_deployments()

@@ -20,6 +20,7 @@ from workers.vllm import SamplingServer
 
 POLL_SECONDS = 1.0  # where a kick was lost
 REST_SECONDS = 0.1  # a deployment's change is seen so late at most
+BREATH_SECONDS = 0.003  # calls that come together are claimed together
 BEAT_SECONDS = 5.0
 RECONNECT_SECONDS = 1.0
 
@@ -64,8 +65,10 @@ class Shift:
             await asyncio.sleep(BEAT_SECONDS)
 
     async def pause(self, seconds: float) -> None:
+        await asyncio.sleep(BREATH_SECONDS)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.woken.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self.woken.wait()
         self.woken.clear()
 
     async def listen(self, sampler: Sampler) -> None:

@@ -64,11 +64,12 @@ class Told:
 
     @property
     def json(self) -> Any:
+        assert self.status == 200, self.body
         return json.loads(self.body)
 
     @property
     def error(self) -> dict[str, Any]:
-        error: dict[str, Any] = self.json["error"]
+        error: dict[str, Any] = json.loads(self.body)["error"]
         return error
 
     @property
@@ -201,7 +202,13 @@ class Redirected(httpx.AsyncHTTPTransport):
 async def transport(turns: TurnThread) -> AsyncIterator[httpx.AsyncBaseTransport]:
     """To a server on a port: it tells its tokens one by one, and sees who hangs up."""
     port = find_free_port()
-    config = uvicorn.Config(App(turns), port=port, lifespan="off", log_level="warning")
+    config = uvicorn.Config(
+        App(turns),
+        port=port,
+        lifespan="off",
+        log_level="warning",
+        timeout_graceful_shutdown=1,
+    )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     while not server.started:
@@ -228,7 +235,8 @@ async def work(sampler: Sampler) -> None:
     while True:
         if not await sampler.run_once():
             with suppress(TimeoutError):
-                await asyncio.wait_for(sampler.woken.wait(), 0.02)
+                async with asyncio.timeout(0.02):
+                    await sampler.woken.wait()
             sampler.woken.clear()
 
 

@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.db import IntegrityError, transaction
-from django.db.models import Q
+from django.db.models import QuerySet
 from django.utils.timezone import now
 
 from webapp.accounts.audit import record_audit
@@ -183,8 +183,9 @@ def explain_pause(job: TrainerJob) -> str:
     return f"Nothing was heard of its program for {job.inactivity_seconds} s: resume it."
 
 
-def list_sessions(job: TrainerJob) -> Any:
-    return Session.objects.filter(Q(trainer_jobs=job), finished_at=None).distinct()
+def list_sessions(job: TrainerJob) -> QuerySet[Session]:
+    """Of the clients that are open on it."""
+    return Session.objects.filter(trainer_jobs=job, finished_at=None)
 
 
 def finish_sessions(job: TrainerJob, *, reason: str) -> None:

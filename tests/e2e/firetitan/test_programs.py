@@ -15,6 +15,7 @@ PROGRAMS = {
     "lora": ("managed.py", "lora", "8"),
     "full": ("managed.py", "full", "0"),
     "research": ("research.py", "one"),
+    "several": ("several.py", "one"),
 }
 # Of all weights a snapshot is in the base model's 16 bits, while the trainer counts in 32.
 ADAPTER, ROUNDED = 1e-4, 0.05
@@ -147,3 +148,12 @@ def test_a_sleeping_deployment_wakes_and_an_unknown_snapshot_is_refused(
 ) -> None:
     assert told["research"]["woken"] in ("stop", "length")
     assert told["research"]["refused"] == 404
+
+
+def test_several_adapters_of_one_trainer_are_served_in_turn(told: dict[str, Any]) -> None:
+    rounds = told["several"]["rounds"]
+    assert len({each["version"] for each in rounds}) == 2
+    for each in rounds:
+        assert each["served"] == pytest.approx(each["trained"], abs=ADAPTER)
+        assert each["attempts"] == 1
+    assert rounds[0]["served"] != pytest.approx(rounds[1]["served"], abs=1e-2)

@@ -44,6 +44,12 @@ def spread(_data: list[Datum], vectors: list[Any]) -> tuple[Any, dict[str, float
     return loss, {"spread": float(loss.detach())}
 
 
+def spread_of_values(_data: list[Datum], values: list[Any]) -> tuple[Any, dict[str, float]]:
+    """How far every token's values lie from 1."""
+    loss = torch.stack([((each - 1) ** 2).mean() for each in values]).mean()
+    return loss, {"spread": float(loss.detach())}
+
+
 def likeness(_data: list[Datum], matrix: Any) -> tuple[Any, dict[str, float]]:
     rows = torch.stack(list(matrix)) if isinstance(matrix, list | tuple) else matrix
     loss = rows.sum() / rows.numel()
@@ -91,6 +97,17 @@ for _ in range(STEPS):
     contrastive.append(passed.metrics["loss"])
     learner.optim_step(ADAM).result()
 
+critic, values = (
+    service.create_training_client(base_model=MODEL, lora_rank=4, projection_head_dim=3),
+    [],
+)
+projected = critic.forward_projection(plain).result().loss_fn_outputs[0]["projection"]
+for _ in range(STEPS):
+    passed = critic.forward_backward_custom(plain, spread_of_values, output="projection")
+    values.append(passed.result().metrics["spread"])
+    critic.optim_step(ADAM).result()
+vectors["projection"] = values
+
 many = client.forward([make_datum(number, 3) for number in range(MANY)], "cross_entropy").result()
 sparse = TensorData(
     data=[0.5, 0.5],
@@ -116,6 +133,7 @@ report(
     norms=norms,
     vectors=vectors,
     contrastive=contrastive,
+    projected=list(projected.shape),
     num_outputs=len(many.loss_fn_outputs),
     num_tokens=many.metrics["num_tokens:sum"],
     candidates=list(candidates.loss_fn_outputs[0]["logprobs"].shape),

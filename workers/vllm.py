@@ -35,6 +35,7 @@ TESTED_VERSION = "0.32.0"
 
 PauseMode = Literal["keep", "wait"]
 
+GENERATE = "/inference/v1/generate"
 ALONE = {"connection": "close"}  # no other request comes over this one's connection
 
 
@@ -118,7 +119,7 @@ class SamplingServer:
 
     async def generate(self, model: str, request: SampleRequest) -> SampleOutput:
         """`model` is a base model's name or an adapter's. Cancelling it cancels the request."""
-        answer = await self._post("/inference/v1/generate", build_body(model, request))
+        answer = await self._post(GENERATE, build_body(model, request))
         try:
             return read_output(answer, request)
         except BrokenAnswer as error:
@@ -130,7 +131,7 @@ class SamplingServer:
         """Tokens as they are made, then their cost. Close the generator to cancel the request."""
         body = build_body(model, request) | STREAMED
         try:
-            async with self.client.stream("POST", "/inference/v1/generate", json=body) as answer:
+            async with self.client.stream("POST", GENERATE, json=body) as answer:
                 if answer.status_code != 200:
                     await answer.aread()
                 check_answer(answer)
@@ -241,8 +242,7 @@ class SamplingServer:
     async def _update(self, folder: Path, digest: str) -> None:
         info = {"path": str(folder), "digest": digest}
         try:
-            # vLLM closes the connection after an error of this call, a moment after its answer.
-            await self._post("/update_weights", {"update_info": info}, headers=ALONE)
+            await self._post("/update_weights", {"update_info": info})
         except ServerLost as error:
             await self._check_prepared()
             raise_refused(error)
@@ -286,12 +286,9 @@ class SamplingServer:
         check_answer(answer)
         return answer
 
-    async def _post(
-        self,
-        path: str,
-        body: Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Any:
+    async def _post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        # vLLM closes the connection of a call that failed, a moment after its answer.
+        headers = None if path == GENERATE else ALONE
         try:
             answer = await self.client.post(path, json=body or {}, headers=headers)
         except httpx.TransportError as error:

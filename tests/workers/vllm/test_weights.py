@@ -220,7 +220,11 @@ async def test_an_exchange_whose_caller_died_in_the_middle_does_not_stop_the_nex
 async def test_an_exchange_is_ended_even_where_nobody_waits_for_it(
     server: SamplingServer, checkpoints: Checkpoints
 ) -> None:
-    waiting = asyncio.create_task(put(server, checkpoints.other))
+    folder, digest = checkpoints.other, checkpoints.other_digest
+    await server.prepare_weights(folder, digest)
+    waiting = asyncio.create_task(
+        server.replace_weights(folder, digest=digest, version="o", mode="keep", is_prepared=True)
+    )
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -189,7 +189,7 @@ def test_a_sequence_longer_than_the_context_is_refused(program: Program, model_i
     assert "257 tokens do not fit the model's context of 256" in answer["detail"]
 
 
-@pytest.mark.parametrize("loss_fn", ["reinforce", "mse", ""])
+@pytest.mark.parametrize("loss_fn", ["a2c", "mse", ""])
 def test_an_unknown_loss_is_refused_with_those_there_are(
     program: Program, model_id: str, loss_fn: str
 ) -> None:

@@ -55,12 +55,18 @@ def make_request(call: SamplingCall, tokenizer: ChatTokenizer) -> SampleRequest:
     prompt, params = payload.get("prompt"), dict(payload.get("params") or {})
     if "text" in payload:
         prompt = tokenizer.encode_text(payload["text"])
+        if call.purpose == Purpose.FIRETITAN:
+            limit_to_context(params, call, prompt)
     elif prompt is None:
         prompt = encode_messages(payload["messages"], payload.get("tools"), tokenizer)
         # Who sends messages cannot count tokens: the limit is theirs up to the model's own.
-        room = max(1, call.base_model.context_tokens - len(prompt))
-        params["max_tokens"] = min(params.get("max_tokens") or room, room)
+        limit_to_context(params, call, prompt)
     return read_payload(payload, prompt, params)
+
+
+def limit_to_context(params: dict[str, Any], call: SamplingCall, prompt: Sequence[int]) -> None:
+    room = max(1, call.base_model.context_tokens - len(prompt))
+    params["max_tokens"] = min(params.get("max_tokens") or room, room)
 
 
 def encode_messages(

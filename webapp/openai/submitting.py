@@ -1,5 +1,8 @@
 """The one write of these dialects: a request becomes sampling calls."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from training.sample_requests import check_sample
 from webapp.accounts.models import Actor
 from webapp.deployments.calls import submit_calls
@@ -12,7 +15,7 @@ from webapp.tinker.sample_payloads import read_payload
 def submit_form(actor: Actor, form: Form) -> list[SamplingCall]:
     """A call for each prompt, in the form's order."""
     target = find_target(actor, form.model)
-    check_payloads(form, target)
+    payloads = [check_payload(form, payload, target) for payload in form.payloads]
     calls = [
         SamplingCall(
             project=actor.project,
@@ -23,16 +26,19 @@ def submit_form(actor: Actor, form: Form) -> list[SamplingCall]:
             is_streamed=form.is_streamed,
             payload=payload,
         )
-        for payload in form.payloads
+        for payload in payloads
     ]
     submit_calls(calls)
     return calls
 
 
-def check_payloads(form: Form, target: Target) -> None:
+def check_payload(form: Form, payload: Mapping[str, Any], target: Target) -> Mapping[str, Any]:
     """What comes as token ids is checked now; of texts the sampler knows how long they are."""
-    model = target.base_model
-    for payload in form.payloads:
-        if "prompt" in payload:
-            request = read_payload(payload, payload["prompt"], payload["params"])
-            check_sample(request, model.vocab_size, model.context_tokens)
+    if "prompt" not in payload:
+        return payload
+    model, prompt, params = target.base_model, payload["prompt"], payload["params"]
+    if form.purpose == SamplingCall.Purpose.FIRETITAN:  # whose limit is up to the context
+        room = max(1, model.context_tokens - len(prompt))
+        params = {**params, "max_tokens": min(params["max_tokens"], room)}
+    check_sample(read_payload(payload, prompt, params), model.vocab_size, model.context_tokens)
+    return {**payload, "params": params}

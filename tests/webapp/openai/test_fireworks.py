@@ -115,6 +115,15 @@ async def test_a_prompt_alone_is_scored(client: Client) -> None:
     assert (len(choice["rows"]), choice["finish_reason"]) == (4, "length")
 
 
+async def test_a_limit_beyond_the_context_ends_with_the_context(client: Client) -> None:
+    for prompt in ([5] * 500, "x" * 500):
+        asked = ASKED | {"prompt": prompt, "max_tokens": 1024, "ignore_eos": True}
+        choice = read_choice(await client.post(PATH, **asked))
+        raw = choice["raw_output"]
+        assert len(raw["prompt_token_ids"]) + len(raw["completion_token_ids"]) == 512
+        assert choice["finish_reason"] == "length"
+
+
 async def test_what_would_need_a_store_is_refused_in_the_words_that_clients_know(
     client: Client,
 ) -> None:

@@ -9,7 +9,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from tests.training.engine.allocations import Allocations, count_allocations
 from tests.training.engine.shapes import FAMILIES, save_model
-from training.engine import core
+from training.engine import tenancy
 from training.engine.core import Engine
 from training.engine.gated import thin_out
 from training.memory import Memory
@@ -150,7 +150,7 @@ def test_mlps_keep_half_as_much_and_give_the_same_bits(
     stir: Callable[[Engine, str], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(core, "thin_out", lambda _: 0)
+    monkeypatch.setattr(tenancy, "thin_out", lambda _: 0)
     plain = Engine.load(random_paths["llama"])
     plain.create_adapter("run", LoraSpec(rank=4, seed=1))
     taken = []
@@ -172,7 +172,7 @@ def test_mlps_that_are_not_trained_give_the_same_bits(
     gradients = []
     for is_thin in (True, False):
         if not is_thin:
-            monkeypatch.setattr(core, "thin_out", lambda _: 0)
+            monkeypatch.setattr(tenancy, "thin_out", lambda _: 0)
         engine = Engine.load(random_paths["qwen3"])
         engine.create_adapter("run", LoraSpec(rank=4, train_mlp=False))
         stir(engine, "run")

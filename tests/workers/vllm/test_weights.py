@@ -24,7 +24,7 @@ from training.types import SampleRequest, SamplingParams
 from workers.vllm import PauseMode, SamplingServer
 from workers.vllm_wire import StreamedToken
 
-LONG = SampleRequest(prompt=[1, 5], params=SamplingParams(max_tokens=120, seed=1, stop=()))
+LONG = SampleRequest(prompt=[1, 5], params=SamplingParams(max_tokens=400, seed=1, stop=()))
 
 
 async def put(server: SamplingServer, folder: Path, mode: PauseMode = "keep") -> float:
@@ -79,7 +79,7 @@ async def test_a_request_that_is_kept_goes_on_with_the_new_weights(
     server: SamplingServer, checkpoints: Checkpoints
 ) -> None:
     tokens, logprobs = await exchange_in_mid_stream(server, checkpoints.other, "keep")
-    assert len(tokens) == 120
+    assert len(tokens) == 400
     old = score_old(checkpoints, tokens)
     apart = [abs(said - score) for said, score in zip(logprobs, old, strict=True)]
     assert max(apart[:8]) < TOLERANCE
@@ -102,13 +102,19 @@ async def exchange_in_mid_stream(
     server: SamplingServer, folder: Path, mode: PauseMode
 ) -> tuple[list[int], list[float]]:
     """The tokens of one long request; the exchange begins with its eighth."""
+    digest = digest_whole(folder)
+    await server.prepare_weights(folder, digest)  # so that it begins at once
     said: list[StreamedToken] = []
     exchange: asyncio.Task[float] | None = None
     async for token in server.stream(MODEL, LONG):
         if isinstance(token, StreamedToken):
             said.append(token)
         if len(said) == 8 and exchange is None:
-            exchange = asyncio.create_task(put(server, folder, mode))
+            exchange = asyncio.create_task(
+                server.replace_weights(
+                    folder, digest=digest, version="other", mode=mode, is_prepared=True
+                )
+            )
     assert exchange is not None
     await exchange
     return [each.token for each in said], [each.logprob for each in said]

@@ -2,6 +2,7 @@
 
 from django.http import HttpResponse, JsonResponse
 
+from webapp.core.errors import UserError
 from webapp.core.fields import read_fields
 from webapp.deployments import services as own_services
 from webapp.deployments.models import Deployment
@@ -11,6 +12,8 @@ from webapp.firetitan.deployment_requests import MOST_REPLICAS, read_changes, re
 from webapp.firetitan.endpoints import FiretitanRequest, check_account, endpoint
 from webapp.firetitan.hot_loading import describe_loading, request_load
 from webapp.firetitan.listing import list_page
+
+LONGEST_IDENTITY = 200
 
 
 @endpoint("GET", "POST")
@@ -75,4 +78,11 @@ def read_identity(request: FiretitanRequest) -> str:
     fields = read_fields(request.body)
     fields.flag("reset_prompt_cache", True)
     fields.inner("incremental_snapshot_metadata").text("previous_snapshot_identity", "")
-    return fields.text("identity")
+    identity = fields.text("identity")
+    if len(identity) > LONGEST_IDENTITY:
+        raise UserError(
+            f"identity has {len(identity)} characters: at most {LONGEST_IDENTITY} are kept, and it"
+            " has to be told again as it was posted.",
+            field="identity",
+        )
+    return identity

@@ -119,6 +119,7 @@ def resume_job(*, actor: Actor, job: TrainerJob) -> Standing:
 
 @transaction.atomic
 def cancel_job(*, actor: Actor, job: TrainerJob) -> None:
+    job = _lock(job)
     if not job.is_open:
         raise UserError(f"The trainer job {job.job_id} is over: it cannot be cancelled.")
     _change(job, State(job.state), State.CANCELLED, ended_at=now())
@@ -129,6 +130,7 @@ def cancel_job(*, actor: Actor, job: TrainerJob) -> None:
 @transaction.atomic
 def delete_job(*, actor: Actor, job: TrainerJob) -> None:
     """Its runs end; its row and their checkpoints stay."""
+    job = _lock(job)
     if job.state == State.DELETED:
         return
     _change(job, State(job.state), State.DELETED, deleted_at=now(), ended_at=job.ended_at or now())
@@ -191,6 +193,11 @@ def list_sessions(job: TrainerJob) -> QuerySet[Session]:
 def finish_sessions(job: TrainerJob, *, reason: str) -> None:
     for session in list_sessions(job):
         finish_session(session, reason=reason)
+
+
+def _lock(job: TrainerJob) -> TrainerJob:
+    """As it is by now: whoever looks at a job may have changed its state."""
+    return TrainerJob.objects.select_for_update().get(pk=job.pk)
 
 
 def _change(job: TrainerJob, before: State, after: State, **columns: Any) -> bool:

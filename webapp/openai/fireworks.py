@@ -156,7 +156,8 @@ def read_logprobs(fields: Fields) -> tuple[bool, int]:
     given = fields.values.get("logprobs")
     if given is None or isinstance(given, bool):
         return bool(given), parameters.read_topk(fields, "top_logprobs")
-    return True, max(parameters.read_topk(fields, "logprobs"), fields.whole("top_logprobs", 0))
+    counts = (parameters.read_topk(fields, name) for name in ("logprobs", "top_logprobs"))
+    return True, max(counts)
 
 
 def read_echo(fields: Fields) -> int | None:

@@ -1,8 +1,8 @@
 """The messages and tools of a chat, checked and brought into the form that chat templates read."""
 
-import json
 from typing import Any
 
+from webapp.core.bodies import parse_json
 from webapp.core.errors import UserError
 from webapp.core.fields import Fields
 
@@ -63,20 +63,20 @@ def read_content(fields: Fields) -> str:
 def read_call(fields: Fields) -> dict[str, Any]:
     """Templates write a call's arguments themselves: they want the object, not its text."""
     function = fields.inner("function")
-    arguments = function.text("arguments", "{}")
     try:
-        read = json.loads(arguments)
-    except (ValueError, RecursionError):
+        read = parse_json(function.text("arguments", "{}").encode())
+    except UserError:
         read = None
     if not isinstance(read, dict):
         raise UserError(
             f"{function.where}arguments is no JSON object in a string.",
             field=f"{function.where}arguments",
         )
+    arguments = Fields({"arguments": read}, function.where).document("arguments")
     return {
         "id": fields.text("id", ""),
         "type": "function",
-        "function": {"name": function.text("name"), "arguments": read},
+        "function": {"name": function.text("name"), "arguments": arguments},
     }
 
 

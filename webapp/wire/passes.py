@@ -151,9 +151,14 @@ def _read_buffer(data: bytes, dtype: np.dtype[Any], where: str) -> NDArray[Any]:
 def shape_values(values: NDArray[Any], shape: Sequence[int], where: str) -> NDArray[Any]:
     if not shape:
         return values
-    if len(shape) > MAX_DIMENSIONS or min(shape) < 0 or math.prod(shape) != values.size:
+    if len(shape) > MAX_DIMENSIONS or not is_sized(shape) or math.prod(shape) != values.size:
         raise UserError(f"{where}: the shape {list(shape)} does not hold {values.size} values.")
     return values.reshape(shape)
+
+
+def is_sized(shape: Sequence[int]) -> bool:
+    """Beside a 0 any size would fit, and numpy knows no arrays of some."""
+    return all(0 <= size <= MAX_BODY_BYTES for size in shape)
 
 
 def _read_sparse(tensor: pb.Tensor, dtype: np.dtype[Any], where: str) -> NDArray[Any]:
@@ -175,7 +180,7 @@ def unpack_sparse(
     where: str,
 ) -> NDArray[Any]:
     """Cells that are not listed are 0, in every field: each is made sparse by itself."""
-    if len(shape) != 2 or min(shape) < 0:
+    if len(shape) != 2 or not is_sized(shape):
         raise UserError(f"{where}: a sparse tensor of the shape {shape} cannot be unpacked here.")
     num_rows, num_columns = shape
     fits = (

@@ -218,7 +218,7 @@ def test_a_snapshot_of_another_base_model_is_not_found(
 @pytest.mark.parametrize(
     "body",
     [b"{", [], {}, {"identity": 3}, {"identity": "x", "reset_prompt_cache": "no"},
-     {"identity": "x", "incremental_snapshot_metadata": "none"}],
+     {"identity": "x", "incremental_snapshot_metadata": "none"}, {"identity": "x" * 201}],
 )  # fmt: skip
 def test_a_wrong_body_is_refused(program: Program, deployment: Deployment, body: Any) -> None:
     program.post(PATH, body, **name_deployment(program))

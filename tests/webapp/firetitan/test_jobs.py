@@ -10,7 +10,7 @@ from tests.webapp.cast import make_base_model, make_viewer
 from tests.webapp.firetitan.conftest import Program
 from webapp.deployments.models import Deployment
 from webapp.firetitan.models import TrainerJob
-from webapp.firetitan.services import pause_idle_jobs
+from webapp.firetitan.services import delete_job, pause_idle_jobs
 from webapp.fleet.models import BaseModel, Worker
 from webapp.fleet.services import remove_base_model
 from webapp.runs.models import Session
@@ -251,6 +251,15 @@ def test_a_cancelled_job_is_resumed_but_not_cancelled_again(
     assert program.status == 400
     assert program.post(f"{JOBS}/j1:resume")["state"] == "JOB_STATE_RUNNING"
     assert program.post(f"{JOBS}/j1:resume")["state"] == "JOB_STATE_RUNNING"
+
+
+def test_a_job_that_began_to_run_a_moment_ago_is_deleted_all_the_same(
+    program: Program, job: TrainerJob
+) -> None:
+    seen = TrainerJob.objects.get()
+    seen.state = TrainerJob.State.PENDING
+    delete_job(actor=program.actor, job=seen)
+    assert program.read(f"{JOBS}/j1")["state"] == "JOB_STATE_DELETED"
 
 
 def test_its_steps_are_its_programs_own(program: Program, job: TrainerJob) -> None:

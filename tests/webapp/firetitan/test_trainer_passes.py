@@ -153,6 +153,16 @@ IMAGE = {"type": "image", "data": "", "format": "png", "expected_tokens": 1}
         (make_datum(weights=make_tensor([1.0] * 4, "float64")), {}, "send float32 or int64"),
         (make_datum(weights=make_tensor([[1.0]] * 4)), {}, "no list of numbers"),
         (make_datum(weights=make_tensor([1.0] * 4, shape=[2, 3])), {}, "does not hold 4 values"),
+        (make_datum(weights=make_tensor([], shape=[0, 10**30])), {}, "does not hold 0 values"),
+        (
+            make_datum(
+                weights=make_tensor(
+                    [], sparse_crow_indices=[0], sparse_col_indices=[], shape=[0, 10**30]
+                )
+            ),
+            {},
+            "cannot be unpacked here",
+        ),
         (make_datum(target_tokens=make_tensor([1, 2, 3, 10**9], "int64")), {}, "1000000000"),
         (make_datum(target_tokens=make_tensor([2**63] * 4, "int64")), {}, "larger than int64"),
         (make_datum(target_tokens=make_tensor([2**70] * 4, "int64")), {}, "no list of whole"),

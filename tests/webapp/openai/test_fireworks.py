@@ -135,6 +135,8 @@ async def test_what_would_need_a_store_is_refused_in_the_words_that_clients_know
     assert told.status == 400
     for fields in ({"prompt": [[1], [2]]}, {"min_p": 0.1}, {"images": ["data:"]}):
         assert (await client.post(PATH, **ASKED | fields)).status == 400
+    for counts in ({"logprobs": 1001}, {"logprobs": 1, "top_logprobs": 1001}):
+        assert (await client.post(PATH, **ASKED | counts)).status == 400
 
 
 async def test_a_deployment_answers_by_its_resource_name(

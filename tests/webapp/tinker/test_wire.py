@@ -200,6 +200,7 @@ def test_bfloat16_is_widened_exactly() -> None:
         ({"dense": b"1234", "dtype": 77}, "dtype is unknown"),
         ({"dense": b"1234", "dtype": pb.DTYPE_FLOAT32, "shape": [2]}, "does not hold 1 values"),
         ({"dense": b"1234", "dtype": pb.DTYPE_FLOAT32, "shape": [-1]}, "does not hold 1 values"),
+        ({"dtype": pb.DTYPE_FLOAT32, "shape": [0, 2**62]}, "does not hold 0 values"),
     ],
 )
 def test_a_bad_tensor_is_refused_by_name(tensor: dict[str, Any], complaint: str) -> None:

@@ -83,7 +83,7 @@ async def test_a_request_that_is_kept_goes_on_with_the_new_weights(
     old = score_old(checkpoints, tokens)
     apart = [abs(said - score) for said, score in zip(logprobs, old, strict=True)]
     assert max(apart[:8]) < TOLERANCE
-    assert statistics.mean(apart[-16:]) > 0.1
+    assert statistics.mean(apart[-100:]) > 0.05
     expected = checkpoints.score(PROMPT, whole=checkpoints.other)
     assert differ(await ask_logprobs(server, MODEL), expected) < TOLERANCE
 

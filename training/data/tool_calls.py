@@ -53,7 +53,7 @@ def _read_block(block: str, tools: Sequence[Mapping[str, Any]]) -> ToolCall | No
     if function is not None:
         return _read_function(function[1].strip(), function[2], tools)
     try:
-        call = json.loads(block)
+        call = _read_json(block)
     except ValueError:
         return None
     arguments = call.get("arguments", {}) if isinstance(call, dict) else None
@@ -80,6 +80,18 @@ def _read_value(text: str, kind: Any) -> Any:
     if kind in (None, "string"):
         return text
     try:
-        return json.loads(text)
+        return _read_json(text)
     except ValueError:
         return text
+
+
+def _read_json(text: str) -> Any:
+    """What can be written again. A model writes NaN, half of a surrogate pair and thousands of
+    brackets as well: each is a ValueError.
+    """
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+    return value

@@ -100,4 +100,5 @@ def read_tool(fields: Fields) -> dict[str, Any]:
         raise UserError(f"{fields.where}type is function.", field=f"{fields.where}type")
     function = fields.inner("function")
     function.text("name")
+    function.inner("parameters").inner("properties")  # they are looked up when a call is read
     return {"type": "function", "function": fields.document("function")}

@@ -52,6 +52,13 @@ def test_a_coders_call_has_values_of_the_kinds_that_the_tool_says() -> None:
     assert json.loads(call.arguments) == {"a": 12, "note": "12", "more": "[1, 2"}
 
 
+def test_a_coders_value_that_cannot_be_written_again_is_text() -> None:
+    half = '"\\ud800"'
+    text = f"<tool_call><function=add><parameter=a>{half}</parameter></function></tool_call>"
+    _, (call,) = read_tool_calls(text, TOOLS)
+    assert json.loads(call.arguments) == {"a": half}
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -61,6 +68,9 @@ def test_a_coders_call_has_values_of_the_kinds_that_the_tool_says() -> None:
         write({"arguments": {}}),
         write([1]),
         write({"name": "add", "arguments": {}}) + "<tool_call>{</tool_call>",
+        write({"name": "add", "arguments": {"a": float("nan")}}),
+        write({"name": "add", "arguments": {"a": "\ud800"}}),
+        f"<tool_call>{'[' * 100_000}",
     ],
 )
 def test_an_answer_with_a_broken_call_is_all_text(text: str) -> None:

@@ -88,6 +88,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
     ({"tools": [{"type": "web"}]}, "tools.0.type", "function"),
+    (
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": [1]}}]},
+        "tools.0.function.parameters",
+        "an object",
+    ),
     ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice", "auto or none"),
     ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema"),
     ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),

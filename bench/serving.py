@@ -26,10 +26,10 @@ NUM_TOKENS = 64  # of each answer
 NUM_PROMPT = 48
 TURNS = 3  # each side's, in turns: the machine is the same for both
 READY_SECONDS = 240.0
-# Requests of a turn: enough to fill the server for some seconds.
+# Requests of a turn: some seconds of work for the server.
 REQUESTS: Mapping[str, Mapping[int, int]] = {
     "tiny-chatml-1m": {1: 24, 16: 128, 64: 256},
-    "SmolLM2-135M": {1: 4, 16: 32, 64: 128},
+    "SmolLM2-135M": {1: 2, 16: 16, 64: 64},
 }
 FIND_SERVER = (
     "from webapp.deployments.models import Replica\n"

@@ -5,6 +5,7 @@ import re
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -62,11 +63,17 @@ def test_its_three_curl_calls_launch_a_run(live: Live, tmp_path: Path) -> None:
     assert answer.status_code == 200
 
 
+def test_its_question_in_openais_words_is_answered(live: Live, tmp_path: Path) -> None:
+    answer = call(live, tmp_path, find_block("sh", "/v1/chat/completions"))
+    assert (answer["object"], answer["model"]) == ("chat.completion", "tiny-chatml-1m")
+    assert answer["usage"]["completion_tokens"] > 0
+
+
 def fill_in(command: str, version: object) -> str:
     return command.replace("dsv-...", str(version)).partition("#")[0].rstrip()
 
 
-def call(live: Live, folder: Path, command: str) -> dict[str, object]:
+def call(live: Live, folder: Path, command: str) -> dict[str, Any]:
     finished = subprocess.run(
         ["bash", "-c", command.replace("curl ", "curl -sS ")],
         cwd=folder,
@@ -76,6 +83,6 @@ def call(live: Live, folder: Path, command: str) -> dict[str, object]:
         check=True,
         timeout=60,
     )
-    answer: dict[str, object] = json.loads(finished.stdout)
+    answer: dict[str, Any] = json.loads(finished.stdout)
     assert "error" not in answer or not answer["error"], answer
     return answer

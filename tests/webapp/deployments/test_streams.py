@@ -184,6 +184,7 @@ async def test_a_hundred_who_wait_take_no_thread_and_one_look(
     world: World, streams: Streams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     followers = await streams.submit(lambda: [world.submit() for _ in range(100)])
+    await sync_to_async(lambda: None)()  # whose thread is there from its first use on
     before = threading.active_count()
     waits = [asyncio.create_task(streams.wait(follower)) for follower in followers]
     await sync_to_async(world.finish)()

@@ -22,7 +22,7 @@ test: .venv/test.stamp .venv-sdk/stamp .venv-sdk-oldest/stamp .venv-cookbook/sta
 lint: .venv/test.stamp
 > @bash tests/run.sh lint
 
-bench: .venv/run.stamp .venv-sdk/stamp .venv-bench/stamp .venv-vllm/stamp
+bench: .venv/run.stamp .venv-sdk/stamp .venv-fireworks/stamp .venv-bench/stamp .venv-vllm/stamp
 > @.venv/bin/python -m bench
 
 # Renews the reports that the conformance page of a fresh installation shows.

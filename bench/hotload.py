@@ -23,7 +23,9 @@ from bench.sft import prepare_model, write_batches
 from bench.stack import TINY, serve
 
 SDK = ROOT / ".venv-sdk" / "bin" / "python"
+FIREWORKS = ROOT / ".venv-fireworks" / "bin" / "python"
 ROUNDS: Mapping[str, int] = {"tiny-chatml-1m": 24, "SmolLM2-135M": 8}
+WHOLE_ROUNDS = 6  # at most 8 deltas follow each other
 NUM_STEPS = 100  # of the run whose sampler is compared with its trainer again
 MOST_MILLISECONDS = 300.0  # from a step of the tiny model to its first token, p95
 MOST_DISAGREEMENT = 1e-4  # nats, mean, float32
@@ -60,7 +62,25 @@ def measure() -> list[Row]:
             told = run_program(name, folder, connection)
             rows += describe(name, told)
             rows += asyncio.run(measure_neighbour(name, connection, told.paths))
+            rows.append(measure_whole(name, connection))
     return rows
+
+
+def measure_whole(name: str, connection: Path) -> Row:
+    """All weights: each load is a delta that takes the place of the last weights on a vLLM."""
+    batches = str(connection.with_name("rows.json"))
+    program = [str(FIREWORKS), "-m", "bench.hotload_whole", str(connection), name, batches]
+    totals = json.loads(run([*program, str(WHOLE_ROUNDS)], connection.parent))["totals"]
+    tell_phases(f"{name}, all weights", totals, read_phases(connection)[-len(totals) :])
+    title = f"hotload {name}, all weights: step to first token, p95 against p50"
+    return make_row(title, find_p95(totals), median(totals), unit="ms")
+
+
+def read_phases(connection: Path) -> list[list[float]]:
+    """Of all proven loads, in their order."""
+    shell = [sys.executable, "manage.py", "shell", "-v", "0", "-c", LOADS]
+    phases: list[list[float]] = json.loads(run(shell, connection.parent))
+    return phases
 
 
 def run_program(name: str, folder: Path, connection: Path) -> Told:
@@ -69,8 +89,7 @@ def run_program(name: str, folder: Path, connection: Path) -> Told:
     steps = NUM_STEPS if name == TINY.name else 0
     arguments = [str(connection), name, str(batches), str(ROUNDS[name]), str(steps)]
     told = json.loads(run([str(SDK), "-m", "bench.hotload_sdk", *arguments], connection.parent))
-    shell = [sys.executable, "manage.py", "shell", "-v", "0", "-c", LOADS]
-    return Told(phases=json.loads(run(shell, connection.parent)), **told)
+    return Told(phases=read_phases(connection), **told)
 
 
 def run(command: Sequence[str], home: Path) -> str:
@@ -83,7 +102,8 @@ def run(command: Sequence[str], home: Path) -> str:
 
 def describe(name: str, told: Told) -> list[Row]:
     title = f"hotload {name}, LoRA: "
-    tell_phases(name, told)
+    # The first four loads are not counted, and the last one is for the comparison.
+    tell_phases(f"{name}, LoRA", told.totals, told.phases[-len(told.totals) - 1 : -1])
     p50, p95 = median(told.totals), find_p95(told.totals)
     behind = title + "a step asked for right behind a save, against a step alone"
     rows = [make_row(behind, median(told.behind), median(told.alone), unit="ms")]
@@ -95,11 +115,9 @@ def describe(name: str, told: Told) -> list[Row]:
     return [*rows, *compare_logprobs(title, told)]
 
 
-def tell_phases(name: str, told: Told) -> None:
-    """The first four are loads that are not counted; the last one is for the comparison."""
-    loads = told.phases[-len(told.totals) - 1 : -1]
+def tell_phases(name: str, totals: Sequence[float], loads: Sequence[Sequence[float]]) -> None:
     phases = {each: median(load[at] for load in loads) for at, each in enumerate(PHASES)}
-    p50, p95 = median(told.totals), find_p95(told.totals)
+    p50, p95 = median(totals), find_p95(totals)
     words = ", ".join(f"{phase} {value:.1f}" for phase, value in phases.items())
     rest = p50 - sum(phases.values())
     print(f"{name}: p50 {p50:.1f}, p95 {p95:.1f} ms; {words}, asking and first token {rest:.1f}")

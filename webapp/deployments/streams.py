@@ -27,6 +27,7 @@ from webapp.deployments.pieces import Piece, Progress, read_pieces, read_sample
 
 NUM_THREADS = 4  # for the database; queries take a millisecond
 PREFIX = "call-"
+NOT_FINITE = "Its answer has numbers that are not finite, and cannot be told."
 LONGEST_COMMIT_SECONDS = 60.0  # a busy database holds one up, and until then no row is seen
 
 logger = logging.getLogger(__name__)
@@ -255,7 +256,11 @@ def cancel_by_id(call_id: int) -> None:
 
 
 def _make_ended(*, result: bytes | None, error_category: str, **columns: Any) -> Ended:
-    read = orjson.loads(bytes(result)) if result else {}
+    try:
+        read = orjson.loads(bytes(result)) if result else {}
+    except orjson.JSONDecodeError:  # NaN: those that are read with it must not wait for ever
+        read, error_category = {}, "server"
+        columns |= {"status": Status.FAILED, "error": NOT_FINITE}
     return Ended(result=read, category=error_category, **columns)
 
 

@@ -149,6 +149,20 @@ async def test_a_call_whose_row_is_gone_ends_too(streams: Streams) -> None:
     assert (ended.status, ended.is_done) == ("cancelled", False)
 
 
+async def test_a_result_that_is_no_json_fails_its_call_and_no_other(
+    world: World, streams: Streams
+) -> None:
+    broken = await begin(streams, world)
+    await sync_to_async(world.finish)(result={"sequences": [], "prompt_logprobs": [float("nan")]})
+    whole = await begin(streams, world)
+    await sync_to_async(world.finish)()
+    await streams.sweep()
+    assert (await streams.wait(whole)).is_done
+    ended = await streams.wait(broken)
+    assert (ended.status, ended.category, ended.result) == ("failed", "server", {})
+    assert "not finite" in ended.error
+
+
 async def test_a_call_that_is_not_committed_yet_is_not_taken_for_gone(
     streams: Streams, monkeypatch: pytest.MonkeyPatch
 ) -> None:

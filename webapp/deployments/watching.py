@@ -14,7 +14,9 @@ import orjson
 
 from webapp.accounts.middleware import PROJECT_IN_SESSION
 from webapp.accounts.models import User
+from webapp.accounts.permissions import check_can_write
 from webapp.accounts.services import find_actor_of_user
+from webapp.core.errors import UserError
 from webapp.core.threads import Receive, Scope, Send
 from webapp.deployments.conversation import find_calls
 from webapp.deployments.pieces import Piece
@@ -98,8 +100,8 @@ class Watches:
             watch.say(is_over=True)
             self.watches.pop(watch.follower.call_id, None)
 
-    async def read(self, call_id: int) -> AsyncGenerator[bytes, None]:
-        """Events, from the answer's first word to its end."""
+    async def read(self, call_id: int, *, may_end: bool = True) -> AsyncGenerator[bytes, None]:
+        """Events, from the answer's first word to its end. `may_end`: who leaves may cancel it."""
         watch = self.watches.get(call_id)
         if watch is None:
             watch = self._begin(call_id, await self.streams.find(call_id))
@@ -119,7 +121,8 @@ class Watches:
                     yield beat
         finally:
             watch.readers.discard(reader)
-            self._leave(watch)
+            if may_end:
+                self._leave(watch)
 
     def _leave(self, watch: Watch) -> None:
         """Where the last one leaves, and is not back in a moment, nobody needs the answer."""
@@ -161,6 +164,19 @@ def may_watch(user: Any, project_id: str | None, call_id: int) -> bool:
     return actor is not None and find_calls(actor).filter(pk=call_id).exists()
 
 
+def may_cancel(user: User, project_id: str | None, call_id: int) -> bool:
+    """Of who may watch it: a viewer looks on, and changes nothing by leaving."""
+    actor = find_actor_of_user(user, project_id=project_id)
+    call = find_calls(actor).filter(pk=call_id).first() if actor else None
+    if actor is None or call is None:
+        return False
+    try:
+        check_can_write(actor, project_id=call.project_id)
+    except UserError:
+        return False
+    return True
+
+
 class AnswerStreams:
     """Behind the middleware that reads sessions; a stream holds no thread while it waits."""
 
@@ -176,8 +192,9 @@ class AnswerStreams:
             await send(NOT_FOUND)
             await send({"type": "http.response.body", "body": b"There is no such call."})
             return
+        may_end = await look(may_cancel, user, project_id, call_id)
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-        telling = asyncio.create_task(self._tell(call_id, send))
+        telling = asyncio.create_task(self._tell(call_id, send, may_end=may_end))
         leaving = asyncio.create_task(see_leave(receive))
         try:
             await asyncio.wait((telling, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -186,8 +203,8 @@ class AnswerStreams:
             telling.cancel()
             await asyncio.gather(telling, leaving, return_exceptions=True)
 
-    async def _tell(self, call_id: int, send: Send) -> None:
-        async with aclosing(self.watches.read(call_id)) as events:
+    async def _tell(self, call_id: int, send: Send, *, may_end: bool) -> None:
+        async with aclosing(self.watches.read(call_id, may_end=may_end)) as events:
             async for event in events:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b""})

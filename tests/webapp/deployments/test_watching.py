@@ -10,7 +10,7 @@ from asgiref.sync import sync_to_async
 from channels.auth import AuthMiddlewareStack
 from django.test import Client
 
-from tests.webapp.cast import make_actor, sign_in
+from tests.webapp.cast import make_actor, make_viewer, sign_in
 from webapp.accounts.models import Actor
 from webapp.core.threads import Scope
 from webapp.deployments import calls, watching
@@ -170,6 +170,24 @@ async def test_a_connection_that_ends_lets_its_call_go(
     await open_stream(world.browser, call.pk, leaves=asyncio.Event())
     while (await SamplingCall.objects.aget(pk=call.pk)).status != SamplingCall.Status.CANCELLED:
         await asyncio.sleep(0.01)
+
+
+async def test_a_viewer_who_leaves_cancels_nobodys_call(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "GRACE_SECONDS", 0.0)
+    call = await sync_to_async(world.ask)()
+    world.say(call, FIRST)
+    viewer = await sync_to_async(lambda: sign_in(make_viewer(world.actor)))()
+    _, body = await open_stream(viewer, call.pk, leaves=asyncio.Event())
+    assert b"event: end" not in body
+    await asyncio.sleep(0)
+    watch = watching.watches.watches[call.pk]
+    await sync_to_async(world.finish)()
+    await world.streams.wake(call.request_id)
+    while not watch.is_over:
+        await asyncio.sleep(0.01)
+    assert watch.text == "Hi you"
 
 
 async def test_an_answer_that_is_stopped_stays_as_far_as_it_was_read(world: World) -> None:

@@ -9,10 +9,12 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from training.errors import InvalidInput
 from webapp.checkpoints.models import Checkpoint
 from webapp.deployments import services
 from webapp.deployments.calls import note_checkpoint
-from webapp.deployments.models import DeploymentChange, HotLoad, SamplingCall
+from webapp.deployments.models import Deployment, DeploymentChange, HotLoad, SamplingCall
+from webapp.deployments.queries import find_served
 from workers.hotload import LoadFailed, WeightsMoved, in_database
 from workers.vllm import ServerLost
 
@@ -110,7 +112,10 @@ class Changes:
             return await work(call.checkpoint)
         while True:
             async with self.gates[call.deployment_id].passing():
-                checkpoint = await in_database(services.find_served, call.deployment_id)
+                try:
+                    checkpoint = await in_database(find_served, call.deployment_id)
+                except Deployment.DoesNotExist:
+                    raise InvalidInput("The deployment was deleted.") from None
                 await in_database(note_checkpoint, call, checkpoint)
                 with suppress(WeightsMoved):
                     return await work(checkpoint)

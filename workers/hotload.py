@@ -157,6 +157,8 @@ class HotLoads:
         finally:
             if load.status == HotLoad.Status.LOADING:
                 await in_database(loads.lose_load, load)
+        if load.status == HotLoad.Status.LOST:
+            raise ServerLost("the sampling server ended during a load")
         if load.status != HotLoad.Status.READY:
             await self._unload(load)
             raise LoadFailed(load.error)
@@ -224,10 +226,12 @@ class HotLoads:
             (key for key in served if not self.loaded[key].num_users),
             key=lambda key: self.loaded[key].used_at,
         )
-        for key in idle[: max(0, len(served) - limit + 1)]:
-            load = self.loaded.pop(key).task.result()
-            await in_database(loads.lose_load, load)
-            await self._unload(load)
+        # All at once: while one is unloaded, another load may look for room too.
+        gone = [self.loaded.pop(key) for key in idle[: max(0, len(served) - limit + 1)]]
+        for entry in gone:
+            await in_database(loads.lose_load, entry.task.result())
+        for entry in gone:
+            await self._unload(entry.task.result())
 
     async def _unload(self, load: HotLoad) -> None:
         is_full, name = load.checkpoint.is_full, load.adapter_name

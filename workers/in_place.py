@@ -108,7 +108,7 @@ class InPlaceLoads:
         """All that can be done before anybody waits: the files, compared and restored."""
         assert change.checkpoint is not None
         async with self.turn:
-            if not self._holds(change.checkpoint):
+            if not self._holds(change.checkpoint) and change.checkpoint.pk not in self.opened:
                 self.opened[change.checkpoint.pk] = await self._open(change.checkpoint)
 
     async def serve(self, change: DeploymentChange) -> HotLoad | None:
@@ -176,6 +176,8 @@ class InPlaceLoads:
             self.is_exchanging = False
             if load.status == Status.LOADING:
                 await in_database(loads.lose_load, load)
+        if load.status == Status.LOST:
+            raise ServerLost("the sampling server ended during a load")
         if load.status != Status.READY:
             refusal = await self._refuse(load, load.error)
             await self._go_back(before)

@@ -89,11 +89,11 @@ class Keeper:
 
     async def drain(self) -> None:
         """Give it time to end what it is at. What it does not end is answered by another one."""
-        until = time.monotonic() + DRAIN_SECONDS
         async with self.connect(self.url) as server:
-            with suppress(ServerLost, InvalidInput, ModelMissing, ValueError):
-                while (await server.read_stats()).running and time.monotonic() < until:
-                    await asyncio.sleep(KNOCK_SECONDS)
+            with suppress(ServerLost, InvalidInput, ModelMissing, ValueError, TimeoutError):
+                async with asyncio.timeout(DRAIN_SECONDS):  # one that hangs says nothing at all
+                    while (await server.read_stats()).running:
+                        await asyncio.sleep(KNOCK_SECONDS)
 
     async def begin(self, start: str, url: str, pid: int | None) -> None:
         await in_rows(replicas.begin_start, self.wanted, start=start, url=url, pid=pid)

@@ -156,8 +156,8 @@ class Sampler:
             return
         stopping = await in_database(replicas.list_stopping)
         for start in list(self.leaving):
-            if start.name not in stopping:
-                start.is_lost = True
+            if start.name not in stopping and not start.is_lost:
+                start.is_lost = True  # once: what is cancelled is being put back by the next look
                 for pk in start.calls:
                     self.tasks[pk].cancel()
             if not start.calls:

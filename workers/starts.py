@@ -74,7 +74,8 @@ class Start:
     def can_answer(self, base_model: BaseModel, checkpoint: Checkpoint | None) -> bool:
         replica, is_whole = self.replica, checkpoint is not None and checkpoint.is_full
         if replica.deployment is not None:
-            return checkpoint is not None and replica.deployment.checkpoint_id == checkpoint.pk
+            served = replica.deployment.checkpoint_id
+            return checkpoint is not None and is_whole and served == checkpoint.pk
         if replica.base_model_id not in (None, base_model.pk):
             return False
         rank = checkpoint.rank if checkpoint else 0
@@ -136,7 +137,7 @@ def describe_answerable(starts: Collection[Start]) -> Q:
     for start in starts:
         replica = start.replica
         if replica.deployment is not None:
-            among |= Q(checkpoint=replica.deployment.checkpoint_id, checkpoint__isnull=False)
+            among |= Q(checkpoint=replica.deployment.checkpoint_id, checkpoint__rank=0)
             continue
         here = EVERY if replica.base_model_id is None else Q(base_model=replica.base_model_id)
         if not start.takes_whole:

@@ -1,6 +1,7 @@
 """Every write to hot-loads: a load is a row from its first moment, and READY only by proof."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from django.db import IntegrityError, transaction
 
@@ -46,26 +47,26 @@ def begin_load(
                     export_milliseconds=checkpoint.export_milliseconds,
                 )
         except IntegrityError:
-            continue  # another server took the name at this moment
+            if not HotLoad.objects.filter(adapter_name=name).exists():
+                raise  # the checkpoint's or the server's row has gone
+            # Another server took the name at this moment.
 
 
 def prove_load(load: HotLoad, proof: Proof) -> HotLoad:
-    """READY where trainer and server agree, FAILED where they do not."""
+    """READY where trainer and server agree, FAILED where they do not; LOST stays lost."""
     differences = measure_differences(load.checkpoint.probe["logprobs"], proof.server_logprobs)
-    load.digest = proof.digest
-    load.transfer_milliseconds = proof.transfer_milliseconds
-    load.load_milliseconds = proof.load_milliseconds
-    load.probe_milliseconds = proof.probe_milliseconds
-    load.pause_milliseconds = proof.pause_milliseconds
-    load.server_logprobs = proof.server_logprobs
-    load.mean_difference = sum(differences) / len(differences)
-    load.max_difference = max(differences)
-    load.tolerance = proof.tolerance
-    agrees = load.max_difference <= proof.tolerance
+    agrees = max(differences) <= proof.tolerance
+    measured: dict[str, Any] = asdict(proof) | {
+        "mean_difference": sum(differences) / len(differences),
+        "max_difference": max(differences),
+    }
+    for name, value in measured.items():
+        setattr(load, name, value)
     load.status = Status.READY if agrees else Status.FAILED
-    if not agrees:
-        load.error = describe_difference(load, differences)
-    load.save()
+    load.error = "" if agrees else describe_difference(load, differences)
+    loading = HotLoad.objects.filter(pk=load.pk, status=Status.LOADING)
+    if loading.update(status=load.status, error=load.error, **measured) != 1:
+        load.status, load.error = Status.LOST, "Its server has ended."
     _announce(load)
     return load
 

@@ -41,6 +41,12 @@ class Pending:
         return f"{self.load.replica or 'a sampling server'} is loading it, and then proves it"
 
 
+def find_served(deployment_id: str) -> Checkpoint | None:
+    """What a deployment serves at this moment; None: its base model."""
+    whole = Deployment.objects.select_related("checkpoint__base_model")
+    return whole.get(pk=deployment_id).checkpoint
+
+
 def find_proof(checkpoint: Checkpoint) -> HotLoad | None:
     """The newest load that serves this checkpoint now. None: nothing does."""
     ready = checkpoint.hot_loads.filter(status=HotLoad.Status.READY)

@@ -58,6 +58,7 @@ def mark_stopping(name: str) -> bool:
 
 def mark_stopped(name: str) -> bool:
     """It has ended, and nobody wants another start of it."""
+    loads.lose_loads(of=name)  # also where its row has gone with its deployment
     return _end(Replica.objects.filter(name=name), name, status=Status.STOPPED, start="", url="")
 
 

@@ -186,12 +186,6 @@ def _fail_first(change: DeploymentChange, error: str) -> None:
     waits.update(status=Status.FAILED, error=error, changed_at=now())
 
 
-def find_served(deployment_id: str) -> Checkpoint | None:
-    """What a deployment serves at this moment; None: its base model."""
-    whole = Deployment.objects.select_related("checkpoint__base_model")
-    return whole.get(pk=deployment_id).checkpoint
-
-
 @transaction.atomic
 def stop_deployment(*, actor: Actor, deployment: Deployment) -> None:
     mine = Deployment.objects.visible_to(actor).filter(pk=deployment.pk)

@@ -115,14 +115,19 @@ class Streams:
         They are there before the calls are: nothing that is said of a call falls between.
         """
         loop = asyncio.get_running_loop()
+        followers: list[Follower] = []
 
-        def work() -> list[Follower]:
+        def work() -> None:
             with transaction.atomic():
-                followers = [Follower(call_id=call.pk, is_stored=False) for call in submit()]
+                followers.extend(Follower(call_id=call.pk, is_stored=False) for call in submit())
                 loop.call_soon_threadsafe(self._attach, followers)
-            return followers
 
-        followers = await self.look(work)
+        try:
+            await self.look(work)
+        except DatabaseError:  # at the end, as where it is busy for too long
+            for follower in followers:
+                self.leave(follower)
+            raise
         for follower in followers:
             follower.is_stored = True
         return followers

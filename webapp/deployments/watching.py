@@ -84,10 +84,12 @@ class Watches:
             self._begin(call_id, self.streams.expect(call_id))
 
     def _begin(self, call_id: int, follower: Follower) -> Watch:
-        watch = self.watches.get(call_id) or Watch(follower=follower)
-        if watch.pump is None:
-            self.watches[call_id] = watch
-            watch.pump = asyncio.create_task(self._pump(watch))
+        watch = self.watches.get(call_id)
+        if watch is not None:  # another page was faster
+            self.streams.leave(follower)
+            return watch
+        watch = self.watches[call_id] = Watch(follower=follower)
+        watch.pump = asyncio.create_task(self._pump(watch))
         return watch
 
     async def _pump(self, watch: Watch) -> None:

@@ -3,14 +3,15 @@
 from typing import Any
 
 import pytest
+from django.db import IntegrityError
 from django.utils.timezone import now
 
-from tests.webapp.deployments.conftest import make_checkpoint
+from tests.webapp.deployments.conftest import make_checkpoint, make_load, make_replica
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.core.errors import UserError
-from webapp.deployments import services
-from webapp.deployments.loads import begin_load, lose_load, lose_loads
+from webapp.deployments import replicas, services
+from webapp.deployments.loads import Proof, begin_load, lose_load, lose_loads, prove_load
 from webapp.deployments.models import Deployment, HotLoad
 from webapp.deployments.queries import find_last_load, find_proof
 from webapp.fleet.models import BaseModel
@@ -189,3 +190,43 @@ def test_a_new_start_loses_only_the_loads_of_its_own_server(checkpoint: Checkpoi
     assert lose_loads(of="one", but="one/2") == 1
     lost = HotLoad.objects.filter(status=HotLoad.Status.LOST)
     assert [load.server for load in lost] == ["one/1"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_load_on_a_server_whose_row_has_gone_is_refused_and_no_name_is_sought_for_ever(
+    deployment: Deployment, alice: Actor, checkpoint: Checkpoint
+) -> None:
+    replica = make_replica(deployment=deployment)
+    services.delete_deployment(actor=alice, deployment=deployment)
+    with pytest.raises(IntegrityError):
+        begin_load(checkpoint, server="vllm-tiny/a1", replica=replica)
+
+
+def test_a_proof_that_comes_after_its_server_has_ended_proves_nothing(
+    checkpoint: Checkpoint,
+) -> None:
+    load = begin_load(checkpoint, server="s/1")
+    lose_loads(of="s")
+    proof = Proof(
+        digest=checkpoint.digest,
+        transfer_milliseconds=1.0,
+        load_milliseconds=1.0,
+        probe_milliseconds=1.0,
+        server_logprobs=checkpoint.probe["logprobs"],
+        tolerance=1e-3,
+    )
+    assert prove_load(load, proof).status == HotLoad.Status.LOST
+    load.refresh_from_db()
+    assert (load.status, load.server_logprobs) == (HotLoad.Status.LOST, [])
+
+
+def test_what_a_server_held_is_lost_also_where_its_row_went_with_its_deployment(
+    deployment: Deployment, alice: Actor, checkpoint: Checkpoint
+) -> None:
+    replica = make_replica(deployment=deployment)
+    load = make_load(checkpoint, replica=replica)
+    HotLoad.objects.filter(pk=load.pk).update(server=f"{replica.name}/{replica.start}")
+    services.delete_deployment(actor=alice, deployment=deployment)
+    assert not replicas.mark_stopped(replica.name)
+    load.refresh_from_db()
+    assert load.status == HotLoad.Status.LOST

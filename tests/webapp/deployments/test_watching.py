@@ -101,6 +101,21 @@ async def test_an_answer_that_was_there_before_is_told_whole(world: World) -> No
     assert await read(stream) == ("end", {})
 
 
+async def test_two_pages_that_come_at_once_leave_nobody_behind_who_follows(world: World) -> None:
+    call = await sync_to_async(world.ask)()
+    events, streams = Watches(), Streams()
+    events.open(streams)
+    pages = events.read(call.pk), events.read(call.pk)
+    told = asyncio.gather(*map(read, pages))
+    while call.pk not in events.watches or len(events.watches[call.pk].readers) < 2:
+        await asyncio.sleep(0.01)
+    await sync_to_async(world.finish)()
+    await streams.wake(call.request_id)
+    assert await told == [("piece", {"text": "Hi you"})] * 2
+    assert [await read(page) for page in pages] == [("end", {})] * 2
+    assert streams.followers == {}
+
+
 async def test_a_page_that_leaves_cancels_its_call_and_one_that_is_reloaded_does_not(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

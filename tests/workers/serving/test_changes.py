@@ -9,6 +9,7 @@ import pytest
 from asgiref.sync import async_to_sync
 
 from tests.workers.serving.conftest import finish, open_sampler, start_replica
+from training.errors import InvalidInput
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.deployments import services
@@ -348,3 +349,19 @@ def test_one_server_that_does_not_agree_is_enough_to_keep_the_old_weights(
 
 def test_vllm_keeps_as_many_adapters_in_memory_as_are_loaded_at_most() -> None:
     assert Room().max_kept >= MAX_LOADED
+
+
+def test_a_call_under_way_hears_that_its_deployment_was_deleted(
+    transport: httpx.AsyncBaseTransport, alice: Actor, deployment: Deployment, ask: Any
+) -> None:
+    call = ask()
+
+    async def draw(_: Checkpoint | None) -> None:
+        raise AssertionError
+
+    async def scene(sampler: Sampler) -> None:
+        await in_database(services.delete_deployment, actor=alice, deployment=deployment)
+        with pytest.raises(InvalidInput, match=r"The deployment was deleted\."):
+            await sampler.changes.answer(call, draw)
+
+    play(transport, scene)

@@ -1,5 +1,6 @@
 """A checkpoint is served under a name of its own, and only after it was proven to be itself."""
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -205,6 +206,24 @@ def test_the_longest_unused_checkpoint_makes_room(
     assert len({each[0] for each in names}) == 3
     statuses = list(HotLoad.objects.order_by("id").values_list("status", flat=True))
     assert statuses == [Status.LOST, Status.LOST, Status.READY]
+
+
+def test_two_loads_at_once_make_room_beside_each_other(
+    load: Load, save: Callable[..., Checkpoint]
+) -> None:
+    held = [save("first"), save("second"), save("third", path="second")]
+    wanted = [save("fourth", path="second"), save("fifth", path="second")]
+
+    async def work(loads: HotLoads) -> None:
+        for checkpoint in held:
+            await loads.use(checkpoint, nothing)
+        loads.max_loaded = 1
+        await asyncio.gather(*(loads.use(checkpoint, nothing) for checkpoint in wanted))
+        assert loads.loaded.keys() == {checkpoint.pk for checkpoint in wanted}
+
+    load(work)
+    ready = HotLoad.objects.filter(status=Status.READY)
+    assert {row.checkpoint for row in ready} == set(wanted)
 
 
 def test_two_adapters_of_one_base_are_each_proven_as_themselves(

@@ -524,3 +524,21 @@ def test_what_was_restored_for_an_earlier_start_is_removed_before_the_next(
 
     async_to_sync(begin)()
     assert not left.exists()
+
+
+def test_a_server_that_hangs_is_not_waited_for_when_it_is_to_end(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "DRAIN_SECONDS", 0.05)
+    wanted = Wanted(name="one", engine=Replica.Engine.VLLM)
+
+    async def run() -> None:
+        machine = await machines.launch(wanted, 0)
+        machine.is_stuck = True
+        kept = keeper.Keeper(
+            wanted=wanted, launch=machines.launch, connect=machines.connect, url=machine.url
+        )
+        async with asyncio.timeout(DEADLINE):
+            await kept.drain()
+
+    async_to_sync(run)()

@@ -8,15 +8,21 @@ import httpx
 import pytest
 from asgiref.sync import async_to_sync
 
-from tests.workers.serving.in_place.conftest import Play, answer, do, serve
+from tests.workers.serving.in_place.conftest import Play, answer, do, list_restored, serve
 from tests.workers.serving.in_place.one_model import OneModel
 from webapp.checkpoints.models import Checkpoint
-from webapp.deployments import services
-from webapp.deployments.models import Deployment, DeploymentChange, HotLoad
+from webapp.deployments import calls, services
+from webapp.deployments.models import (
+    Deployment,
+    DeploymentChange,
+    HotLoad,
+    Replica,
+    SamplingCall,
+)
 from workers.changes import Changes
 from workers.hotload import LoadFailed, WeightsMoved, in_database
 from workers.in_place import InPlaceLoads
-from workers.starts import Start
+from workers.starts import Start, describe_answerable
 from workers.vllm import SamplingServer
 
 Status = HotLoad.Status
@@ -190,3 +196,50 @@ def test_weights_of_a_change_that_was_overtaken_make_way_for_what_is_served(
 
     play(scene, one_model)
     assert one_model.digest == base.digest
+
+
+def test_a_change_that_is_prepared_once_more_is_not_restored_once_more(
+    play: Play,
+    change: Callable[..., DeploymentChange],
+    base: Checkpoint,
+    delta: Checkpoint,
+    one_model: OneModel,
+    home: Path,
+) -> None:
+    """As where another server of the deployment was lost between."""
+
+    async def scene(start: Start) -> None:
+        (first,) = await in_database(services.list_changes)
+        await serve(start, first)
+        second = await in_database(change, delta)
+        await start.prepare(second)
+        await start.prepare(second)
+        await serve(start, second)
+
+    play(scene, one_model)
+    assert HotLoad.objects.get(checkpoint=delta).status == Status.READY
+    assert len(list_restored(home)) == 1
+
+
+def test_an_adapter_is_no_call_for_a_server_that_holds_whole_models(
+    play: Play, save: Callable[..., Checkpoint], deployment: Deployment, one_model: OneModel
+) -> None:
+    adapter = save("first")
+    Deployment.objects.filter(pk=deployment.pk).update(checkpoint=adapter)
+    calls.submit_call(
+        project=deployment.project,
+        purpose=SamplingCall.Purpose.REST,
+        base_model=adapter.base_model,
+        checkpoint=adapter,
+        payload={"prompt": [1, 5]},
+    )
+
+    async def scene(start: Start) -> None:
+        start.replica = await in_database(
+            Replica.objects.select_related("deployment").get, pk=start.replica.pk
+        )
+        assert not start.can_answer(adapter.base_model, adapter)
+        among = SamplingCall.objects.filter(describe_answerable([start]))
+        assert not await in_database(among.exists)
+
+    play(scene, one_model)

@@ -122,12 +122,12 @@ def lose_unfinished() -> int:
     return HotLoad.objects.filter(status=Status.LOADING).update(status=Status.LOST)
 
 
-def lose_loads(*, of: str, but: str = "") -> int:
-    """Everything that earlier starts of the server `of` held; `but` is the start that runs now."""
+def lose_loads(*, of: str) -> int:
+    """Everything that starts of the server `of` held."""
     lost = HotLoad.objects.filter(
         server__startswith=f"{of}/", status__in=(Status.READY, Status.LOADING)
     )
-    return lost.exclude(server=but).update(status=Status.LOST)
+    return lost.update(status=Status.LOST)
 
 
 def _announce(load: HotLoad) -> None:

@@ -19,6 +19,7 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -155,7 +156,7 @@ class App:
         tokens: asyncio.Queue[NewToken | None] = asyncio.Queue()
 
         def listen(token: NewToken) -> None:
-            loop.call_soon_threadsafe(tokens.put_nowait, token)
+            call_soon(loop, lambda: tokens.put_nowait(token))
 
         whole = asyncio.create_task(self.sample(body, listen))
         whole.add_done_callback(lambda _: tokens.put_nowait(None))
@@ -197,7 +198,13 @@ def settle_soon(
         else:
             answer.set_result(result)
 
-    loop.call_soon_threadsafe(settle)
+    call_soon(loop, settle)
+
+
+def call_soon(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
+    """From the thread. A loop that has ended took whoever waited with it: nothing else may end."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(work)
 
 
 async def unless_gone(work: Coroutine[Any, Any, Answer], receive: Receive) -> Answer:

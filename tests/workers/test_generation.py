@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from training.engine.generate import Generator
 from training.errors import InvalidInput
 from training.types import SampleOutput, SampleRequest, SamplingParams, TargetTokens
-from workers.generation import App, read_arguments, read_setup
+from workers.generation import App, read_arguments, read_setup, settle_soon
 from workers.residents import Residents, Setup, TurnThread
 from workers.vllm import ModelMissing, SamplingServer
 from workers.vllm_process import build_command
@@ -375,3 +375,12 @@ def test_the_command_line_names_models_by_their_paths() -> None:
     )
     assert setup.models == {"a/b": Path("/models/b=1"), "c": Path("/c")}
     assert setup.dtype is torch.bfloat16
+
+
+def test_who_waited_in_a_loop_that_has_ended_is_passed_over() -> None:
+    """A caller went away in mid-answer: the thread that answers everybody else goes on."""
+    loop = asyncio.new_event_loop()
+    answer: asyncio.Future[int] = loop.create_future()
+    loop.close()
+    settle_soon(loop, answer, 1)
+    assert not answer.done()

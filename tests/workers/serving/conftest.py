@@ -135,6 +135,7 @@ def turns() -> Iterator[TurnThread]:
 @pytest.fixture
 def transport(turns: TurnThread) -> httpx.AsyncBaseTransport:
     """Tests put another one in its place to break what the server says."""
+    assert turns.is_alive  # or nothing that is asked would ever be answered
     return httpx.ASGITransport(App(turns))
 
 

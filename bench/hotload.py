@@ -29,7 +29,8 @@ WHOLE_ROUNDS = 6  # at most 8 deltas follow each other
 NUM_STEPS = 100  # of the run whose sampler is compared with its trainer again
 MOST_MILLISECONDS = 300.0  # from a step of the tiny model to its first token, p95
 MOST_DISAGREEMENT = 1e-4  # nats, mean, float32
-NUM_STREAMED = 400  # tokens of a neighbour who is served meanwhile
+# Tokens of a neighbour who is served meanwhile.
+NUM_STREAMED: Mapping[str, int] = {"tiny-chatml-1m": 400, "SmolLM2-135M": 80}
 NUM_QUIET = 3  # streams of it without any load, and as many with loads
 LOADS = (
     "from webapp.deployments.models import HotLoad\n"
@@ -166,7 +167,7 @@ async def stream(client: httpx.AsyncClient, model: str) -> list[float]:
     body = {
         "model": model,
         "prompt": list(range(10, 42)),
-        "max_tokens": NUM_STREAMED,
+        "max_tokens": NUM_STREAMED[model],
         "stream": True,
         "ignore_eos": True,
     }

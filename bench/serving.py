@@ -28,7 +28,7 @@ TURNS = 3  # each side's, in turns: the machine is the same for both
 READY_SECONDS = 240.0
 # Requests of a turn: some seconds of work for the server.
 REQUESTS: Mapping[str, Mapping[int, int]] = {
-    "tiny-chatml-1m": {1: 24, 16: 128, 64: 256},
+    "tiny-chatml-1m": {1: 12, 16: 96, 64: 192},
     "SmolLM2-135M": {1: 2, 16: 16, 64: 64},
 }
 FIND_SERVER = (

@@ -11,7 +11,7 @@ from tests.workers.serving.conftest import TOKENS
 from training.types import SampleRequest, SamplingParams
 from webapp.checkpoints.models import Checkpoint
 from webapp.deployments.models import HotLoad
-from workers.hotload import HotLoads, LoadFailed
+from workers.hotload import HotLoads, LoadFailed, in_database
 
 Status = HotLoad.Status
 SCORED = SampleRequest(
@@ -38,7 +38,8 @@ def test_adapters_of_two_checkpoints_answer_side_by_side_and_one_that_vllm_dropp
 
             one, other = await asyncio.gather(ask(first), ask(second))
             assert one[1:] != pytest.approx(other[1:], abs=1e-2)
-            await server.unload_adapter(names[0])
+            gone = HotLoad.objects.filter(checkpoint=first).values_list("adapter_name", flat=True)
+            await server.unload_adapter(await in_database(gone.get))
             again = await ask(first)
             assert again[1:] == pytest.approx(one[1:], abs=1e-4)
 

@@ -11,8 +11,24 @@ from tests.webapp.cast import make_actor, sign_in
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.deployments.models import Deployment, HotLoad, Replica, SamplingCall
+from webapp.deployments.pieces import Piece
 from webapp.fleet.models import BaseModel, BaseModelName
 from webapp.runs.models import Origin, Run, Session
+
+# An answer of two tokens, and the pieces that tell it.
+RESULT: dict[str, Any] = {
+    "sequences": [
+        {
+            "tokens": [5, 6],
+            "logprobs": [-1.0, -2.0],
+            "pieces": ["Hi", " you"],
+            "text": "Hi you",
+            "stop_reason": "stop",
+        }
+    ]
+}
+FIRST = Piece(index=0, start=0, at=0, tokens=[5], logprobs=[-1.0], texts=["Hi"], text="Hi")
+SECOND = Piece(index=0, start=1, at=2, tokens=[6], logprobs=[-2.0], texts=[" you"], text=" you")
 
 
 def make_checkpoint(run: Run, **columns: Any) -> Checkpoint:

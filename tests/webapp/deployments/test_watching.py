@@ -11,6 +11,7 @@ from channels.auth import AuthMiddlewareStack
 from django.test import Client
 
 from tests.webapp.cast import make_actor, make_viewer, sign_in
+from tests.webapp.deployments.conftest import FIRST, RESULT, SECOND
 from webapp.accounts.models import Actor
 from webapp.core.threads import Scope
 from webapp.deployments import calls, watching
@@ -23,19 +24,6 @@ from webapp.fleet.models import BaseModel, BaseModelName
 pytestmark = pytest.mark.django_db(transaction=True)
 
 WORKER = "sampler-test"
-RESULT: dict[str, Any] = {
-    "sequences": [
-        {
-            "tokens": [5, 6],
-            "logprobs": [-1.0, -2.0],
-            "pieces": ["Hi", " you"],
-            "text": "Hi you",
-            "stop_reason": "stop",
-        }
-    ]
-}
-FIRST = Piece(index=0, start=0, at=0, tokens=[5], logprobs=[-1.0], texts=["Hi"], text="Hi")
-SECOND = Piece(index=0, start=1, at=2, tokens=[6], logprobs=[-2.0], texts=[" you"], text=" you")
 
 
 class World:

@@ -41,6 +41,8 @@ def choose_rows(suite: EvalSuite) -> list[Row]:
     """Held out by a run with this share and seed. Equal rows count once; a part is drawn by hash,
     so that it does not depend on how the file was sorted.
     """
+    if suite.dataset_version is None:
+        raise InvalidInput("the suite has no dataset version to take its items from")
     share, seed = suite.selection["held_out_share"], suite.selection["seed"]
     rows = read_normalised(settings.HONE_HOME / suite.dataset_version.rows_path)
     _, held_out = split_held_out(rows, share=share, seed=seed)

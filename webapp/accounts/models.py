@@ -41,6 +41,7 @@ class Project(models.Model):
     id = models.CharField(primary_key=True, max_length=40, default=ids.make_project_id)
     name = models.CharField(max_length=80)
     share = models.FloatField(default=1.0)  # of a worker's tokens, beside other projects'
+    disk_budget_bytes = models.BigIntegerField(null=True)  # of its files; null: the disk's own end
     created_at = models.DateTimeField(default=now)
     members: "models.ManyToManyField[User, Membership]" = models.ManyToManyField(
         User, through="Membership", related_name="projects"
@@ -188,3 +189,57 @@ class AuditEntry(models.Model):
 
     def __str__(self) -> str:
         return f"{self.at} {self.event}"
+
+
+class WebhookQuerySet(OwnedQuerySet["Webhook"]):
+    """Webhooks of a project."""
+
+
+class Webhook(models.Model):
+    """An address that is told what happens in a project."""
+
+    id = models.CharField(primary_key=True, max_length=40, default=ids.make_webhook_id)
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="webhooks")
+    url = models.CharField(max_length=500)
+    secret = models.CharField(max_length=64)  # signs each body, so that its reader knows the sender
+    events = models.JSONField(default=list)  # diagnostics' keys, run.failed ...; empty: all
+    is_active = models.BooleanField(default=True)
+    created_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
+    created_at = models.DateTimeField(default=now)
+
+    objects = WebhookQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["created_at"]
+
+    def __str__(self) -> str:
+        return self.url
+
+
+class Delivery(models.Model):
+    """One event on its way to one webhook; it is tried again until it is taken or too old."""
+
+    class Status(models.TextChoices):
+        WAITING = "waiting"
+        TAKEN = "taken"
+        GIVEN_UP = "given_up"
+
+    webhook = models.ForeignKey(Webhook, on_delete=models.CASCADE, related_name="deliveries")
+    event = models.CharField(max_length=60)
+    key = models.CharField(max_length=120)  # of what it speaks: nothing is told twice
+    body = models.JSONField()
+    status = models.CharField(max_length=10, choices=Status.choices, default=Status.WAITING)
+    tries = models.PositiveSmallIntegerField(default=0)
+    error = models.TextField(blank=True)
+    next_at = models.DateTimeField(default=now)
+    created_at = models.DateTimeField(default=now)
+    ended_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["webhook", "key"], name="one_delivery_an_event")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.event} to {self.webhook_id}"

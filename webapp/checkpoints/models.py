@@ -70,6 +70,7 @@ class Checkpoint(models.Model):
     user_metadata = models.JSONField(default=dict)
     is_public = models.BooleanField(default=False)
     is_ephemeral = models.BooleanField(default=False)  # made for samples or a sampling client
+    is_pinned = models.BooleanField(default=False)  # somebody keeps it: no rule deletes it
     is_inflight = models.BooleanField(default=False)  # its clients go on to the next one like it
     copy_key = models.CharField(max_length=200, blank=True)  # of the request that copied it here
     created_at = models.DateTimeField(default=now)
@@ -168,3 +169,19 @@ class Export(models.Model):
     @property
     def is_ready(self) -> bool:
         return self.status == self.Status.READY
+
+
+class RetentionRule(models.Model):
+    """Which of a project's checkpoints stay. What no part of it keeps is deleted."""
+
+    project = models.OneToOneField(Project, on_delete=models.CASCADE, related_name="retention_rule")
+    keep = models.JSONField(
+        default=dict
+    )  # {"best": 3, "suite", "last": 1, "every": 100, "days": 7}
+    is_active = models.BooleanField(default=False)  # applied by the beat, not only by hand
+    changed_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
+    changed_at = models.DateTimeField(default=now)
+    applied_at = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return f"{self.project}: {self.keep}"

@@ -49,6 +49,15 @@ class DatasetVersion(models.Model):
         FAILED = "failed"
         DISCARDED = "discarded"
 
+    class Kind(models.TextChoices):
+        """What a row is; `training.data.kinds` says how each is written."""
+
+        CONVERSATION = "conversation"
+        PROMPT_COMPLETION = "prompt_completion"
+        PREFERENCE = "preference"
+        PROMPT = "prompt"  # with a reference answer
+        TEXT = "text"
+
     id = models.CharField(primary_key=True, max_length=40, default=ids.make_version_id)
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="+")
     dataset = models.ForeignKey(Dataset, on_delete=models.CASCADE, related_name="versions")
@@ -62,6 +71,13 @@ class DatasetVersion(models.Model):
     digest = models.CharField(max_length=64, blank=True)
     num_rows = models.PositiveIntegerField(default=0)
     num_bad = models.PositiveIntegerField(default=0)
+    kind = models.CharField(max_length=20, choices=Kind.choices, default=Kind.CONVERSATION)
+    # Made from another version: by filters, as a split, or by a served model from documents.
+    derived_from = models.ForeignKey(
+        "self", on_delete=models.SET_NULL, null=True, related_name="derived"
+    )
+    derivation = models.JSONField(default=dict)  # how: filters, split and its seed, generation
+    split = models.CharField(max_length=20, blank=True)  # train, held_out; empty: all rows
     report = models.JSONField(default=dict)
     # the user's answer to bad lines; None: not asked, or not answered yet
     keep_valid = models.BooleanField(null=True)

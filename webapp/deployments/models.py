@@ -236,6 +236,9 @@ class SamplingCall(models.Model):
         REST = "rest"
         OPENAI = "openai"
         FIRETITAN = "firetitan"
+        ROLLOUT = "rollout"  # a recipe's own samples, and what its teacher says of them
+        JUDGE = "judge"
+        GENERATION = "generation"  # of a dataset's rows
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="+")
     purpose = models.CharField(max_length=12, choices=Purpose.choices)

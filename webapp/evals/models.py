@@ -26,18 +26,26 @@ class EvalSuite(models.Model):
         READY = "ready"
         FAILED = "failed"
 
+    class Kind(models.TextChoices):
+        OWN = "own"  # prompts, targets and graders of ours
+        LM_EVAL = "lm_eval"
+        INSPECT = "inspect"
+
     id = models.CharField(primary_key=True, max_length=40, default=ids.make_suite_id)
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="eval_suites")
     name = models.CharField(max_length=120)
     status = models.CharField(max_length=10, choices=Status.choices, default=Status.BUILDING)
     error = models.TextField(blank=True)
-    dataset_version = models.ForeignKey(
-        DatasetVersion, on_delete=models.PROTECT, related_name="eval_suites"
+    kind = models.CharField(max_length=10, choices=Kind.choices, default=Kind.OWN)
+    spec = models.JSONField(default=dict)  # what another program's task, or a built-in one, is
+    dataset_version = models.ForeignKey(  # null: its items come from somewhere else
+        DatasetVersion, on_delete=models.PROTECT, null=True, related_name="eval_suites"
     )
     # which rows: {"held_out_share", "seed", "limit"}: the same split a run with them held out
     selection = models.JSONField(default=dict)
     graders = models.JSONField(default=list)  # [{"name", ...settings}]; the first one is the score
-    sampling = models.JSONField(default=dict)  # max_tokens, temperature (0: greedy), seed
+    # max_tokens, temperature (0: greedy), seed, num_samples (of each prompt; absent: 1)
+    sampling = models.JSONField(default=dict)
     items = models.JSONField(default=list)  # [{"messages", "target", "row"}]
     num_items = models.PositiveIntegerField(default=0)
     digest = models.CharField(max_length=64, blank=True)  # of items, graders and sampling
@@ -108,7 +116,8 @@ class EvalResult(models.Model):
     """One answer of one evaluation, graded."""
 
     evaluation = models.ForeignKey(Evaluation, on_delete=models.CASCADE, related_name="results")
-    index = models.PositiveIntegerField()
+    index = models.PositiveIntegerField()  # of the suite's item
+    sample = models.PositiveSmallIntegerField(default=0)  # which of its answers
     completion = models.TextField(blank=True)
     num_tokens = models.PositiveIntegerField(default=0)
     stop_reason = models.CharField(max_length=10, blank=True)
@@ -117,13 +126,84 @@ class EvalResult(models.Model):
         Checkpoint, on_delete=models.SET_NULL, null=True, related_name="+"
     )
     digest = models.CharField(max_length=64, blank=True)  # of the weights that answered
+    # Of weights, prompt and sampling settings: the same again is not asked again.
+    content_key = models.CharField(max_length=64, blank=True, db_index=True)
     error = models.TextField(blank=True)
 
     class Meta:
-        ordering: ClassVar = ["index"]
+        ordering: ClassVar = ["index", "sample"]
         constraints: ClassVar = [
-            models.UniqueConstraint(fields=["evaluation", "index"], name="one_result_an_item")
+            models.UniqueConstraint(
+                fields=["evaluation", "index", "sample"], name="one_result_a_sample"
+            )
         ]
 
     def __str__(self) -> str:
         return f"{self.evaluation_id} {self.index}"
+
+
+class AliasQuerySet(OwnedQuerySet["Alias"]):
+    """Aliases of a project."""
+
+
+class Alias(models.Model):
+    """A name such as `prod` for a checkpoint. It moves only where its paired test passes."""
+
+    id = models.CharField(primary_key=True, max_length=40, default=ids.make_alias_id)
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="aliases")
+    name = models.CharField(max_length=80)
+    checkpoint = models.ForeignKey(  # null: it names nothing yet
+        Checkpoint, on_delete=models.PROTECT, null=True, related_name="aliases"
+    )
+    # null: it moves freely
+    suite = models.ForeignKey(EvalSuite, on_delete=models.PROTECT, null=True, related_name="+")
+    rule = models.JSONField(default=dict)  # {"grader", "test": better|not_worse, "level"}
+    created_at = models.DateTimeField(default=now)
+    moved_at = models.DateTimeField(null=True)
+
+    objects = AliasQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["name"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["project", "name"], name="one_alias_a_name")
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class AliasMove(models.Model):
+    """An alias asked to name another checkpoint: what the test said, and what became of it."""
+
+    class Outcome(models.TextChoices):
+        WAITING = "waiting"  # for the evaluations that decide
+        MOVED = "moved"
+        REFUSED = "refused"
+        ROLLED_BACK = "rolled_back"  # the move was a roll-back
+
+    alias = models.ForeignKey(Alias, on_delete=models.CASCADE, related_name="moves")
+    checkpoint = models.ForeignKey(
+        Checkpoint, on_delete=models.SET_NULL, null=True, related_name="+"
+    )
+    previous = models.ForeignKey(Checkpoint, on_delete=models.SET_NULL, null=True, related_name="+")
+    evaluation = models.ForeignKey(
+        Evaluation, on_delete=models.SET_NULL, null=True, related_name="+"
+    )
+    previous_evaluation = models.ForeignKey(
+        Evaluation, on_delete=models.SET_NULL, null=True, related_name="+"
+    )
+    outcome = models.CharField(max_length=12, choices=Outcome.choices, default=Outcome.WAITING)
+    statistics = models.JSONField(default=dict)  # wins, losses, p_value, difference, interval
+    text = models.TextField(blank=True)  # the verdict in a sentence
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+"
+    )
+    created_at = models.DateTimeField(default=now)
+    ended_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+
+    def __str__(self) -> str:
+        return f"{self.alias} to {self.checkpoint_id}"

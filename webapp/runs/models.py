@@ -11,6 +11,7 @@ from webapp.accounts.models import OwnedQuerySet, Project
 from webapp.core import ids
 from webapp.datasets.models import DatasetVersion
 from webapp.fleet.models import BaseModel
+from webapp.runs import records  # noqa: F401 - Django looks for an app's models here
 
 
 class Origin(models.TextChoices):
@@ -81,6 +82,36 @@ class CustomLoss(models.Model):
         return self.name
 
 
+class RunGroupQuerySet(OwnedQuerySet["RunGroup"]):
+    """Groups of a project's runs."""
+
+
+class RunGroup(models.Model):
+    """Runs that were launched together: a sweep over settings, or the stages of a pipeline."""
+
+    class Kind(models.TextChoices):
+        SWEEP = "sweep"
+        RLHF = "rlhf"
+
+    id = models.CharField(primary_key=True, max_length=40, default=ids.make_run_group_id)
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="run_groups")
+    name = models.CharField(max_length=120)
+    kind = models.CharField(max_length=10, choices=Kind.choices)
+    spec = models.JSONField(default=dict)  # as it was asked for: the grid or list, the stages
+    created_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+"
+    )
+    created_at = models.DateTimeField(default=now)
+
+    objects = RunGroupQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["-created_at"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class RunQuerySet(OwnedQuerySet["Run"]):
     """Runs of a project."""
 
@@ -110,7 +141,10 @@ class Run(models.Model):
     )
     name = models.CharField(max_length=120)
     origin = models.CharField(max_length=10, choices=Origin.choices)
-    recipe = models.CharField(max_length=20, blank=True)  # sft; empty: a client's own loop
+    recipe = models.CharField(max_length=40, blank=True)  # sft; empty: a client's own loop
+    group = models.ForeignKey(RunGroup, on_delete=models.SET_NULL, null=True, related_name="runs")
+    # Queued until that one is done: its last checkpoint is then this one's parent, or its judge.
+    after = models.ForeignKey("self", on_delete=models.SET_NULL, null=True, related_name="next")
     status = models.CharField(max_length=10, choices=Status.choices, default=Status.QUEUED)
     wish = models.CharField(max_length=10, choices=Wish.choices, default=Wish.NONE, blank=True)
     error = models.TextField(blank=True)
@@ -126,7 +160,8 @@ class Run(models.Model):
     notes = models.JSONField(
         default=dict
     )  # losses and optimizers of it that are Hone's own reading
-    steering = models.JSONField(default=dict)  # learning_rate, save_now, evaluate_now
+    # learning_rate, kl_coefficient, save_now, evaluate_now, stop_after_save
+    steering = models.JSONField(default=dict)
     dataset_version = models.ForeignKey(
         DatasetVersion, on_delete=models.PROTECT, null=True, related_name="runs"
     )

@@ -83,6 +83,7 @@ def test_an_owner_elsewhere_does_not_touch_rows_and_suites_that_she_may_only_rea
     suite = make_suite(alice)
     evaluation = request_evaluation(actor=alice, suite=suite, base_model=make_base_model())
     version = suite.dataset_version
+    assert version is not None
     DatasetVersion.objects.update(status=DatasetVersion.Status.NEEDS_DECISION)
     assert refused(browser, f"/evals/{evaluation.pk}/cancel/")
     assert refused(browser, f"/datasets/versions/{version.pk}/decide/", keep_valid="1")

@@ -1,7 +1,7 @@
 """The seam of every recipe: four verbs to a Model, one to a Sampler, each answered by a Future."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from training.types import (
     AdamParams,
@@ -47,4 +47,6 @@ class Model(Protocol):
 class Sampler(Protocol):
     """What answers prompts with the weights it was opened on."""
 
-    def sample(self, request: SampleRequest) -> Future[SampleOutput]: ...
+    def sample(self, request: SampleRequest, *, about: Mapping[str, Any]) -> Future[SampleOutput]:
+        """`about` says which of its asker's requests this is: one that is repeated is the same."""
+        ...

@@ -1,4 +1,4 @@
-"""Model and Sampler behind the queue: what recipes speak to in production."""
+"""Model behind the queue: what recipes speak to in production."""
 
 import json
 import time
@@ -19,16 +19,10 @@ from training.types import (
     LoraSpec,
     OptimStepOutput,
     Probe,
-    SampledSequence,
-    SampleOutput,
-    SampleRequest,
     SavedWeights,
 )
 from webapp.checkpoints.models import Checkpoint
 from webapp.core.events import FINISHED, connection
-from webapp.deployments.calls import submit_call
-from webapp.deployments.models import SamplingCall
-from webapp.fleet.models import BaseModel
 from webapp.runs import queue
 from webapp.runs.models import Operation, Run
 from webapp.wire.passes import decode_output, encode_forward_backward
@@ -298,67 +292,4 @@ def describe(checkpoint: Checkpoint) -> SavedWeights:
         size_bytes=checkpoint.size_bytes,
         has_optimizer=checkpoint.has_optimizer,
         probe=Probe(**probe),
-    )
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class RemoteSampler:
-    """Samples from a checkpoint, or from the base model as it is, through the serving path."""
-
-    run: Run
-    base_model: BaseModel
-    checkpoint: Checkpoint | None
-    waiter: Waiter
-    keep_going: Callable[[], None]
-
-    def sample(self, request: SampleRequest) -> RemoteFuture[SampleOutput]:
-        params = {key: value for key, value in asdict(request.params).items() if value is not None}
-        call = submit_call(
-            project=self.run.project,
-            purpose=SamplingCall.Purpose.REST,
-            base_model=self.base_model,
-            checkpoint=self.checkpoint,
-            payload={
-                "prompt": list(request.prompt),
-                "num_samples": request.num_samples,
-                "params": params,
-                "prompt_logprobs": request.prompt_logprobs,
-            },
-            run=self.run,
-        )
-        return RemoteFuture(
-            request_id=call.request_id,
-            look=lambda: _look_at_call(call),
-            read=_read_sample,
-            waiter=self.waiter,
-            keep_going=self.keep_going,
-        )
-
-
-def _look_at_call(call: SamplingCall) -> Ended | None:
-    live = (SamplingCall.Status.QUEUED, SamplingCall.Status.RUNNING)
-    if call.status in live:
-        call.refresh_from_db(fields=["status", "result", "error", "error_category"])
-    if call.status in live:
-        return None
-    failed = call.status != SamplingCall.Status.DONE
-    return Ended(
-        result=bytes(call.result or b""),
-        error=call.error or ("internal error" if failed else ""),
-        category=call.error_category,
-    )
-
-
-def _read_sample(body: bytes) -> SampleOutput:
-    answer = json.loads(body)
-    return SampleOutput(
-        sequences=[
-            SampledSequence(
-                tokens=sequence["tokens"],
-                logprobs=sequence["logprobs"],
-                stop_reason=sequence["stop_reason"],
-            )
-            for sequence in answer["sequences"]
-        ],
-        prompt_logprobs=answer.get("prompt_logprobs"),
     )

@@ -1,20 +1,15 @@
 """Verbs over the log: in order, answered from it where they were asked before."""
 
-import json
-
 import pytest
 
-from tests.webapp.deployments.conftest import make_checkpoint
 from tests.workers.cast import LORA, make_client_run, make_datum, make_device
 from tests.workers.test_recipe import TurnWaiter
 from training.errors import InvalidInput
 from training.recipes import sft
-from training.types import AdamParams, SampleRequest, SamplingParams
-from webapp.deployments import calls
-from webapp.deployments.models import SamplingCall
+from training.types import AdamParams
 from webapp.runs.models import Operation, Run
 from workers.device import Device
-from workers.remote import OperationFailed, RemoteModel, RemoteSampler
+from workers.remote import OperationFailed, RemoteModel
 
 pytestmark = pytest.mark.django_db
 
@@ -110,28 +105,3 @@ def test_a_result_is_waited_for_no_longer_than_asked(run: Run, device: Device) -
     model = open_model(run, device)
     with pytest.raises(TimeoutError, match="no worker answered"):
         model.create().result(timeout=-1)
-
-
-def test_a_sampler_asks_the_serving_path(run: Run) -> None:
-    checkpoint = make_checkpoint(run)
-
-    class AnswerWaiter:
-        def wait(self, request_id: str) -> None:
-            (call,) = calls.claim_calls(worker="s1", limit=1)
-            sequence = {"tokens": [7, 8], "logprobs": [-0.5, -0.1], "stop_reason": "length"}
-            body = json.dumps({"sequences": [sequence]}).encode()
-            calls.finish_call(call, worker="s1", result=body, content_type="application/json")
-
-    sampler = RemoteSampler(
-        run=run,
-        base_model=run.base_model,
-        checkpoint=checkpoint,
-        waiter=AnswerWaiter(),
-        keep_going=go_on,
-    )
-    params = SamplingParams(max_tokens=2, seed=4, temperature=0.5)
-    output = sampler.sample(SampleRequest(prompt=[1, 2, 3], params=params)).result()
-    assert output.sequences[0].tokens == [7, 8]
-    call = SamplingCall.objects.get()
-    assert (call.checkpoint, call.payload["prompt"]) == (checkpoint, [1, 2, 3])
-    assert call.payload["params"]["temperature"] == 0.5

@@ -49,8 +49,10 @@ def submit_call(  # noqa: PLR0913 - the row's columns, by name
     seq_id: int | None = None,
     about: Mapping[str, Any] | None = None,
     run: Run | None = None,
+    replay_key: str | None = None,
 ) -> SamplingCall:
-    """Queue one call; a retry with the same session and seq_id returns the first one."""
+    """Queue one call; a retry with the same session and seq_id returns the first one, and so does
+    one with the same replay_key."""
     call = SamplingCall(
         project=project,
         purpose=purpose,
@@ -64,12 +66,15 @@ def submit_call(  # noqa: PLR0913 - the row's columns, by name
         digest=digest_payload(payload),
         about=dict(about or {}),
         run=run,
+        replay_key=replay_key,
     )
     call.owner = name_owner(call)
     try:
         with transaction.atomic():
             call.save(force_insert=True)
     except IntegrityError:
+        if replay_key is not None:
+            return SamplingCall.objects.get(replay_key=replay_key)
         if sampling_session is None or seq_id is None:
             raise
         return _find_first(sampling_session, seq_id, call.digest)

@@ -268,6 +268,8 @@ class SamplingCall(models.Model):
     # where the answer belongs, by purpose: {"run", "step", "prompt_index"}, {"evaluation", "index"}
     about = models.JSONField(default=dict)
     run = models.ForeignKey(Run, on_delete=models.CASCADE, null=True, related_name="+")
+    # What a recipe's call is found again by when its driver begins again
+    replay_key = models.CharField(max_length=64, null=True, unique=True)  # noqa: DJ001 - null: none
     # Of the answer: once for each prompt, of which so many were read from a cache, and all samples.
     num_prompt_tokens = models.PositiveIntegerField(default=0)
     num_cached_tokens = models.PositiveIntegerField(default=0)

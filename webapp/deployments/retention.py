@@ -5,7 +5,7 @@ from datetime import UTC
 from typing import Any, cast
 
 from django.db import transaction
-from django.db.models import F, Sum
+from django.db.models import F, Q, Sum
 from django.db.models.functions import TruncHour
 from django.utils.timezone import now
 
@@ -26,14 +26,19 @@ FORGOTTEN = (
     *(Purpose.TINKER, Purpose.REST, Purpose.EVALUATION),
     *(Purpose.OPENAI, Purpose.FIRETITAN),
 )
+# A recipe that is taken up again asks for what it sampled, however long ago: not after its end.
+REPLAYED = (Purpose.ROLLOUT, Purpose.JUDGE, Purpose.GENERATION)
 
 
 def forget_calls(*, limit: int = AT_ONCE) -> int:
     """Results that nobody fetched in a day; evaluations keep theirs in rows of their own."""
-    old = SamplingCall.objects.filter(finished_at__lt=now() - KEPT, purpose__in=FORGOTTEN)
+    before = now() - KEPT
+    is_over = Q(run=None) | Q(run__ended_at__lt=before)
+    wanted = Q(purpose__in=FORGOTTEN) | (Q(purpose__in=REPLAYED) & is_over)
+    old = SamplingCall.objects.filter(wanted, finished_at__lt=before)
     with transaction.atomic():
         # Two turns at once must not add up the same calls.
-        mine = old.select_for_update(skip_locked=True).order_by("finished_at")
+        mine = old.select_for_update(skip_locked=True, of=("self",)).order_by("finished_at")
         pks = list(mine.values_list("pk", flat=True)[:limit])
         keep_sums(SamplingCall.objects.filter(pk__in=pks))
         num_deleted, _ = SamplingCall.objects.filter(pk__in=pks).delete()

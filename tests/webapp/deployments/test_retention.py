@@ -35,6 +35,21 @@ def test_results_are_forgotten_after_a_day_but_conversations_stay(submit: Any) -
     assert set(SamplingCall.objects.all()) == {chat, fresh, waiting}
 
 
+def test_what_a_recipe_sampled_stays_until_its_run_has_ended_for_a_day(
+    submit: Any, run: Run
+) -> None:
+    purpose = SamplingCall.Purpose.ROLLOUT
+    of_run, of_none = submit(purpose, run=run), submit(SamplingCall.Purpose.GENERATION)
+    SamplingCall.objects.update(finished_at=LONG_AGO)
+    assert forget_calls() == 1
+    assert list(SamplingCall.objects.all()) == [of_run]
+    assert of_none.pk != of_run.pk
+    Run.objects.update(ended_at=now())
+    assert forget_calls() == 0
+    Run.objects.update(ended_at=LONG_AGO)
+    assert forget_calls() == 1
+
+
 def test_a_turn_forgets_the_oldest_and_no_more_than_it_may(submit: Any) -> None:
     many = [submit() for _ in range(5)]
     for age, call in enumerate(many):

@@ -12,6 +12,7 @@ from webapp.deployments import call_rest as calls
 from webapp.deployments import rest as deployments
 from webapp.evals import rest as evals
 from webapp.fleet import rest as fleet
+from webapp.runs import annotation_rest as annotations
 from webapp.runs import rest as runs
 from webapp.runs import wait_rest as waits
 from webapp.tinker import rest as tinker
@@ -45,6 +46,7 @@ urlpatterns = [
     path("runs/<str:run_id>/metrics", runs.RunMetrics.as_view()),
     path("runs/<str:run_id>/samples", runs.RunSamples.as_view()),
     path("runs/<str:run_id>/log", runs.RunLog.as_view()),
+    path("runs/<str:run_id>/annotations", annotations.RunAnnotations.as_view()),
     path("runs/<str:run_id>/pause", runs.RunPause.as_view()),
     path("runs/<str:run_id>/resume", runs.RunResume.as_view()),
     path("runs/<str:run_id>/stop", runs.RunStop.as_view()),

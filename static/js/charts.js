@@ -231,7 +231,17 @@ function countX(lines) {
     return steps.length && Math.max(...steps) - Math.min(...steps) < 6 ? 1 : undefined;
 }
 
-function makeLayout(lines) {
+function drawNotes(lines, width) {
+    const told = JSON.parse(document.getElementById("annotation-marks")?.textContent || "[]");
+    const isTime = settings.across === "time";
+    const notes = told.map((note) => ({ ...note, x: isTime ? new Date(note.at * 1000).toISOString() : note.step }));
+    const ends = lines.flatMap((line) => [line.x[0], line.x.at(-1)]).map(Number);
+    const find = (note) => (isTime ? note.at * 1000 : note.step);
+    return annotationLines.draw(notes, find, [Math.min(...ends), Math.max(...ends)], width, readColour);
+}
+
+function makeLayout(lines, width) {
+    const notes = drawNotes(lines, width);
     const values = lines.flatMap((line) => line.y);
     const [low, high] = [Math.min(...values), Math.max(...values)];
     const [muted, line] = [readColour("--muted"), readColour("--line")];
@@ -240,7 +250,7 @@ function makeLayout(lines) {
     const axis = { gridcolor: line, zeroline: false, linecolor: line, tickcolor: line, automargin: true };
     return {
         font,
-        margin: { l: 48, r: 12, t: 8, b: 32 },
+        margin: { l: 48, r: 12, t: notes.words.length ? 22 : 8, b: 32 },
         paper_bgcolor: readColour("--surface"),
         plot_bgcolor: readColour("--surface"),
         showlegend: false,
@@ -249,7 +259,8 @@ function makeLayout(lines) {
         uirevision: settings.across + isLog, // a zoom stays while points arrive
         xaxis: { ...axis, dtick: countX(lines), showgrid: false, showspikes: true, spikemode: "across", spikethickness: 1, spikecolor: muted, spikedash: "solid", hoverformat: settings.across === "time" ? "%H:%M:%S" : ",d", tickformat: settings.across === "time" ? undefined : ",~d", unifiedhovertitle: { text: settings.across === "time" ? "%{x}" : "step %{x}" } },
         yaxis: { ...axis, type: isLog ? "log" : "linear", range: isLog ? undefined : frameY(low, high), nticks: 6, exponentformat: "power", tickformat: high >= 1000 && high < 1e6 ? ",~r" : undefined },
-        annotations: makeEndLabels(lines, isLog),
+        annotations: [...makeEndLabels(lines, isLog), ...notes.words],
+        shapes: notes.shapes,
     };
 }
 
@@ -275,7 +286,7 @@ function draw(card) {
     const query = keys.map((key) => `key=${encodeURIComponent(key)}`).join("&");
     chart.element.querySelector("[data-chart-csv]").href = `${root.dataset.csv}?${query}`;
     writeLegend(chart.element, lines);
-    Plotly.react(chart.plot, traces, makeLayout(lines), { displayModeBar: false, responsive: true });
+    Plotly.react(chart.plot, traces, makeLayout(lines, chart.plot.clientWidth), { displayModeBar: false, responsive: true });
 }
 
 function drawAll() {
@@ -296,6 +307,7 @@ for (const control of root.querySelectorAll("[data-setting]")) {
 
 document.addEventListener("hone:theme", drawAll);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+document.body.addEventListener("htmx:afterSwap", (event) => event.detail.elt.id === "run-annotations" && drawAll());
 document.body.addEventListener("live:metrics", fetchPoints);
 document.body.addEventListener("live:catchup", fetchPoints);
 fetchPoints();

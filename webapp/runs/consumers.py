@@ -7,7 +7,7 @@ from webapp.runs.models import Run
 
 
 class RunConsumer(HintConsumer):
-    """Hints: metrics, samples, status, log, checkpoints, evals."""
+    """Hints: metrics, samples, status, log, checkpoints, evals, annotations."""
 
     def find_group(self) -> str:
         user = self.scope["user"]

@@ -9,7 +9,7 @@ from webapp.runs import launch, overview, views
 class PartConverter(StringConverter):
     """The pieces of a run's page that refetch themselves."""
 
-    regex = "stats|actions"
+    regex = "stats|actions|annotations"
 
 
 register_converter(PartConverter, "run_part")

@@ -18,6 +18,7 @@ from webapp.core.counts import read_count
 from webapp.core.errors import NotFound, UserError
 from webapp.fleet.capacity import read_capacity
 from webapp.runs import services
+from webapp.runs.annotations import read_annotations
 from webapp.runs.export import Export, export_run
 from webapp.runs.filmstrip import arrange_samples
 from webapp.runs.forms import LearningRateForm
@@ -123,7 +124,8 @@ def _read_tab(request: HttpRequest, run: Run, tab: str) -> dict[str, Any]:
     if tab == "config":
         adapter = {key: value for key, value in run.lora.items() if key not in run.config}
         return {"export": make_export(request, run), "adapter": adapter}
-    return {"keys": list_keys(run), "lines": run.log_lines.order_by("-pk")[:LOG_LINES]}
+    lines = run.log_lines.order_by("-pk")[:LOG_LINES]
+    return {"keys": list_keys(run), "lines": lines, **read_annotations(run)}
 
 
 def make_export(request: HttpRequest, run: Run) -> Export | None:
@@ -150,6 +152,8 @@ def show_part(request: ActorRequest, run_id: str, part: str) -> HttpResponse:
     context: dict[str, Any] = {"run": run, "newest": find_newest(run)}
     if part == "stats":
         context |= {"stats": read_stats(run), "wait": explain_wait(run)}
+    if part == "annotations":
+        context |= read_annotations(run)
     return render(request, f"runs/_{part}.html", context)
 
 

@@ -1,19 +1,19 @@
 """Graders: what an answer is worth, from 0 to 1, given the row's target."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 import regex  # type: ignore[import-untyped]
 
 from training.errors import InvalidInput
-from training.recipes.fields import Check, check_fields, real, yes_or_no
+from training.recipes.graders import check_grader, check_pattern, choose_column
 
 Settings = Mapping[str, Any]
 Grader = Callable[[str, str, Settings], float]
 
 # Backtracking can take forever: the regex module gives up by the clock, which re cannot.
-MAX_PATTERN = 1000
 MAX_SEARCHED = 100_000
 SEARCH_SECONDS = 1.0
 MAX_DEPTH = 64
@@ -22,16 +22,36 @@ NUMBER = regex.compile(
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A completion to be graded, with what it answers and what it is compared with."""
+
+    messages: Sequence[Mapping[str, Any]]  # the prompt
+    completion: str
+    target: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # the row's other columns
+
+
 def grade(name: str, completion: str, target: str, settings: Settings | None = None) -> float:
+    """By a grader that runs here; the others need a sandbox, or a model that judges."""
     checked = check_grader(name, settings)
     return GRADERS[name](completion, target, checked)
 
 
-def check_grader(name: str, settings: Settings | None = None) -> dict[str, Any]:
-    """The grader's settings, checked; for a suite that is being made."""
-    if name not in GRADERS:
-        raise InvalidInput(f"there is no grader {name!r:.60}: use one of {', '.join(GRADERS)}")
-    return check_fields(settings or {}, SETTINGS.get(name, {}), name=f"the grader {name}")
+def grade_inline(grader: Settings, answer: Answer) -> float:
+    own = {key: value for key, value in grader.items() if key != "name"}
+    return grade(grader["name"], answer.completion, find_target(grader, answer), own)
+
+
+def find_target(grader: Settings, answer: Answer) -> str:
+    """What this grader compares with: the target, or the column that it names."""
+    column = choose_column(grader)
+    if not column or (column == "target" and column not in answer.metadata):
+        return answer.target
+    if column not in answer.metadata:
+        raise InvalidInput(f"the row has no column {column}, which {grader['name']} compares with")
+    value = answer.metadata[column]
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
 def exact_match(completion: str, target: str, settings: Settings) -> float:
@@ -72,16 +92,6 @@ def match_regex(completion: str, target: str, settings: Settings) -> float:
             "write it without repeats inside repeats"
         ) from None
     return float(found is not None)
-
-
-def check_pattern(name: str, value: Any) -> str:
-    if not isinstance(value, str) or len(value) > MAX_PATTERN:
-        raise InvalidInput(f"{name} is not a pattern of at most {MAX_PATTERN} characters")
-    try:
-        regex.compile(value)
-    except regex.error as error:
-        raise InvalidInput(f"{name} is not a regular expression: {error}") from error
-    return value
 
 
 def valid_json(completion: str, _target: str, _settings: Settings) -> float:
@@ -158,10 +168,4 @@ GRADERS: dict[str, Grader] = {
     "valid_json": valid_json,
     "json_equal": json_equal,
     "accepted_call": accepted_call,
-}
-SETTINGS: dict[str, dict[str, Check]] = {
-    "exact_match": {"ignore_case": yes_or_no},
-    "contains": {"ignore_case": yes_or_no},
-    "numeric": {"tolerance": real(0, 1e12)},
-    "regex": {"pattern": check_pattern, "ignore_case": yes_or_no},
 }

@@ -16,7 +16,8 @@ from training.data.demo import (
 )
 from training.data.rows import Row
 from training.data.validate import read_normalised, validate
-from training.recipes.grading import check_grader, grade
+from training.recipes.graders import check_grader
+from training.recipes.grading import grade
 from training.recipes.sft import SftConfig
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from training.errors import InvalidInput
-from training.recipes.grading import GRADERS, check_grader, grade
+from training.recipes.graders import check_grader
+from training.recipes.grading import GRADERS, grade
 
 
 @pytest.mark.parametrize(

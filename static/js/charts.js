@@ -1,6 +1,8 @@
 // The curves of one run. Points are fetched after the last id that is here, so nothing is ever missing:
 // not after a reload, a sleeping laptop or a lost socket.
 
+import { fade, makeTheme, readColour, readSeries, write } from "./plots.js";
+
 const root = document.getElementById("charts");
 const cards = root.querySelector("[data-charts]");
 const template = document.getElementById("chart-card");
@@ -136,20 +138,6 @@ function savePicture(card) {
     Plotly.downloadImage(plot, { format: "png", width: 1200, height: 600, filename: `${root.dataset.run}-${card}` });
 }
 
-// light-dark() is resolved by the browser only on a real property.
-function readColour(name) {
-    const probe = document.createElement("span");
-    probe.style.color = `var(${name})`;
-    document.body.append(probe);
-    const colour = getComputedStyle(probe).color;
-    probe.remove();
-    return colour;
-}
-
-function fade(colour, opacity) {
-    return colour.replace(/^rgb\(/, "rgba(").replace(/\)$/, `, ${opacity})`);
-}
-
 function smooth(values, weight) {
     if (!weight) return values;
     let mean = 0;
@@ -161,19 +149,10 @@ function smooth(values, weight) {
     });
 }
 
-function write(value) {
-    if (value === 0) return "0";
-    const size = Math.abs(value);
-    if (size >= 1000) return Math.round(value).toLocaleString("en-US");
-    if (size < 1e-3) return value.toExponential(2).replace(/\.?0+e/, "e");
-    const short = Number(value.toPrecision(4));
-    return short === value ? String(short) : value.toPrecision(4); // a rate of 0.003, 120 tokens
-}
-
 function makeTraces(key, card, place) {
     const points = series.get(key);
     const across = settings.across === "time" ? points.times.map((at) => new Date(at * 1000)) : points.steps;
-    const colour = readColour(`--series-${(place % 6) + 1}`);
+    const colour = readSeries(place);
     const isSparse = points.steps.length <= SPARSE && key !== "learning_rate";
     const isSmoothed = Number(settings.smoothing) > 0 && points.steps.length > SPARSE / 2 && card !== "learning_rate" && key !== "held_out_loss" && key !== "epoch";
     const line = {
@@ -244,21 +223,16 @@ function makeLayout(lines, width) {
     const notes = drawNotes(lines, width);
     const values = lines.flatMap((line) => line.y);
     const [low, high] = [Math.min(...values), Math.max(...values)];
-    const [muted, line] = [readColour("--muted"), readColour("--line")];
-    const font = { family: getComputedStyle(document.body).fontFamily, size: 11, color: muted };
     const isLog = settings.log && lines.every((each) => each.y.every((value) => value > 0));
-    const axis = { gridcolor: line, zeroline: false, linecolor: line, tickcolor: line, automargin: true };
+    const theme = makeTheme(
+        { dtick: countX(lines), showspikes: true, spikemode: "across", spikethickness: 1, spikecolor: readColour("--muted"), spikedash: "solid", hoverformat: settings.across === "time" ? "%H:%M:%S" : ",d", tickformat: settings.across === "time" ? undefined : ",~d", unifiedhovertitle: { text: settings.across === "time" ? "%{x}" : "step %{x}" } },
+        { type: isLog ? "log" : "linear", range: isLog ? undefined : frameY(low, high), tickformat: high >= 1000 && high < 1e6 ? ",~r" : undefined },
+    );
     return {
-        font,
-        margin: { l: 48, r: 12, t: notes.words.length ? 22 : 8, b: 32 },
-        paper_bgcolor: readColour("--surface"),
-        plot_bgcolor: readColour("--surface"),
-        showlegend: false,
+        ...theme,
+        margin: { ...theme.margin, t: notes.words.length ? 22 : 8 },
         hovermode: "x unified",
-        hoverlabel: { bgcolor: readColour("--surface"), bordercolor: readColour("--line-strong"), font: { ...font, color: readColour("--text") } },
         uirevision: settings.across + isLog, // a zoom stays while points arrive
-        xaxis: { ...axis, dtick: countX(lines), showgrid: false, showspikes: true, spikemode: "across", spikethickness: 1, spikecolor: muted, spikedash: "solid", hoverformat: settings.across === "time" ? "%H:%M:%S" : ",d", tickformat: settings.across === "time" ? undefined : ",~d", unifiedhovertitle: { text: settings.across === "time" ? "%{x}" : "step %{x}" } },
-        yaxis: { ...axis, type: isLog ? "log" : "linear", range: isLog ? undefined : frameY(low, high), nticks: 6, exponentformat: "power", tickformat: high >= 1000 && high < 1e6 ? ",~r" : undefined },
         annotations: [...makeEndLabels(lines, isLog), ...notes.words],
         shapes: notes.shapes,
     };

@@ -12,7 +12,7 @@ from webapp.datasets.models import DatasetVersion
 from webapp.deployments.models import SamplingCall
 from webapp.evals.models import EvalSuite, Evaluation
 from webapp.fleet.models import BaseModel
-from webapp.runs import driving, queue, services
+from webapp.runs import driving, queue, services, steering
 from webapp.runs.models import LogLine, Metric, Operation, Run
 from workers import recipe
 from workers.device import Device
@@ -146,7 +146,7 @@ def test_a_device_that_was_killed_in_mid_run_changes_no_number(
 
 
 def test_stop_saves_a_checkpoint_first(actor: Actor, run: Run) -> None:
-    stop = lambda: services.request_stop(actor=actor, run=Run.objects.get(pk=run.pk))  # noqa: E731
+    stop = lambda: steering.request_stop(actor=actor, run=Run.objects.get(pk=run.pk))  # noqa: E731
     ended = drive(run, TurnWaiter(acts={4: stop}))
     assert (ended.status, ended.wish) == (Status.CANCELLED, "")
     assert ended.step < 6
@@ -159,12 +159,12 @@ def test_stop_saves_a_checkpoint_first(actor: Actor, run: Run) -> None:
 def test_a_paused_run_goes_on_where_it_was(actor: Actor, version: DatasetVersion, run: Run) -> None:
     undisturbed = drive(make_sft_run(actor, version))
     waiter = TurnWaiter(device=make_device("w2"))
-    waiter.acts[6] = lambda: services.request_pause(actor=actor, run=Run.objects.get(pk=run.pk))
+    waiter.acts[6] = lambda: steering.request_pause(actor=actor, run=Run.objects.get(pk=run.pk))
     paused = drive(run, waiter)
     assert paused.status == Status.PAUSED
     assert 0 < paused.step < 6
     assert not driving.take_driver(run.pk, driver="d2")
-    services.resume_run(actor=actor, run=paused)
+    steering.resume_run(actor=actor, run=paused)
     ended = drive(run, waiter, driver="d2")
     assert ended.status == Status.DONE
     assert read_curve(run) == pytest.approx(read_curve(undisturbed), rel=1e-5)
@@ -173,9 +173,9 @@ def test_a_paused_run_goes_on_where_it_was(actor: Actor, version: DatasetVersion
 def test_wishes_are_fulfilled_between_steps_and_survive_a_kill(actor: Actor, run: Run) -> None:
     def wish() -> None:
         row = Run.objects.get(pk=run.pk)
-        services.request_save(actor=actor, run=row)
-        services.request_evaluation(actor=actor, run=row)
-        services.change_learning_rate(actor=actor, run=row, learning_rate=0.001)
+        steering.request_save(actor=actor, run=row)
+        steering.request_evaluation(actor=actor, run=row)
+        steering.change_learning_rate(actor=actor, run=row, learning_rate=0.001)
 
     device = make_device()
     with pytest.raises(ProcessKilled):

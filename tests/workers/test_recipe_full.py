@@ -17,7 +17,7 @@ from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.datasets.models import DatasetVersion
 from webapp.deployments.models import SamplingCall
-from webapp.runs import services
+from webapp.runs import services, steering
 from webapp.runs.models import Run
 from workers.errands import FULL_SAMPLED_SECONDS
 
@@ -69,7 +69,7 @@ def test_a_device_that_was_killed_in_mid_run_changes_no_number(
 
 
 def test_stop_saves_a_whole_model_with_its_optimizer_first(actor: Actor, run: Run) -> None:
-    stop = lambda: services.request_stop(actor=actor, run=Run.objects.get(pk=run.pk))  # noqa: E731
+    stop = lambda: steering.request_stop(actor=actor, run=Run.objects.get(pk=run.pk))  # noqa: E731
     ended = drive(run, TurnWaiter(acts={4: stop}))
     assert ended.status == Run.Status.CANCELLED
     saved = Checkpoint.objects.filter(run=run).latest("seq")

@@ -3,16 +3,20 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from django.db import transaction
 from django.db.models import Q
 from django.utils.timezone import now
 
+from webapp.accounts.models import User
 from webapp.core.dispatch import TRAIN_RUN, send_task
 from webapp.core.events import publish, run_group
+from webapp.runs.annotations import annotate
 from webapp.runs.history import record_metrics
 from webapp.runs.models import Run, RunQuerySet
 from webapp.runs.queue import fail_waiting
+from webapp.runs.records import Annotation
 from webapp.runs.services import announce
 
 DRIVER_LEASE = timedelta(seconds=60)
@@ -43,6 +47,7 @@ class Orders:
     """What people want at this step. The same again when the step is replayed."""
 
     learning_rate: float | None = None
+    kl_coefficient: float | None = None
     save: bool = False
     evaluate: bool = False
 
@@ -146,17 +151,32 @@ def take_orders(run: Run, step: int, *, is_replay: bool) -> Orders:
     A step that is being replayed takes no new one: its place in the log is followed by others.
     """
     row = Run.objects.select_for_update().get(pk=run.pk)
-    steering = dict(row.steering)
-    for verb in ("save", "evaluate"):
-        if not is_replay and steering.pop(f"{verb}_now", False):
-            steering[f"{verb}_at"] = [*steering.get(f"{verb}_at", []), step]
+    steering = dict(row.steering) if is_replay else _take_wishes(run, row.steering, step)
     if steering != row.steering:
         Run.objects.filter(pk=run.pk).update(steering=steering)
     return Orders(
         learning_rate=steering.get("learning_rate"),
+        kl_coefficient=steering.get("kl_coefficient"),
         save=step in steering.get("save_at", []),
         evaluate=step in steering.get("evaluate_at", []),
     )
+
+
+def _take_wishes(run: Run, steering: Mapping[str, Any], step: int) -> dict[str, Any]:
+    taken = dict(steering)
+    for verb in ("save", "evaluate"):
+        if taken.pop(f"{verb}_now", False):
+            taken[f"{verb}_at"] = [*taken.get(f"{verb}_at", []), step]
+    for text, user_id in taken.pop("said", []):
+        user = User.objects.filter(pk=user_id).first()
+        annotate(run, step, Annotation.Kind.STEERING, text, user=user)
+    return taken
+
+
+def wants_stop(run: Run) -> bool:
+    """Somebody asked the run to end at its next checkpoint; `run` may be an old copy."""
+    steering = Run.objects.values_list("steering", flat=True).get(pk=run.pk)
+    return bool(steering.get("stop_after_save"))
 
 
 def set_total_steps(run: Run, total_steps: int) -> None:

@@ -17,7 +17,7 @@ from webapp.core.counts import read_count
 from webapp.core.errors import NotFound, UserError
 from webapp.datasets.models import DatasetVersion
 from webapp.fleet.services import find_base_model
-from webapp.runs import services
+from webapp.runs import services, steering
 from webapp.runs.forecast import forecast_run
 from webapp.runs.history import MAX_POINTS, read_metrics
 from webapp.runs.models import LogLine, Origin, Run, RunQuerySet, Sample
@@ -289,31 +289,31 @@ class RunAction(APIView):
 class RunPause(RunAction):
     """Pause between two steps."""
 
-    act = staticmethod(services.request_pause)
+    act = staticmethod(steering.request_pause)
 
 
 class RunResume(RunAction):
     """Go on where a paused run stopped."""
 
-    act = staticmethod(services.resume_run)
+    act = staticmethod(steering.resume_run)
 
 
 class RunStop(RunAction):
     """Stop for good; what was learned is saved first."""
 
-    act = staticmethod(services.request_stop)
+    act = staticmethod(steering.request_stop)
 
 
 class RunSave(RunAction):
     """Save a checkpoint after the current step."""
 
-    act = staticmethod(services.request_save)
+    act = staticmethod(steering.request_save)
 
 
 class RunEvaluate(RunAction):
     """Measure held-out loss and ask the pinned prompts after the current step."""
 
-    act = staticmethod(services.request_evaluation)
+    act = staticmethod(steering.request_evaluation)
 
 
 class RunLearningRate(APIView):
@@ -325,7 +325,7 @@ class RunLearningRate(APIView):
         run = find_run(request, run_id)
         data = LearningRateInput(data=request.data)
         data.is_valid(raise_exception=True)
-        services.change_learning_rate(
+        steering.change_learning_rate(
             actor=actor_of(request), run=run, learning_rate=data.validated_data["learning_rate"]
         )
         run.refresh_from_db()

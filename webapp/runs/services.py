@@ -6,14 +6,12 @@ from typing import Any
 
 from django.apps import apps
 from django.db import transaction
-from django.db.models import Q
 from django.utils.timezone import now
 
 from training.errors import InvalidInput
 from training.recipes.sft_config import SftConfig
 from training.requests import OWN_READINGS
 from training.types import LORA_ALPHA, MAX_RANK
-from webapp.accounts.audit import record_audit
 from webapp.accounts.models import Actor, Project
 from webapp.core.dispatch import TRAIN_RUN, send_task
 from webapp.core.errors import UserError
@@ -21,7 +19,6 @@ from webapp.core.events import project_group, publish, run_group
 from webapp.datasets.models import DatasetVersion
 from webapp.fleet.models import BaseModel
 from webapp.runs.models import LogLine, Operation, Run, Session
-from webapp.runs.queue import fail_waiting
 from webapp.runs.room import predict_bytes
 
 NOT_OF_THE_RECIPE = ("eval_suite",)  # of a run's config: the worker sees to it
@@ -245,83 +242,6 @@ def reap_sessions() -> int:
     pending = (Operation.Status.QUEUED, Operation.Status.RUNNING)
     idle = silent.exclude(runs__operations__status__in=pending)
     return sum(finish_session(session, reason="lost") for session in idle)
-
-
-def request_pause(*, actor: Actor, run: Run) -> None:
-    """A queued run pauses now, a running one between two steps."""
-    check_has_recipe(run, "paused")
-    mine = Run.objects.visible_to(actor).filter(pk=run.pk)
-    if mine.filter(status=Status.QUEUED).update(status=Status.PAUSED):
-        add_log(run, f"Paused by {actor.user} before it began.")
-    elif mine.filter(status=Status.RUNNING, wish=Wish.NONE).update(wish=Wish.PAUSE):
-        add_log(run, f"{actor.user} pressed Pause: the run ends this step first.")
-    announce(run)
-
-
-def resume_run(*, actor: Actor, run: Run) -> None:
-    """The recipe begins again, and finds what it has done already in the log."""
-    paused = Run.objects.visible_to(actor).filter(pk=run.pk, status=Status.PAUSED)
-    if paused.update(status=Status.QUEUED, wish=Wish.NONE, driver="") != 1:
-        raise UserError("Only a paused run can be resumed.")
-    add_log(run, f"Resumed by {actor.user}.")
-    send_task(TRAIN_RUN, run.pk)
-    announce(run)
-
-
-def request_stop(*, actor: Actor, run: Run) -> None:
-    """What has trained saves a checkpoint first; a client's run ends at once."""
-    mine = Run.objects.visible_to(actor).filter(pk=run.pk)
-    live = mine.filter(status__in=(Status.QUEUED, Status.RUNNING, Status.PAUSED))
-    without_weights = Q(recipe="") | (Q(step=0) & ~Q(status=Status.RUNNING))
-    if live.filter(without_weights).update(status=Status.CANCELLED, ended_at=now(), driver=""):
-        add_log(run, f"Stopped by {actor.user}.")
-        fail_waiting(run, error="This run was stopped by a person.", category="user")
-    elif live.filter(status=Status.PAUSED).update(status=Status.QUEUED, wish=Wish.STOP):
-        add_log(run, f"{actor.user} pressed Stop: a last checkpoint is saved first.")
-        send_task(TRAIN_RUN, run.pk)
-    elif live.exclude(wish=Wish.STOP).update(wish=Wish.STOP):
-        add_log(run, f"{actor.user} pressed Stop: the run ends this step and saves a checkpoint.")
-    if not run.is_over:
-        record_audit(project=run.project_id, user=actor.user, event="run_stopped", run=run.pk)
-    announce(run)
-
-
-def change_learning_rate(*, actor: Actor, run: Run, learning_rate: float) -> None:
-    """The schedule's new peak: warm-up and decay go on from it, in proportion."""
-    check_has_recipe(run, "given another learning rate")
-    if not 0 < learning_rate <= 1:
-        raise UserError(
-            f"The learning rate is {learning_rate}: it lies above 0 and up to 1.",
-            field="learning_rate",
-        )
-    _steer(run, learning_rate=learning_rate)
-    add_log(run, f"{actor.user} set the learning rate to {learning_rate:g} from the next step on.")
-
-
-def request_save(*, actor: Actor, run: Run) -> None:
-    check_has_recipe(run, "saved from here")
-    _steer(run, save_now=True)
-    add_log(run, f"{actor.user} asked for a checkpoint after this step.")
-
-
-def request_evaluation(*, actor: Actor, run: Run) -> None:
-    check_has_recipe(run, "evaluated from here")
-    _steer(run, evaluate_now=True)
-    add_log(run, f"{actor.user} asked for an evaluation after this step.")
-
-
-def check_has_recipe(run: Run, what: str) -> None:
-    if not run.recipe:
-        raise UserError(f"This run's own program decides what happens: it cannot be {what}.")
-    if run.is_over:
-        raise UserError(f"This run has ended: it cannot be {what}.")
-
-
-@transaction.atomic
-def _steer(run: Run, **changes: Any) -> None:
-    steering = Run.objects.select_for_update().values_list("steering", flat=True).get(pk=run.pk)
-    Run.objects.filter(pk=run.pk).update(steering={**steering, **changes})
-    publish(run_group(run.pk), "status")
 
 
 def add_log(

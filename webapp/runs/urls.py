@@ -3,7 +3,7 @@
 from django.urls import path, register_converter
 from django.urls.converters import StringConverter
 
-from webapp.runs import launch, overview, views
+from webapp.runs import group_views, launch, overview, views
 
 
 class PartConverter(StringConverter):
@@ -19,6 +19,13 @@ urlpatterns = [
     path("runs/", views.show_runs, name="runs"),
     path("runs/new/", launch.launch_run, name="run-new"),
     path("runs/new/forecast/", launch.preview_run, name="run-forecast"),
+    path("runs/groups/", group_views.show_groups, name="run-groups"),
+    path("runs/groups/<str:group_id>/", group_views.show_group, name="run-group"),
+    path(
+        "runs/groups/<str:group_id>/points", group_views.read_group_points, name="run-group-points"
+    ),
+    path("runs/groups/<str:group_id>/points.csv", group_views.download_group, name="run-group-csv"),
+    path("runs/groups/<str:group_id>/stop/", group_views.stop_runs, name="run-group-stop"),
     path("runs/<str:run_id>/", views.show_run, name="run"),
     path("runs/<str:run_id>/metrics", views.read_points, name="run-metrics"),
     path("runs/<str:run_id>/metrics.csv", views.download_points, name="run-metrics-csv"),

@@ -17,7 +17,7 @@ from webapp.accounts.permissions import check_can_write
 from webapp.core.counts import read_count
 from webapp.core.errors import NotFound, UserError
 from webapp.fleet.capacity import read_capacity
-from webapp.runs import services
+from webapp.runs import steering
 from webapp.runs.annotations import read_annotations
 from webapp.runs.export import Export, export_run
 from webapp.runs.filmstrip import arrange_samples
@@ -215,11 +215,11 @@ def show_tokens(request: ActorRequest, run_id: str, sample_id: int) -> HttpRespo
 
 
 ACTIONS = {
-    "pause": (services.request_pause, "The run pauses after this step."),
-    "resume": (services.resume_run, "The run goes on."),
-    "stop": (services.request_stop, "The run ends after this step; what it learned is saved."),
-    "save": (services.request_save, "A checkpoint is saved after this step."),
-    "evaluate": (services.request_evaluation, "Held-out loss and samples follow this step."),
+    "pause": (steering.request_pause, "The run pauses after this step."),
+    "resume": (steering.resume_run, "The run goes on."),
+    "stop": (steering.request_stop, "The run ends after this step; what it learned is saved."),
+    "save": (steering.request_save, "A checkpoint is saved after this step."),
+    "evaluate": (steering.request_evaluation, "Held-out loss and samples follow this step."),
 }
 
 
@@ -244,7 +244,7 @@ def change_learning_rate(request: ActorRequest, run_id: str) -> HttpResponse:
     form = LearningRateForm(request.POST)
     if not form.is_valid():
         raise UserError("The learning rate lies above 0 and up to 1.", field="learning_rate")
-    services.change_learning_rate(
+    steering.change_learning_rate(
         actor=request.actor, run=run, learning_rate=form.cleaned_data["learning_rate"]
     )
     messages.success(request, "The learning rate changes with the next step.")

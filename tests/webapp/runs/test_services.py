@@ -11,7 +11,7 @@ from webapp.accounts.models import Actor
 from webapp.core.errors import UserError
 from webapp.datasets.models import Dataset, DatasetVersion
 from webapp.fleet.models import BaseModel
-from webapp.runs import driving, services
+from webapp.runs import driving, services, steering
 from webapp.runs.clients import open_client_run
 from webapp.runs.models import LogLine, Operation, Run, Session
 
@@ -149,12 +149,12 @@ def test_a_driver_that_was_replaced_can_record_and_end_nothing(run: Run) -> None
 def test_a_queued_run_pauses_at_once_and_a_running_one_between_steps(
     actor: Actor, version: DatasetVersion, base_model: BaseModel, run: Run
 ) -> None:
-    services.request_pause(actor=actor, run=run)
+    steering.request_pause(actor=actor, run=run)
     run.refresh_from_db()
     assert run.status == Status.PAUSED
-    services.resume_run(actor=actor, run=run)
+    steering.resume_run(actor=actor, run=run)
     driven = start(run)
-    services.request_pause(actor=actor, run=driven)
+    steering.request_pause(actor=actor, run=driven)
     with pytest.raises(driving.Paused):
         driving.record_step(driven, 1, {"loss": 1.0})
     assert run.metrics.count() == 1
@@ -162,12 +162,12 @@ def test_a_queued_run_pauses_at_once_and_a_running_one_between_steps(
 
 def test_only_a_paused_run_can_be_resumed(actor: Actor, run: Run) -> None:
     with pytest.raises(UserError, match="Only a paused run"):
-        services.resume_run(actor=actor, run=run)
+        steering.resume_run(actor=actor, run=run)
 
 
 def test_stop_ends_a_run_that_has_not_begun_and_asks_one_that_has(actor: Actor, run: Run) -> None:
     driven = start(run)
-    services.request_stop(actor=actor, run=driven)
+    steering.request_stop(actor=actor, run=driven)
     with pytest.raises(driving.Cancelled):
         driving.check_stop(driven)
     run.refresh_from_db()
@@ -175,14 +175,14 @@ def test_stop_ends_a_run_that_has_not_begun_and_asks_one_that_has(actor: Actor, 
 
 
 def test_stop_ends_a_queued_run_at_once(actor: Actor, run: Run) -> None:
-    services.request_stop(actor=actor, run=run)
+    steering.request_stop(actor=actor, run=run)
     run.refresh_from_db()
     assert (run.status, run.ended_at is None) == (Status.CANCELLED, False)
 
 
 def test_a_paused_run_with_weights_saves_them_before_it_stops(actor: Actor, run: Run) -> None:
     Run.objects.filter(pk=run.pk).update(status=Status.PAUSED, step=3)
-    services.request_stop(actor=actor, run=run)
+    steering.request_stop(actor=actor, run=run)
     run.refresh_from_db()
     assert (run.status, run.wish) == (Status.QUEUED, "stop")
 
@@ -190,7 +190,7 @@ def test_a_paused_run_with_weights_saves_them_before_it_stops(actor: Actor, run:
 def test_a_clients_run_is_stopped_at_once_and_its_program_is_told(actor: Actor) -> None:
     run = make_run(actor)
     operation = Operation.objects.create(run=run, seq=0, kind="create_model", digest="")
-    services.request_stop(actor=actor, run=run)
+    steering.request_stop(actor=actor, run=run)
     run.refresh_from_db()
     operation.refresh_from_db()
     assert run.status == Status.CANCELLED
@@ -200,15 +200,15 @@ def test_a_clients_run_is_stopped_at_once_and_its_program_is_told(actor: Actor) 
 
 def test_a_strangers_wishes_change_nothing(run: Run) -> None:
     stranger = make_actor("carol")
-    services.request_stop(actor=stranger, run=run)
-    services.request_pause(actor=stranger, run=run)
+    steering.request_stop(actor=stranger, run=run)
+    steering.request_pause(actor=stranger, run=run)
     run.refresh_from_db()
     assert (run.status, run.wish) == (Status.QUEUED, "")
 
 
 def test_a_clients_own_loop_cannot_be_steered(actor: Actor) -> None:
     run = make_run(actor)
-    for wish in (services.request_pause, services.request_save, services.request_evaluation):
+    for wish in (steering.request_pause, steering.request_save, steering.request_evaluation):
         with pytest.raises(UserError, match="own program decides"):
             wish(actor=actor, run=run)
 
@@ -216,12 +216,12 @@ def test_a_clients_own_loop_cannot_be_steered(actor: Actor) -> None:
 @pytest.mark.parametrize("rate", [0, -1, 2, float("nan")])
 def test_a_learning_rate_out_of_range_is_refused(actor: Actor, run: Run, rate: float) -> None:
     with pytest.raises(UserError, match="learning rate"):
-        services.change_learning_rate(actor=actor, run=run, learning_rate=rate)
+        steering.change_learning_rate(actor=actor, run=run, learning_rate=rate)
 
 
 def test_a_wish_belongs_to_the_step_that_took_it(actor: Actor, run: Run) -> None:
-    services.request_save(actor=actor, run=run)
-    services.change_learning_rate(actor=actor, run=run, learning_rate=0.5)
+    steering.request_save(actor=actor, run=run)
+    steering.change_learning_rate(actor=actor, run=run, learning_rate=0.5)
     replayed = driving.take_orders(run, 1, is_replay=True)
     assert (replayed.save, replayed.learning_rate) == (False, 0.5)
     assert driving.take_orders(run, 3, is_replay=False).save

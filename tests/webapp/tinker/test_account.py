@@ -20,7 +20,7 @@ from webapp.deployments.models import SampledHour, SamplingCall, SamplingSession
 from webapp.deployments.retention import forget_calls
 from webapp.fleet.models import BaseModel
 from webapp.runs.models import Operation, Run, Session
-from webapp.runs.services import request_stop
+from webapp.runs.steering import request_stop
 
 START = datetime(2026, 7, 13, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -189,6 +189,10 @@ def test_wishes_are_fulfilled_between_steps_and_survive_a_kill(actor: Actor, run
     assert list(read_curve(run, "held_out_loss")) == [saved_at, 3, 6]
     steps = SamplingCall.objects.filter(run=run).values_list("about__step", flat=True)
     assert sorted(steps) == [0, saved_at, 3, 6]
+    assert list(run.annotations.values_list("step", "kind", "text")) == [
+        (saved_at, "steering", text)
+        for text in ("saved by hand", "evaluated by hand", "learning rate 0.001")
+    ]
     rates = read_curve(run, "learning_rate")
     assert rates[1] == pytest.approx(0.003)
     assert rates[saved_at + 1] == pytest.approx(0.001)

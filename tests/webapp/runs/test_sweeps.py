@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 from django.test import Client
 
-from tests.webapp.cast import make_actor, make_base_model, make_version, make_viewer, sign_in
+from tests.webapp.cast import make_actor, make_base_model, make_viewer, sign_in
 from webapp.accounts.models import Actor
 from webapp.core.errors import UserError
+from webapp.datasets.models import Dataset, DatasetVersion
 from webapp.runs.group_table import find_varied, make_bands, read_curve, read_table
 from webapp.runs.history import record_metrics
 from webapp.runs.models import Run, RunGroup
@@ -23,6 +24,19 @@ def actor() -> Actor:
     return make_actor()
 
 
+def make_version(actor: Actor) -> DatasetVersion:
+    return DatasetVersion.objects.create(
+        project=actor.project,
+        dataset=Dataset.objects.create(project=actor.project, name="words"),
+        number=1,
+        status=DatasetVersion.Status.READY,
+        filename="words.jsonl",
+        format="jsonl",
+        num_rows=10,
+        size_bytes=4400,
+    )
+
+
 def sweep(actor: Actor, **changes: Any) -> RunGroup:
     launch = {
         "origin": "rest",
@@ -30,7 +44,8 @@ def sweep(actor: Actor, **changes: Any) -> RunGroup:
         "dataset_version": make_version(actor),
         "config": {"rank": 4, "steps": 4},
     }
-    return create_sweep(**{"actor": actor, "name": "rates", "launch": launch, "grid": GRID} | changes)
+    given: dict[str, Any] = {"name": "rates", "launch": launch, "grid": GRID, **changes}
+    return create_sweep(actor=actor, **given)
 
 
 def read_settings(group: RunGroup) -> list[tuple[float, int]]:
@@ -66,7 +81,7 @@ def test_one_wrong_value_begins_no_run_at_all(actor: Actor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("grid", "settings", "said"),
+    ("grid", "points", "said"),
     [
         (None, None, "either grid"),
         ({"seed": [1]}, [{"seed": 1}], "either grid"),
@@ -84,9 +99,9 @@ def test_one_wrong_value_begins_no_run_at_all(actor: Actor) -> None:
         ({"seed": [[1]]}, None, "not one value"),
     ],
 )
-def test_what_is_no_sweep_is_said(grid: Any, settings: Any, said: str) -> None:
+def test_what_is_no_sweep_is_said(grid: Any, points: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        list_points(grid, settings)
+        list_points(grid, points)
 
 
 def test_a_grid_is_read_line_by_line() -> None:
@@ -176,7 +191,7 @@ def test_pages_show_a_group_to_its_project_alone(actor: Actor) -> None:
     assert "1.250" in page
     points = browser.get(f"/runs/groups/{group.pk}/points?metric=loss").json()
     assert [line["values"] for line in points["lines"]].count([1.25]) == 1
-    lines = b"".join(browser.get(f"/runs/groups/{group.pk}/points.csv")).decode().splitlines()  # type: ignore[call-overload]
+    lines = b"".join(browser.get(f"/runs/groups/{group.pk}/points.csv")).decode().splitlines()
     assert lines[0] == "run,name,key,step,value,at"
     assert len(lines) == 2
     stranger = sign_in(make_actor("carol"))
@@ -186,6 +201,6 @@ def test_pages_show_a_group_to_its_project_alone(actor: Actor) -> None:
 
 def test_a_viewer_stops_no_group(actor: Actor) -> None:
     group = sweep(actor)
-    viewer: Client = make_viewer(actor)
-    assert viewer.post(f"/runs/groups/{group.pk}/stop/").status_code == 403
+    viewer: Client = sign_in(make_viewer(actor))
+    assert viewer.post(f"/runs/groups/{group.pk}/stop/").status_code == 400
     assert not group.runs.exclude(status="queued").exists()

@@ -221,6 +221,7 @@ SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
         "RunStatus": "webapp.runs.models.Run.Status",
         "VersionStatus": "webapp.datasets.models.DatasetVersion.Status",
+        "RowKind": "webapp.datasets.models.DatasetVersion.Kind",
         "DeploymentStatus": "webapp.deployments.models.Deployment.Status",
         "HotLoadStatus": "webapp.deployments.models.HotLoad.Status",
         "ChangeStatus": "webapp.deployments.models.DeploymentChange.Status",

@@ -7,8 +7,8 @@ from typing import Any
 
 from django.conf import settings
 
-from training.data.examples import preview, preview_row
-from training.data.rows import detect_format, read_rows
+from training.data.previews import preview, preview_parts
+from training.data.rows import detect_format, detect_kinds, read_rows
 from training.data.tokenizer import ChatTokenizer
 from training.data.validate import good_rows, read_normalised, validate, write_rows
 from training.errors import InvalidInput
@@ -26,6 +26,7 @@ GIVEN_UP = (
 
 logger = logging.getLogger(__name__)
 Status = DatasetVersion.Status
+Kind = DatasetVersion.Kind
 
 
 def validate_version(version_id: str) -> None:
@@ -52,26 +53,35 @@ def _validate(version: DatasetVersion) -> None:
 
 
 def _report(version: DatasetVersion, upload: Path) -> None:
-    kind = detect_format(upload, version.filename)
-    report = validate(upload, kind)
+    format = detect_format(upload, version.filename)
+    kinds = (version.kind,) if version.kind else detect_kinds(upload, format)
+    if len(kinds) > 1:
+        # The columns do not tell: somebody says which of these the rows are.
+        report = {"kinds": list(kinds)}
+        _change(version, format=format, report=report, status=Status.NEEDS_DECISION)
+        return
+    _check_rows(version, upload, format, kinds[0] if kinds else Kind.CONVERSATION)
+
+
+def _check_rows(version: DatasetVersion, upload: Path, format: str, kind: str) -> None:
+    report = validate(upload, format, kind)
     status = Status.NEEDS_DECISION if report.num_bad else Status.VALIDATING
+    found = {"format": format, "kind": kind, "report": report.to_json(), "num_bad": report.num_bad}
     if not report.num_rows:
         first = report.bad[0]
-        _change(version, format=kind, report=report.to_json(), num_bad=report.num_bad)
+        _change(version, **found)
         raise InvalidInput(f"no row is valid; the first: line {first.number}: {first.reason}")
     _change(
         version,
-        format=kind,
-        report=report.to_json(),
+        **found,
         num_rows=report.num_rows,
-        num_bad=report.num_bad,
         status=status,
     )
 
 
 def _write_rows(version: DatasetVersion, upload: Path) -> None:
     target = upload.parent / "rows.jsonl"
-    written = write_rows(good_rows(read_rows(upload, version.format)), target)
+    written = write_rows(good_rows(read_rows(upload, version.format, version.kind)), target)
     _change(
         version,
         rows_path=str(target.relative_to(settings.HONE_HOME)),
@@ -103,28 +113,33 @@ def preview_version(preview_id: str) -> None:
     row = Preview.objects.select_related("version", "base_model").get(pk=int(preview_id))
     tokenizer = ChatTokenizer.load(row.base_model.path)
     file = settings.HONE_HOME / row.version.rows_path
-    context = row.base_model.context_tokens
+    context, kind = row.base_model.context_tokens, row.version.kind
     try:
-        row.rows = preview(read_normalised(file), tokenizer, limit=PREVIEW_ROWS, max_length=context)
-        row.stats = _measure(file, tokenizer, context)
+        row.rows = preview(
+            read_normalised(file), tokenizer, limit=PREVIEW_ROWS, max_length=context, kind=kind
+        )
+        row.stats = _measure(file, tokenizer, context, kind)
     except InvalidInput as error:
         row.rows, row.error = [], str(error)
     row.save(update_fields=["rows", "stats", "error"])
     publish(project_group(row.version.project_id), "datasets")
 
 
-def _measure(file: Path, tokenizer: ChatTokenizer, context: int) -> dict[str, float]:
+def _measure(file: Path, tokenizer: ChatTokenizer, context: int, kind: str) -> dict[str, float]:
+    """Both answers of a preference count as one row's tokens; each has to fit by itself."""
     measured = [
-        preview_row(row, tokenizer, None) for row in islice(read_normalised(file), STATS_ROWS)
+        preview_parts(row, tokenizer, None, kind)
+        for row in islice(read_normalised(file), STATS_ROWS)
     ]
-    lengths = [row["num_tokens"] for row in measured if not row["error"]] or [0]
-    weighted = [row["num_weighted"] for row in measured if not row["error"]] or [0]
+    whole = [parts for parts in measured if not any(part["error"] for part in parts)]
+    lengths = [[part["num_tokens"] for part in parts] for parts in whole] or [[0]]
+    weighted = [sum(part["num_weighted"] for part in parts) for parts in whole] or [0]
     return {
         "rows_sampled": len(measured),
-        "mean_tokens": sum(lengths) / len(lengths),
-        "longest_tokens": max(lengths),
+        "mean_tokens": sum(map(sum, lengths)) / len(lengths),
+        "longest_tokens": max(map(max, lengths)),
         "mean_weighted": sum(weighted) / len(weighted),
-        "num_too_long": sum(length > context for length in lengths),
+        "num_too_long": sum(max(parts) > context for parts in lengths),
         "context_tokens": context,
     }
 

@@ -76,7 +76,7 @@ def test_valid_rows_are_kept_only_when_the_user_says_so(home: Path) -> None:
 
 
 def test_a_file_without_a_valid_row_fails_and_names_the_first_line(home: Path) -> None:
-    version = validate(upload(home, lines(NO_ANSWER)))
+    version = validate(upload(home, lines({"foo": 1})))
     assert version.status == Status.FAILED
     assert "line 1" in version.error
     assert version.report["num_bad"] == 1

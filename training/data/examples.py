@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -164,46 +164,3 @@ def check_turn(place: int, header: str, turn: str, whole: str) -> None:
             "it: split the row into conversations that end with the assistant's turn, or change "
             "the template"
         )
-
-
-def preview(
-    rows: Iterable[Row], tokenizer: ChatTokenizer, *, limit: int = 20, max_length: int | None = None
-) -> list[dict[str, Any]]:
-    """JSON-able: each row's tokens with text, id and weight; the texts join to the whole."""
-    found: list[dict[str, Any]] = []
-    for row in rows:
-        if len(found) == limit:
-            break
-        found.append(preview_row(row, tokenizer, max_length))
-    return found
-
-
-def preview_row(row: Row, tokenizer: ChatTokenizer, max_length: int | None) -> dict[str, Any]:
-    try:
-        text, tokens, mask, spans = encode_masked(row, tokenizer)
-    except InvalidInput as error:
-        return {"number": row.number, "error": str(error), "num_tokens": 0, "tokens": []}
-    pieces = split_text(text, spans)
-    shown = slice(0, max_length)
-    return {
-        "number": row.number,
-        "error": "",
-        "num_tokens": len(tokens),
-        "num_weighted": int(mask[shown].sum()),
-        "num_cut": len(tokens) - len(tokens[shown]),
-        "tokens": [
-            {"text": piece, "id": token, "weight": int(weight)}
-            for piece, token, weight in zip(pieces, tokens, mask, strict=True)
-        ][shown],
-    }
-
-
-def split_text(text: str, spans: Spans) -> list[str]:
-    """One piece a token. A character of several tokens is the first one's; the others get ""."""
-    pieces, done = [], 0
-    for _, end in spans:
-        pieces.append(text[done:end])
-        done = max(done, end)
-    if pieces:
-        pieces[-1] += text[done:]
-    return pieces

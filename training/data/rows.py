@@ -4,6 +4,7 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
@@ -11,12 +12,15 @@ import orjson
 import pyarrow
 from pyarrow import parquet
 
+from training.data.kinds import check_columns, choose_kinds, list_sides, parse_columns
+from training.data.messages import Refused
 from training.errors import InvalidInput
 
 Format = Literal["jsonl", "csv", "parquet"]
 
 MAX_LINE_BYTES = 10_000_000
-ROLES = ("system", "developer", "user", "assistant", "tool")
+MESSAGE_COLUMNS = {"prompt", "completion", "chosen", "rejected"}
+ROWS_LOOKED_AT = 200  # to tell a file's kind
 BOM = b"\xef\xbb\xbf"
 OTHER_FORMATS = {
     b"PK\x03\x04": "a zip or Excel file",
@@ -33,7 +37,7 @@ csv.field_size_limit(MAX_LINE_BYTES)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One conversation. `metadata` is every other column: target, tools, id ..."""
+    """One row, as `kinds` writes it. `metadata` is every other column: target, tools, id ..."""
 
     number: int
     messages: Sequence[Mapping[str, Any]]
@@ -41,9 +45,21 @@ class Row:
 
     @property
     def key(self) -> bytes:
-        """A hash of the messages: rows that teach the same have the same key."""
-        content = orjson.dumps(self.messages, default=str, option=orjson.OPT_SORT_KEYS)
-        return sha256(content).digest()
+        """A hash of what is said: rows that teach the same have the same key."""
+        content: Any = self.messages
+        if sides := list_sides(self.metadata):
+            content = [self.messages, *sides]
+        elif not self.messages:
+            content = self.metadata.get("text")
+        return hash_content(content)
+
+    @property
+    def prompt_key(self) -> bytes:
+        """A hash of what is asked: rows that answer the same have the same one."""
+        messages = list(self.messages)
+        while messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+        return hash_content(messages) if messages else self.key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,16 +74,36 @@ class BadRow:
         return f"line {self.number}: {self.reason}"
 
 
-class Refused(Exception):  # noqa: N818 - never leaves this module
-    """What is wrong with one row."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Raw:
+    """One line's columns, whatever they are."""
 
-    def __init__(self, kind: str, reason: str) -> None:
-        super().__init__(reason)
-        self.kind = kind
+    number: int
+    columns: Any
 
 
-def read_rows(path: Path, format: str) -> Iterator[Row | BadRow]:
+def hash_content(content: Any) -> bytes:
+    dumped = orjson.dumps(content, default=str, option=orjson.OPT_SORT_KEYS)
+    return sha256(dumped).digest()
+
+
+def read_rows(path: Path, format: str, kind: str = "conversation") -> Iterator[Row | BadRow]:
     """Lines keep their numbers in the file; blank lines are skipped."""
+    return (
+        raw if isinstance(raw, BadRow) else parse_row(raw, kind)
+        for raw in read_columns(path, format)
+    )
+
+
+def detect_kinds(path: Path, format: str) -> tuple[str, ...]:
+    """What the file's first rows may be; several where their columns do not tell."""
+    first = islice(read_columns(path, format), ROWS_LOOKED_AT)
+    return choose_kinds(
+        raw.columns for raw in first if isinstance(raw, Raw) and isinstance(raw.columns, dict)
+    )
+
+
+def read_columns(path: Path, format: str) -> Iterator[Raw | BadRow]:
     readers = {"jsonl": read_jsonl, "csv": read_csv, "parquet": read_parquet}
     if format not in readers:
         raise InvalidInput(f"format {format!r} is not one of {', '.join(get_args(Format))}")
@@ -103,7 +139,7 @@ def detect_text_format(head: bytes, name: str) -> Format:
     raise InvalidInput(f"{name} is neither JSONL, CSV with a header, nor Parquet")
 
 
-def read_jsonl(path: Path) -> Iterator[Row | BadRow]:
+def read_jsonl(path: Path) -> Iterator[Raw | BadRow]:
     with path.open("rb") as file:
         for number, line in read_lines(file):
             if line is None:
@@ -135,7 +171,7 @@ def too_long(number: int) -> BadRow:
     )
 
 
-def parse_jsonl_line(number: int, line: bytes) -> Row | BadRow:
+def parse_jsonl_line(number: int, line: bytes) -> Raw | BadRow:
     try:
         line.decode("utf-8")
         columns = orjson.loads(line)
@@ -146,10 +182,10 @@ def parse_jsonl_line(number: int, line: bytes) -> Row | BadRow:
     except orjson.JSONDecodeError as error:
         reason = f"the line is not JSON: {error.msg} at character {error.pos + 1}"
         return BadRow(number=number, kind="not JSON", reason=reason)
-    return parse_row(number, columns)
+    return Raw(number=number, columns=columns)
 
 
-def read_csv(path: Path) -> Iterator[Row | BadRow]:
+def read_csv(path: Path) -> Iterator[Raw | BadRow]:
     with path.open("rb") as file:
         source = CsvLines(file)
         reader = csv.reader(source, strict=True)
@@ -202,15 +238,7 @@ def read_header(reader: Iterator[list[str]]) -> list[str]:
     return header
 
 
-def check_columns(names: Sequence[str]) -> None:
-    if "messages" not in names and not {"prompt", "completion"} <= set(names):
-        listed = ", ".join(name[:40] for name in names[:8])
-        raise InvalidInput(
-            f"the columns are {listed}: a column messages, or prompt and completion, is needed"
-        )
-
-
-def parse_csv_fields(number: int, header: Sequence[str], fields: list[str]) -> Row | BadRow:
+def parse_csv_fields(number: int, header: Sequence[str], fields: list[str]) -> Raw | BadRow:
     if len(fields) != len(header):
         reason = f"the line has {len(fields)} fields, the header {len(header)}"
         return BadRow(number=number, kind="wrong number of fields", reason=reason)
@@ -218,13 +246,27 @@ def parse_csv_fields(number: int, header: Sequence[str], fields: list[str]) -> R
     for name, text in columns.items():
         if not is_utf8(text):
             return BadRow(number=number, kind="not UTF-8", reason=f"{name} is not UTF-8 text")
+    for name in MESSAGE_COLUMNS & columns.keys():
+        columns[name] = parse_cell(columns[name])
     if "messages" in columns:
         try:
             columns["messages"] = orjson.loads(columns["messages"])
         except orjson.JSONDecodeError as error:
             reason = f"messages is not JSON: {error.msg} at character {error.pos + 1}"
             return BadRow(number=number, kind="not JSON", reason=reason)
-    return parse_row(number, columns)
+    return Raw(number=number, columns=columns)
+
+
+def parse_cell(text: str) -> Any:
+    """Messages stand in a CSV cell as JSON; any other text is itself."""
+    if not text.lstrip().startswith("["):
+        return text
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+    is_messages = all(isinstance(each, dict) and "role" in each for each in value)
+    return value if value and is_messages else text
 
 
 def is_utf8(text: str) -> bool:
@@ -235,7 +277,7 @@ def is_utf8(text: str) -> bool:
     return True
 
 
-def read_parquet(path: Path) -> Iterator[Row | BadRow]:
+def read_parquet(path: Path) -> Iterator[Raw | BadRow]:
     """The header is read now, the rows by batches: numbers count rows from 1."""
     try:
         file = parquet.ParquetFile(path)
@@ -244,85 +286,15 @@ def read_parquet(path: Path) -> Iterator[Row | BadRow]:
         for batch in file.iter_batches(batch_size=256):
             for columns in batch.to_pylist():
                 number += 1
-                yield parse_row(number, {k: v for k, v in columns.items() if v is not None})
+                kept = {key: value for key, value in columns.items() if value is not None}
+                yield Raw(number=number, columns=kept)
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         raise InvalidInput(f"the file is not readable Parquet: {error}") from error
 
 
-def parse_row(number: int, columns: Any) -> Row | BadRow:
+def parse_row(raw: Raw, kind: str) -> Row | BadRow:
     try:
-        messages, metadata = split_columns(columns)
-        check_conversation(messages)
+        messages, metadata = parse_columns(kind, raw.columns)
     except Refused as error:
-        return BadRow(number=number, kind=error.kind, reason=str(error))
-    return Row(number=number, messages=messages, metadata=metadata)
-
-
-def split_columns(columns: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    if not isinstance(columns, dict):
-        raise Refused("not an object", 'the line is not an object like {"messages": [...]}')
-    if "messages" in columns:
-        metadata = {key: value for key, value in columns.items() if key != "messages"}
-        return parse_messages(columns["messages"]), metadata
-    if not {"prompt", "completion"} & columns.keys():
-        raise Refused("no messages", "the row has neither messages nor prompt and completion")
-    for name in ("prompt", "completion"):
-        check_text(name, columns.get(name), may_be_empty=False)
-    messages = [
-        {"role": "user", "content": columns.pop("prompt")},
-        {"role": "assistant", "content": columns.pop("completion")},
-    ]
-    return messages, columns
-
-
-def check_text(name: str, value: Any, *, may_be_empty: bool) -> None:
-    if value is None:
-        raise Refused("a field is missing", f"{name} is missing")
-    if not isinstance(value, str):
-        raise Refused("content is not text", f"{name} is not text but {json_type(value)}")
-    if not may_be_empty and not value.strip():
-        raise Refused("empty text", f"{name} is empty")
-    if "\x00" in value:
-        # PostgreSQL stores no such text, and no tokenizer was trained on one.
-        raise Refused("NUL character", f"{name} has a NUL character")
-
-
-def json_type(value: Any) -> str:
-    names = {dict: "an object", list: "a list", bool: "true or false", str: "text"}
-    return names.get(type(value), "a number" if isinstance(value, int | float) else "null")
-
-
-def parse_messages(messages: Any) -> list[dict[str, Any]]:
-    if not isinstance(messages, list):
-        raise Refused("messages is not a list", f"messages is not a list but {json_type(messages)}")
-    return [parse_message(place, message) for place, message in enumerate(messages, start=1)]
-
-
-def parse_message(place: int, message: Any) -> dict[str, Any]:
-    name = f"message {place}"
-    if not isinstance(message, dict):
-        raise Refused("a message is not an object", f"{name} is not an object with role, content")
-    # Parquet gives every message every field that one of them has.
-    kept = {key: value for key, value in message.items() if value is not None}
-    role = kept.get("role")
-    if role not in ROLES:
-        listed = ", ".join(ROLES)
-        raise Refused(
-            "unknown role", f"{name} has the role {str(role)[:40]!r}, not one of {listed}"
-        )
-    if "tool_calls" in kept:
-        raise Refused("tool_calls", f"{name} has tool_calls: write the call as text in content")
-    check_text(f"{name} ({role}): content", kept.get("content"), may_be_empty=role != "assistant")
-    if kept.get("weight", 1) not in (0, 1):
-        raise Refused("wrong weight", f"{name} has a weight that is neither 0 nor 1")
-    return kept
-
-
-def check_conversation(messages: Sequence[Mapping[str, Any]]) -> None:
-    answers = [message for message in messages if message["role"] == "assistant"]
-    if not answers:
-        raise Refused("no assistant turn", "the row has no assistant turn: nothing to learn from")
-    if all(message.get("weight", 1) == 0 for message in answers):
-        raise Refused("no assistant turn", "every assistant turn has weight 0: nothing to learn")
-    if messages[0]["role"] == "assistant":
-        raise Refused("starts with assistant", "message 1 is the assistant's: nobody asked")
+        return BadRow(number=raw.number, kind=error.kind, reason=str(error))
+    return Row(number=raw.number, messages=messages, metadata=metadata)

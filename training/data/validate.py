@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import orjson
 
-from training.data.rows import BadRow, Row, read_rows
+from training.data.kinds import list_sides
+from training.data.messages import Refused, check_text, parse_messages
+from training.data.rows import BadRow, Raw, Row, read_columns, read_rows
 from training.errors import InvalidInput
 
 MAX_BAD_SHOWN = 100
@@ -68,20 +70,26 @@ class Census:
             self.bad.append(row)
 
     def add(self, row: Row) -> None:
-        self.roles.update(message["role"] for message in row.messages)
-        self.columns.update(name.replace("\x00", "")[:80] for name in row.metadata)
-        self.num_turns_max = max(self.num_turns_max, len(row.messages))
-        self.lengths.append(sum(len(message["content"]) for message in row.messages))
+        sides = list_sides(row.metadata) or ((), ())
+        said = [*row.messages, *sides[0], *sides[1]]
+        own = ("chosen", "rejected") if any(sides) else ("text",) if not row.messages else ()
+        text = "" if row.messages else row.metadata["text"]
+        self.roles.update(message["role"] for message in said)
+        self.columns.update(
+            name.replace("\x00", "")[:80] for name in row.metadata if name not in own
+        )
+        self.num_turns_max = max(self.num_turns_max, len(row.messages) + max(map(len, sides)))
+        self.lengths.append(sum(len(message["content"]) for message in said) + len(text))
         self.hashes.append(int.from_bytes(row.key[:8], "little"))
 
     def count_duplicates(self) -> int:
         return len(self.hashes) - len(np.unique(np.frombuffer(self.hashes, dtype=np.uint64)))
 
 
-def validate(path: Path, format: str) -> Report:
+def validate(path: Path, format: str, kind: str = "conversation") -> Report:
     """Read the whole file once. Bad lines are reported; a file that is no such file raises."""
     census = Census()
-    for row in read_rows(path, format):
+    for row in read_rows(path, format, kind):
         if isinstance(row, BadRow):
             census.add_bad(row)
         else:
@@ -133,7 +141,9 @@ def write_rows(rows: Iterable[Row], dest: Path) -> Written:
 
 
 def dump_row(row: Row) -> bytes:
-    columns = {**row.metadata, "messages": row.messages}
+    columns = dict(row.metadata)
+    if row.messages:
+        columns["messages"] = row.messages
     # Parquet columns may hold what JSON cannot: dates as ISO text, the rest as Python writes it.
     options = orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
     return orjson.dumps(columns, default=str, option=options)
@@ -141,7 +151,24 @@ def dump_row(row: Row) -> bytes:
 
 def read_normalised(path: Path) -> Iterable[Row]:
     """The rows of a file that write_rows wrote; a bad one means that the file was changed."""
-    for row in read_rows(path, "jsonl"):
-        if isinstance(row, BadRow):
-            raise InvalidInput(f"the stored dataset was changed: {row}")
-        yield row
+    for raw in read_columns(path, "jsonl"):
+        try:
+            yield parse_normalised(raw)
+        except Refused as error:
+            raise InvalidInput(
+                f"the stored dataset was changed: line {raw.number}: {error}"
+            ) from error
+
+
+def parse_normalised(raw: Raw | BadRow) -> Row:
+    if isinstance(raw, BadRow):
+        raise Refused(raw.kind, raw.reason)
+    if not isinstance(raw.columns, dict):
+        raise Refused("not an object", "it is not an object")
+    messages: list[dict[str, Any]] = []
+    metadata = dict(raw.columns)
+    if "messages" in metadata:
+        messages = parse_messages(metadata.pop("messages"))
+    else:
+        check_text("text", metadata.get("text"), may_be_empty=False)
+    return Row(number=raw.number, messages=messages, metadata=metadata)

@@ -2,6 +2,8 @@
 
 from django import forms
 
+from webapp.datasets.reports import KIND_WORDS
+
 
 class UploadForm(forms.Form):
     """What is wrong with the file itself is said by the service, for every door alike."""
@@ -17,4 +19,10 @@ class UploadForm(forms.Form):
         label="File",
         error_messages={"required": "Choose a file: .jsonl, .csv or .parquet."},
         widget=forms.FileInput(attrs={"accept": ".jsonl,.ndjson,.json,.csv,.parquet"}),
+    )
+    kind = forms.ChoiceField(
+        required=False,
+        label="What a row is",
+        choices=[("", "As its columns say"), *KIND_WORDS.items()],
+        help_text="Choose one where the columns do not tell, such as question and answer.",
     )

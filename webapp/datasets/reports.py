@@ -11,10 +11,26 @@ from webapp.datasets.models import DatasetVersion
 
 Stat = tuple[str, str, str]
 
+# What a row is, and what it is for.
+KIND_WORDS = {
+    "conversation": "Conversations",
+    "prompt_completion": "Prompts with completions",
+    "preference": "Preference pairs",
+    "prompt": "Prompts with a reference answer",
+    "text": "Plain text",
+}
+KIND_USES = {
+    "conversation": "Learned as they are: every turn of the assistant.",
+    "prompt_completion": "Learned as they are: the completion after its prompt.",
+    "preference": "Two answers to a prompt, of which one is preferred: for DPO and reward models.",
+    "prompt": "Answered anew and graded against the reference: for reinforcement learning.",
+    "text": "Read on from the first word to the last, without roles.",
+}
+
 
 def describe_report(version: DatasetVersion) -> Sequence[Stat]:
     report: Mapping[str, Any] = version.report
-    if not report:
+    if "num_rows" not in report:
         return []
     duplicates, turns = report["num_duplicates"], report["num_turns_max"]
     lowest, highest = report["min_characters"], report["max_characters"]

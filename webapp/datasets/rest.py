@@ -15,6 +15,7 @@ from webapp.accounts.idempotency import answer_once
 from webapp.core.errors import NotFound
 from webapp.datasets.models import DatasetVersion, DatasetVersionQuerySet, Preview
 from webapp.datasets.services import (
+    choose_kind,
     create_version,
     decide,
     delete_version,
@@ -36,6 +37,10 @@ class VersionOutput(serializers.ModelSerializer[DatasetVersion]):
             "status",
             "filename",
             "format",
+            "kind",
+            "derived_from",
+            "derivation",
+            "split",
             "size_bytes",
             "digest",
             "num_rows",
@@ -49,10 +54,23 @@ class VersionOutput(serializers.ModelSerializer[DatasetVersion]):
 class VersionInput(serializers.Serializer[DatasetVersion]):
     name = serializers.CharField(max_length=120, help_text="The dataset; made where it is new.")
     file = serializers.FileField(help_text="JSONL, CSV or Parquet, up to 2 GiB.")
+    kind = serializers.ChoiceField(
+        choices=DatasetVersion.Kind.choices,
+        required=False,
+        help_text="What a row is; where it is absent the columns say it.",
+    )
 
 
 class DecisionInput(serializers.Serializer[DatasetVersion]):
-    keep_valid = serializers.BooleanField()
+    keep_valid = serializers.BooleanField(required=False)
+    kind = serializers.ChoiceField(choices=DatasetVersion.Kind.choices, required=False)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if not attrs:
+            raise serializers.ValidationError(
+                "Say keep_valid, or the kind where report.kinds names several."
+            )
+        return attrs
 
 
 class PreviewOutput(serializers.ModelSerializer[Preview]):
@@ -99,6 +117,7 @@ class VersionList(ListAPIView[DatasetVersion]):
                 actor=actor_of(request),
                 name=data.validated_data["name"],
                 upload=data.validated_data["file"],
+                kind=data.validated_data.get("kind", ""),
             )
             return Response(VersionOutput(version).data, status=status.HTTP_202_ACCEPTED)
 
@@ -124,15 +143,16 @@ class VersionDecision(APIView):
 
     @extend_schema(request=DecisionInput, responses=VersionOutput)
     def post(self, request: Request, version_id: str) -> Response:
-        """Keep the valid rows, or discard the version."""
+        """Say what its rows are, keep the valid ones, or discard the version."""
         version = find_version(request, version_id)
         data = DecisionInput(data=request.data)
         data.is_valid(raise_exception=True)
-        decide(
-            actor=actor_of(request),
-            version=version,
-            keep_valid=data.validated_data["keep_valid"],
-        )
+        decision = {"actor": actor_of(request), "version": version, **data.validated_data}
+        if "kind" in data.validated_data:
+            decision.pop("keep_valid", None)
+            choose_kind(**decision)
+        else:
+            decide(**decision)
         version.refresh_from_db()
         return Response(VersionOutput(version).data)
 

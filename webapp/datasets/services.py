@@ -34,23 +34,31 @@ ANNOUNCED = timedelta(seconds=10)  # then a message should have been heard
 PREVIEW_TIMEOUT = timedelta(minutes=2)  # a preview that took longer has lost its task
 
 Status = DatasetVersion.Status
+Kind = DatasetVersion.Kind
 
 
 def create_version(
-    *, actor: Actor, name: str, upload: "File[bytes]", after: int | None = None
+    *,
+    actor: Actor,
+    name: str,
+    upload: "File[bytes]",
+    after: int | None = None,
+    kind: str = "",
 ) -> DatasetVersion:
     """Keep the file as the next version of the dataset of this name; a worker validates it.
 
     `after`: the version that it was made of, which must still be the newest one; 0: none.
+    `kind`: what its rows are; empty: as its columns say.
     """
     check_can_write(actor)
     name = _check_name(name)
+    _check_kind(kind)
     filename = PurePosixPath((upload.name or "").replace("\\", "/")).name
-    kind = _check_upload(upload, filename)
     version = DatasetVersion(
         project=actor.project,
         filename=filename[-255:],
-        format=kind,
+        format=_check_upload(upload, filename),
+        kind=kind,
         size_bytes=upload.size,
         created_by=actor.user,
     )
@@ -81,8 +89,23 @@ def append_row(*, actor: Actor, name: str, row: Mapping[str, Any]) -> DatasetVer
         file.flush()
         file.size = file.tell()
         return create_version(
-            actor=actor, name=name, upload=file, after=newest.number if newest else 0
+            actor=actor,
+            name=name,
+            upload=file,
+            after=newest.number if newest else 0,
+            kind=_find_appended_kind(newest),
         )
+
+
+def _find_appended_kind(newest: DatasetVersion | None) -> str:
+    """What is appended is a conversation: among pairs or texts it would be no row."""
+    if newest is None or newest.kind in ("", Kind.CONVERSATION, Kind.PROMPT_COMPLETION):
+        return Kind.CONVERSATION
+    raise UserError(
+        f"{newest} holds rows of the kind {newest.get_kind_display().lower()}: a conversation is"
+        " none of them. Choose another dataset.",
+        field="name",
+    )
 
 
 def _find_newest(actor: Actor, name: str) -> DatasetVersion | None:
@@ -118,15 +141,32 @@ def decide(*, actor: Actor, version: DatasetVersion, keep_valid: bool) -> None:
     waiting = DatasetVersion.objects.visible_to(actor).filter(pk=version.pk)
     status = Status.VALIDATING if keep_valid else Status.DISCARDED
     with transaction.atomic():
-        decided = waiting.filter(status=Status.NEEDS_DECISION).update(
-            status=status, keep_valid=keep_valid
-        )
-        if decided != 1:
+        asked = waiting.filter(status=Status.NEEDS_DECISION)
+        if keep_valid:
+            asked = asked.exclude(kind="")
+        if asked.update(status=status, keep_valid=keep_valid) != 1:
+            if keep_valid and waiting.filter(status=Status.NEEDS_DECISION, kind="").exists():
+                raise UserError(f"{version} needs its kind first: choose one.", field="kind")
             raise UserError(f"{version} waits for no decision: somebody has decided already.")
         if keep_valid:
             send_task(INGEST_VERSION, version.pk)
         else:
             transaction.on_commit(partial(_remove_files, version))
+        publish(project_group(version.project_id), "datasets")
+    version.refresh_from_db()
+
+
+def choose_kind(*, actor: Actor, version: DatasetVersion, kind: str) -> None:
+    """Answer to columns that do not tell: its lines are then checked as rows of this kind."""
+    check_can_write(actor, project_id=version.project_id)
+    _check_kind(kind or "none")
+    waiting = DatasetVersion.objects.visible_to(actor).filter(
+        pk=version.pk, status=Status.NEEDS_DECISION, kind=""
+    )
+    with transaction.atomic():
+        if waiting.update(status=Status.VALIDATING, kind=kind, report={}) != 1:
+            raise UserError(f"{version} does not ask for its kind.", field="kind")
+        send_task(INGEST_VERSION, version.pk)
         publish(project_group(version.project_id), "datasets")
     version.refresh_from_db()
 
@@ -184,10 +224,15 @@ def _check_name(name: str) -> str:
     return name
 
 
+def _check_kind(kind: str) -> None:
+    if kind and kind not in Kind.values:
+        raise UserError(f"The kind is one of {', '.join(Kind.values)}.", field="kind")
+
+
 def _check_upload(upload: "File[bytes]", filename: str) -> str:
     """The format that the file's name says; its content is looked at by the worker."""
-    kind = FORMATS.get(PurePosixPath(filename).suffix.lower())
-    if kind is None:
+    format = FORMATS.get(PurePosixPath(filename).suffix.lower())
+    if format is None:
         raise UserError(
             f"{filename or 'The file'} is of no known format: upload .jsonl, .csv or .parquet.",
             field="file",
@@ -200,7 +245,7 @@ def _check_upload(upload: "File[bytes]", filename: str) -> str:
             f"{filename} has {size}; up to {limit} are taken. Split it into several datasets.",
             field="file",
         )
-    return kind
+    return format
 
 
 def _store(upload: "File[bytes]", target: Path) -> None:

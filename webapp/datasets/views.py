@@ -18,8 +18,15 @@ from webapp.core.errors import NotFound
 from webapp.core.forms import show_errors
 from webapp.datasets.forms import UploadForm
 from webapp.datasets.models import Dataset, DatasetVersion
-from webapp.datasets.reports import describe_preview, describe_report, write_rest
+from webapp.datasets.reports import (
+    KIND_USES,
+    KIND_WORDS,
+    describe_preview,
+    describe_report,
+    write_rest,
+)
 from webapp.datasets.services import (
+    choose_kind,
     create_version,
     decide,
     delete_version,
@@ -83,6 +90,7 @@ def upload(request: ActorRequest) -> HttpResponse:
                 actor=request.actor,
                 name=form.cleaned_data["name"],
                 upload=form.cleaned_data["file"],
+                kind=form.cleaned_data["kind"],
             )
             return redirect("version", version.pk)
     names = Dataset.objects.in_project(request.actor).values_list("name", flat=True)
@@ -122,6 +130,10 @@ def show_version(request: ActorRequest, version_id: str) -> HttpResponse:
         **_describe_report(request, version),
         "version": version,
         "word": f"v{version.number}",
+        "kind": KIND_WORDS.get(version.kind, ""),
+        "kinds": [
+            (kind, KIND_WORDS[kind], KIND_USES[kind]) for kind in version.report.get("kinds", [])
+        ],
         "base_models": base_models,
         "base_model": next(iter(base_models), None),
         "runs": version.runs.select_related("base_model").order_by("-created_at")[:10],
@@ -178,6 +190,9 @@ def show_preview(request: ActorRequest, version_id: str) -> HttpResponse:
 @require_POST
 def decide_version(request: ActorRequest, version_id: str) -> HttpResponse:
     version = find_version(request.actor, version_id)
+    if kind := request.POST.get("kind"):
+        choose_kind(actor=request.actor, version=version, kind=kind)
+        return redirect("version", version.pk)
     keep_valid = request.POST.get("keep_valid") == "1"
     decide(actor=request.actor, version=version, keep_valid=keep_valid)
     return redirect("version", version.pk)

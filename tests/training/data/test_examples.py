@@ -12,9 +12,9 @@ from training.data.examples import (
     Example,
     encode_row,
     encode_rows,
-    preview,
     to_datum,
 )
+from training.data.previews import preview
 from training.data.rows import Row
 from training.data.tokenizer import ChatTokenizer, compile_template
 from training.errors import InvalidInput

@@ -203,8 +203,8 @@ def test_a_csv_line_over_the_limit_is_bad_and_the_rest_is_read(upload: Path) -> 
 
 
 def test_a_csv_without_the_columns_is_refused(upload: Path) -> None:
-    with pytest.raises(InvalidInput, match="the columns are question, answer: a column messages"):
-        list(read_rows(write(upload, "question,answer", "a,b"), "csv"))
+    with pytest.raises(InvalidInput, match="the columns are one, two: no kind of row has these"):
+        list(read_rows(write(upload, "one,two", "a,b"), "csv"))
 
 
 def test_a_csv_header_in_another_encoding_is_refused(upload: Path) -> None:
@@ -255,8 +255,8 @@ def test_a_cut_parquet_file_is_refused(upload: Path) -> None:
 
 
 def test_parquet_without_the_columns_is_refused(upload: Path) -> None:
-    with pytest.raises(InvalidInput, match="the columns are text: a column messages"):
-        list(read_rows(parquet_of(upload, text=["a"]), "parquet"))
+    with pytest.raises(InvalidInput, match="the columns are words: no kind of row has these"):
+        list(read_rows(parquet_of(upload, words=["a"]), "parquet"))
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_the_decision_buttons_keep_or_discard(alice: Actor, browser: Client) -> 
 
 
 def test_a_file_without_a_single_valid_row_says_why(alice: Actor, browser: Client) -> None:
-    version = upload(alice, BAD)
+    version = upload(alice, {"foo": 1})
     page = read(browser, f"/datasets/versions/{version.pk}/")
     assert "cannot be used" in page
     assert "no row is valid" in page
@@ -240,3 +240,43 @@ def test_who_is_not_signed_in_is_asked_to() -> None:
     answer = Client().get("/datasets/")
     assert answer.status_code == 302
     assert "/sign-in/" in answer.headers["Location"]
+
+
+QA = {"question": "1+1", "answer": "2"}
+
+
+def test_columns_that_do_not_tell_ask_for_the_kind(alice: Actor, browser: Client) -> None:
+    version = upload(alice, QA)
+    url = f"/datasets/versions/{version.pk}/"
+    page = read(browser, url)
+    assert "The columns do not tell what a row is." in page
+    assert 'value="prompt_completion"' in page
+    assert 'value="prompt"' in page
+    assert browser.post(f"{url}decide/", {"keep_valid": "1"}).status_code == 400
+    assert browser.post(f"{url}decide/", {"kind": "poem"}).status_code == 400
+    browser.post(f"{url}decide/", {"kind": "prompt"})
+    ingest.validate_version(version.pk)
+    version.refresh_from_db()
+    assert (version.status, version.kind, version.num_rows) == (Status.READY, "prompt", 1)
+    assert "Prompts with a reference answer" in read(browser, url)
+    assert browser.post(f"{url}decide/", {"kind": "prompt"}).status_code == 400
+
+
+def test_a_kind_that_was_chosen_is_what_the_lines_are_checked_as(
+    alice: Actor, browser: Client
+) -> None:
+    browser.post("/datasets/new/", {"name": "a", "file": make_file(QA), "kind": "preference"})
+    version = DatasetVersion.objects.get()
+    ingest.validate_version(version.pk)
+    page = read(browser, f"/datasets/versions/{version.pk}/")
+    assert "chosen is missing: a pair needs both sides" in page
+
+
+def test_a_preview_of_a_pair_shows_both_sides(
+    alice: Actor, browser: Client, base_model: BaseModel
+) -> None:
+    version = upload(alice, {"prompt": "1+1", "chosen": "2", "rejected": "3"})
+    ingest.preview_version(str(request_preview(version=version, base_model=base_model).pk))
+    page = read(browser, f"/datasets/versions/{version.pk}/preview/?base_model={base_model.pk}")
+    assert "Row 1, chosen" in page
+    assert "Row 1, rejected" in page

@@ -11,6 +11,7 @@ from webapp.accounts.models import Actor
 from webapp.core.forms import say_limits
 from webapp.datasets.models import DatasetVersion
 from webapp.fleet.models import BaseModel
+from webapp.runs.steering import MOST_KL
 
 SMALL_MODEL = 500_000_000  # parameters; below, ten times the usual learning rate trains better
 MAX_PROMPTS = 50
@@ -260,6 +261,18 @@ class LearningRateForm(forms.Form):
         max_value=1,
         widget=forms.NumberInput(attrs={"step": "any"}),
         help_text="From the next step on: the schedule goes on from this peak.",
+    )
+
+
+class KlCoefficientForm(forms.Form):
+    """Steers a run that keeps near a reference."""
+
+    kl_coefficient = forms.FloatField(
+        label="KL coefficient",
+        min_value=0,
+        max_value=MOST_KL,
+        widget=forms.NumberInput(attrs={"step": "any"}),
+        help_text="What distance to the reference costs, from the next step on. 0: nothing.",
     )
 
 

@@ -30,6 +30,7 @@ urlpatterns = [
     path("runs/<str:run_id>/metrics", views.read_points, name="run-metrics"),
     path("runs/<str:run_id>/metrics.csv", views.download_points, name="run-metrics-csv"),
     path("runs/<str:run_id>/learning-rate/", views.change_learning_rate, name="run-rate"),
+    path("runs/<str:run_id>/kl-coefficient/", views.change_kl_coefficient, name="run-kl"),
     path("runs/<str:run_id>/parts/<run_part:part>/", views.show_part, name="run-part"),
     path("runs/<str:run_id>/samples/<int:sample_id>/", views.show_tokens, name="run-tokens"),
     path("runs/<str:run_id>/actions/<str:action>/", views.act_on_run, name="run-act"),

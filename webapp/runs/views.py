@@ -21,7 +21,7 @@ from webapp.runs import steering
 from webapp.runs.annotations import read_annotations
 from webapp.runs.export import Export, export_run
 from webapp.runs.filmstrip import arrange_samples
-from webapp.runs.forms import LearningRateForm
+from webapp.runs.forms import KlCoefficientForm, LearningRateForm
 from webapp.runs.history import list_keys, read_metrics
 from webapp.runs.lists import RunQuery, list_runs
 from webapp.runs.models import Run, Sample
@@ -95,7 +95,8 @@ def show_run(request: ActorRequest, run_id: str) -> HttpResponse:
         "stats": read_stats(run),
         "wait": explain_wait(run),
         "newest": find_newest(run),
-        "rate_form": LearningRateForm(initial={"learning_rate": _read_peak(run)}),
+        "rate_form": LearningRateForm(initial={"learning_rate": _read_now(run, "learning_rate")}),
+        "kl_form": KlCoefficientForm(initial={"kl_coefficient": _read_now(run, "kl_coefficient")}),
         **_read_tab(request, run, tab),
     }
     return render(request, "runs/detail.html", context)
@@ -109,9 +110,10 @@ def find_newest(run: Run) -> Any | None:
     return kept.order_by("-step", "-created_at").first()
 
 
-def _read_peak(run: Run) -> float | None:
-    peak: float | None = run.steering.get("learning_rate") or run.config.get("learning_rate")
-    return peak
+def _read_now(run: Run, setting: str) -> float | None:
+    """What it is steered to, or what it was launched with."""
+    steered: float | None = run.steering.get(setting)
+    return run.config.get(setting) if steered is None else steered
 
 
 def _read_tab(request: HttpRequest, run: Run, tab: str) -> dict[str, Any]:
@@ -220,6 +222,7 @@ ACTIONS = {
     "stop": (steering.request_stop, "The run ends after this step; what it learned is saved."),
     "save": (steering.request_save, "A checkpoint is saved after this step."),
     "evaluate": (steering.request_evaluation, "Held-out loss and samples follow this step."),
+    "stop-after-save": (steering.request_stop_after_save, "The run ends at its next checkpoint."),
 }
 
 
@@ -248,4 +251,19 @@ def change_learning_rate(request: ActorRequest, run_id: str) -> HttpResponse:
         actor=request.actor, run=run, learning_rate=form.cleaned_data["learning_rate"]
     )
     messages.success(request, "The learning rate changes with the next step.")
+    return redirect("run", run.pk)
+
+
+@login_required
+@require_POST
+def change_kl_coefficient(request: ActorRequest, run_id: str) -> HttpResponse:
+    run = find_run(request.actor, run_id)
+    check_can_write(request.actor, project_id=run.project_id)
+    form = KlCoefficientForm(request.POST)
+    if not form.is_valid():
+        raise UserError("The KL coefficient is a number from 0 on.", field="kl_coefficient")
+    steering.change_kl_coefficient(
+        actor=request.actor, run=run, kl_coefficient=form.cleaned_data["kl_coefficient"]
+    )
+    messages.success(request, "The KL coefficient changes with the next step.")
     return redirect("run", run.pk)

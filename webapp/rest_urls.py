@@ -5,6 +5,7 @@ from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
 from webapp.accounts import rest as accounts
 from webapp.accounts import schema as _schema  # noqa: F401 - registers how keys are described
+from webapp.accounts import webhook_rest as webhooks
 from webapp.checkpoints import export_rest as exports
 from webapp.checkpoints import rest as checkpoints
 from webapp.datasets import rest as datasets
@@ -26,6 +27,10 @@ urlpatterns = [
     path("members", accounts.MemberList.as_view()),
     path("keys", accounts.KeyList.as_view()),
     path("keys/<str:key_id>", accounts.KeyDetail.as_view()),
+    path("webhooks", webhooks.WebhookList.as_view()),
+    path("webhooks/<str:webhook_id>", webhooks.WebhookDetail.as_view()),
+    path("webhooks/<str:webhook_id>/test", webhooks.WebhookTest.as_view()),
+    path("webhooks/<str:webhook_id>/deliveries", webhooks.WebhookDeliveries.as_view()),
     path("base-models", fleet.BaseModelList.as_view()),
     path("base-models/<path:name>", fleet.BaseModelDetail.as_view()),
     path("workers", fleet.WorkerList.as_view()),

@@ -8,6 +8,7 @@ from django.conf import settings
 from django.db.models import Q
 from django.utils.timezone import now
 
+from webapp.accounts.webhooks import announce_deliveries, forget_deliveries
 from webapp.checkpoints.exports import announce_exports
 from webapp.checkpoints.retention import retire_samplers
 from webapp.checkpoints.services import expire_checkpoints
@@ -56,6 +57,7 @@ def sweep() -> None:
     announce_validating()
     announce_waiting()
     announce_exports()
+    announce_deliveries()
 
 
 @app.task(name="beat.clean")
@@ -69,6 +71,7 @@ def clean() -> None:
     forget_logs()
     forget_calls()
     forget_sessions()
+    forget_deliveries()
 
 
 def discard_autosaves() -> None:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 
 from webapp.core import dispatch
-from workers import evaluate, exports, ingest, recipe
+from workers import evaluate, exports, ingest, recipe, webhooks
 from workers.celery import app
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,11 @@ def evaluate_checkpoint(evaluation_id: str) -> None:
 @app.task(name=dispatch.EXPORT_CHECKPOINT)
 def export_checkpoint(export_id: str) -> None:
     _outlive(exports.make_export, exports.fail, export_id)
+
+
+@app.task(name=dispatch.DELIVER)
+def deliver() -> None:
+    webhooks.deliver()
 
 
 def _outlive(

@@ -18,6 +18,7 @@ PREVIEW_VERSION = "datasets.preview"
 BUILD_SUITE = "evals.build"
 EVALUATE = "evals.evaluate"
 EXPORT_CHECKPOINT = "checkpoints.export"
+DELIVER = "accounts.deliver"
 
 GPU_QUEUE = "gpu.{name}"  # one queue for each gpu worker; `gpu` reaches any of them
 ANY_GPU_QUEUE = "gpu"

@@ -1,0 +1,86 @@
+"""Carries deliveries to their webhooks: one signed POST each, no redirects, short timeouts."""
+
+import hmac
+import ipaddress
+import json
+import socket
+import time
+from collections.abc import Mapping
+from hashlib import sha256
+from urllib.parse import urlsplit
+
+import httpx
+
+from webapp.accounts.models import Delivery
+from webapp.accounts.webhooks import claim_delivery, list_due, note_refused, note_taken
+
+LIMITS = httpx.Timeout(5.0, connect=3.0)
+MOST_AT_ONCE = 100
+SPENT_SECONDS = 40.0  # of one task: what is left is the next one's
+SIGNATURE = "Hone-Signature"
+
+
+def deliver() -> None:
+    """What is due now. An address that does not answer holds nobody else's up."""
+    silent: set[str] = set()
+    until = time.monotonic() + SPENT_SECONDS
+    with httpx.Client(timeout=LIMITS, follow_redirects=False, trust_env=False) as client:
+        for delivery in list_due(MOST_AT_ONCE):
+            webhook_id = delivery.webhook_id
+            if webhook_id in silent or time.monotonic() > until or not claim_delivery(delivery):
+                continue
+            why = send(client, delivery)
+            if why:
+                silent.add(webhook_id)
+                note_refused(delivery, why)
+            else:
+                note_taken(delivery)
+
+
+def send(client: httpx.Client, delivery: Delivery) -> str:
+    """Why it was not taken, in a sentence; empty: it was."""
+    url = delivery.webhook.url
+    try:
+        check_address(url)
+        body = json.dumps({**delivery.body, "id": delivery.key}).encode()
+        headers = make_headers(delivery.event, delivery.webhook.secret, body, int(time.time()))
+        with client.stream("POST", url, content=body, headers=headers) as answer:
+            return explain(answer.status_code)  # its body is nobody's business here
+    except httpx.TimeoutException:
+        return "It did not answer within 5 s."
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
+        said = str(error).rstrip(".") or type(error).__name__
+        return f"It could not be reached: {said}."
+
+
+def check_address(url: str) -> None:
+    """Private networks are the owner's own. Link-local addresses are where machines of a cloud
+    keep their credentials, and no webhook listens there."""
+    parts = urlsplit(url)
+    found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
+    for address in {str(each[4][0]).partition("%")[0] for each in found}:
+        number = ipaddress.ip_address(address)
+        if number.is_link_local or number.is_multicast or number.is_unspecified:
+            raise OSError(f"{address} is no address for a webhook")
+
+
+def make_headers(event: str, secret: str, body: bytes, moment: int) -> Mapping[str, str]:
+    """Who knows the secret finds out that the body is ours, whole, and how old it is."""
+    return {
+        "Content-Type": "application/json",
+        "User-Agent": "Hone",
+        "Hone-Event": event,
+        SIGNATURE: f"t={moment},v1={sign(secret, body, moment)}",
+    }
+
+
+def sign(secret: str, body: bytes, moment: int) -> str:
+    return hmac.new(secret.encode(), f"{moment}.".encode() + body, sha256).hexdigest()
+
+
+def explain(status: int) -> str:
+    if 200 <= status < 300:
+        return ""
+    if 300 <= status < 400:
+        return f"It answered {status}: redirects are not followed. Enter the address they lead to."
+    return f"It answered {status}."

@@ -29,12 +29,12 @@ def list_said(run: Run) -> list[tuple[int, str]]:
 
 def test_the_kl_coefficient_is_changed_where_a_run_has_one(actor: Actor, run: Run) -> None:
     browser = sign_in(actor)
-    assert "KL coefficient" in browser.get(f"/runs/{run.pk}/").content.decode()
+    assert "Change KL coefficient" in browser.get(f"/runs/{run.pk}/").content.decode()
     browser.post(f"/runs/{run.pk}/kl-coefficient/", {"kl_coefficient": "0.2"})
     assert driving.take_orders(run, 7, is_replay=False).kl_coefficient == 0.2
     assert list_said(run) == [(7, "KL coefficient 0.2")]
     without = make_recipe_run(actor, make_base_model("other"))
-    assert "KL coefficient" not in browser.get(f"/runs/{without.pk}/").content.decode()
+    assert "Change KL coefficient" not in browser.get(f"/runs/{without.pk}/").content.decode()
     with pytest.raises(UserError, match="no KL coefficient"):
         steering.change_kl_coefficient(actor=actor, run=without, kl_coefficient=0.2)
 

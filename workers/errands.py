@@ -4,12 +4,10 @@ Nothing here makes the next step wait, but for the held-out loss, which the devi
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from training.data.examples import Example
-from training.recipes import sft
-from training.recipes.sft import SftConfig
+from training.recipes.config import RecipeConfig
 from webapp.checkpoints.models import Checkpoint
 from webapp.core.errors import UserError
 from webapp.deployments.calls import submit_call
@@ -56,8 +54,8 @@ class Errands:
 
     run: Run
     model: RemoteModel
-    config: SftConfig
-    held_out: Sequence[Example]
+    config: RecipeConfig
+    measure: Callable[[], Mapping[str, float]]  # of what is held out; empty: nothing is
     open: deque[Errand] = field(default_factory=deque)
 
     def begin(self, *, sampling: bool) -> None:
@@ -129,12 +127,12 @@ class Errands:
             )
 
     def _measure(self, step: int) -> None:
-        if not self.held_out:
+        measured = self.measure()
+        if not measured:
             self._say(f"No held-out loss after step {step}: no row is held out.", step)
             return
-        loss = sft.held_out_loss(self.model, self.held_out)
-        record_metrics(self.run, step, {"held_out_loss": loss})
-        self._say(f"Held-out loss after step {step}: {loss:.4g}.", step)
+        record_metrics(self.run, step, measured)
+        self._say(describe_measured(measured, step), step)
 
     def _say(self, text: str, step: int) -> None:
         """Once, also where a replay comes by again."""
@@ -157,3 +155,10 @@ class Errands:
             request_evaluation(actor=None, suite=suite, checkpoint=checkpoint, run=self.run)
         except UserError as error:
             add_log(self.run, f"Not evaluated: {error}", LogLine.Level.WARNING, step=step)
+
+
+def describe_measured(measured: Mapping[str, float], step: int) -> str:
+    names = [key.removeprefix("held_out").strip("_/") for key in measured]
+    first, *others = zip(names, measured.values(), strict=True)
+    also = "".join(f", {name} {value:.4g}" for name, value in others)
+    return f"Held-out {first[0]} after step {step}: {first[1]:.4g}{also}."

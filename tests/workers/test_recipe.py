@@ -14,7 +14,7 @@ from webapp.evals.models import EvalSuite, Evaluation
 from webapp.fleet.models import BaseModel
 from webapp.runs import driving, queue, services, steering
 from webapp.runs.models import LogLine, Metric, Operation, Run
-from workers import recipe
+from workers import keep_going, recipe
 from workers.device import Device
 from workers.gpu import run_turn
 
@@ -266,9 +266,9 @@ def test_a_run_that_finds_no_place_stays_queued(run: Run, monkeypatch: pytest.Mo
 def test_a_process_that_ends_leaves_its_run_to_the_next_one(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waiter = TurnWaiter(acts={4: recipe.leave_runs})
+    waiter = TurnWaiter(acts={4: keep_going.leave_runs})
     ended = drive(run, waiter)
-    recipe.shutting_down.clear()
+    keep_going.shutting_down.clear()
     assert (ended.status, ended.driver) == (Status.RUNNING, "")
     assert drive(run, TurnWaiter(device=waiter.device), driver="d2").status == Status.DONE
 

@@ -4,9 +4,9 @@ A run that lost its driver is taken up by calling `train` again with `start`: ba
 rates and the order of verbs depend on the config and the rows only.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from training.data.batches import Batch, make_batches, split_held_out
 from training.data.examples import Encoded, Example, encode_rows, to_datum
@@ -14,11 +14,12 @@ from training.data.rows import Row
 from training.data.tokenizer import ChatTokenizer
 from training.errors import InvalidInput
 from training.model import Future, Model
-from training.recipes.sft_config import SamplingConfig, SftConfig
-from training.types import AdamParams, Datum, ForwardBackwardOutput, OptimStepOutput
+from training.recipes.sft_config import SftConfig
+from training.recipes.steps import Order, Steer, Step, Submitted, follow_config, run_steps
+from training.types import AdamParams, Datum, OptimStepOutput
 
-# A recipe's settings are part of it.
-__all__ = ["SamplingConfig", "SftConfig", "held_out_loss", "prepare", "train"]
+# A recipe's settings and its steps are part of it.
+__all__ = ["Order", "SftConfig", "Step", "held_out_loss", "prepare", "train"]
 
 # The engine then projects only positions with a weight, and sends no other logprobs back.
 FORWARD_CONFIG: Mapping[str, float | str] = {"logprobs": "weighted"}
@@ -63,56 +64,15 @@ def encode_for(rows: Iterable[Row], tokenizer: ChatTokenizer, config: SftConfig)
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What the caller wants of the next step. `settle`: first let all submitted ones end."""
-
-    learning_rate: float | None = None
-    settle: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One optimizer step, done. `number` counts from 1.
-
-    `is_settled`: no later step was submitted, so weights saved or asked now are this step's.
-    """
-
-    number: int
-    batch: Batch
-    metrics: Mapping[str, float]
-    is_settled: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submitted:
-    """A step on its way."""
-
-    number: int
-    batch: Batch
-    learning_rate: float
-    gradient: Future[ForwardBackwardOutput]
-    update: Future[OptimStepOutput]
-
-
-def follow_config(_number: int) -> Order:
-    return Order()
-
-
 def train(
     model: Model,
     prepared: Prepared,
     config: SftConfig,
     *,
     start: int = 0,
-    steer: Callable[[int], Order] = follow_config,
+    steer: Steer = follow_config,
 ) -> Iterator[Step]:
-    """Steps `start` + 1 to the last. `steer` is asked with a step's number before it is submitted.
-
-    One step is submitted ahead, so that the device never waits for this process; not over a step
-    at which the config has something saved, measured or sampled.
-    """
-    flight: deque[Submitted] = deque()
+    """Steps `start` + 1 to the last."""
     batches = make_batches(
         prepared.train,
         batch_size=config.batch_size,
@@ -120,52 +80,43 @@ def train(
         seed=config.seed,
         start=start,
     )
-    for number, batch in enumerate(batches, start=start + 1):
-        order = steer(number)
-        if order.settle:
-            yield from finish_steps(flight, keep=0)
-            order = steer(number)
+
+    def submit(number: int, order: Order) -> Submitted:
         adam = config.adam_at(
             number - 1, num_steps=prepared.num_steps, learning_rate=order.learning_rate
         )
-        flight.append(submit_step(model, number, batch, adam))
-        is_due = config.is_anything_due(number, num_steps=prepared.num_steps)
-        yield from finish_steps(flight, keep=0 if is_due else 1)
-    yield from finish_steps(flight, keep=0)
+        return submit_step(model, number, next(batches), adam)
+
+    return run_steps(
+        range(start + 1, prepared.num_steps + 1),
+        submit,
+        steer=steer,
+        is_due=partial(config.is_anything_due, num_steps=prepared.num_steps),
+    )
 
 
 def submit_step(model: Model, number: int, batch: Batch, adam: AdamParams) -> Submitted:
     gradient = model.forward_backward(batch.data, "cross_entropy", config=FORWARD_CONFIG)
-    return Submitted(
-        number=number,
-        batch=batch,
-        learning_rate=adam.learning_rate,
-        gradient=gradient,
-        update=model.optim_step(adam),
-    )
+    update = model.optim_step(adam)
+
+    def measure() -> dict[str, float]:
+        metrics = gradient.result().metrics
+        # Weights sum to 1: the mean of weighted tokens.
+        return {"loss": metrics["loss:sum"], **measure_update(update, batch, adam)}
+
+    return Submitted(number=number, batch=batch, measure=measure)
 
 
-def finish_steps(flight: deque[Submitted], *, keep: int) -> Iterator[Step]:
-    while len(flight) > keep:
-        submitted = flight.popleft()
-        metrics = measure_step(submitted)
-        yield Step(
-            number=submitted.number,
-            batch=submitted.batch,
-            metrics=metrics,
-            is_settled=not flight,
-        )
-
-
-def measure_step(submitted: Submitted) -> dict[str, float]:
-    gradient, update = submitted.gradient.result(), submitted.update.result()
+def measure_update(
+    update: Future[OptimStepOutput], batch: Batch, adam: AdamParams
+) -> dict[str, float]:
+    """What every recipe says of a step; waits for it."""
     return {
-        "loss": gradient.metrics["loss:sum"],  # weights sum to 1: the mean of weighted tokens
-        "learning_rate": submitted.learning_rate,
-        "num_tokens": submitted.batch.num_tokens,
-        "num_weighted_tokens": submitted.batch.num_weighted,
-        "epoch": submitted.batch.epoch,
-        **update.metrics,
+        "learning_rate": adam.learning_rate,
+        "num_tokens": batch.num_tokens,
+        "num_weighted_tokens": batch.num_weighted,
+        "epoch": batch.epoch,
+        **update.result().metrics,
     }
 
 

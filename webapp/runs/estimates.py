@@ -52,13 +52,20 @@ class Estimate:
 
 
 def estimate_seconds(
-    *, base_model: BaseModel, num_tokens_per_step: float, steps: int, is_full: bool = False
+    *,
+    base_model: BaseModel,
+    num_tokens_per_step: float,
+    steps: int,
+    is_full: bool = False,
+    passes: float = 1.0,
 ) -> Estimate | None:
-    """None: nothing trained on this model here yet, and no worker has told its speed."""
+    """`passes`: over the tokens of a step, forward and backward. None: nothing trained on this
+    model here yet, and no worker has told its speed."""
+    num_tokens = steps * num_tokens_per_step
     speeds = _read_speeds(base_model, is_full)
     if speeds:
-        return _estimate_from_runs(speeds, steps * num_tokens_per_step)
-    compute = _compute_step(base_model, num_tokens_per_step, is_full)
+        return _estimate_from_runs([speed / passes for speed in speeds], num_tokens)
+    compute = _compute_step(base_model, num_tokens_per_step * passes, is_full)
     if not compute:
         return None
     least, usual, most = (
@@ -68,7 +75,7 @@ def estimate_seconds(
         seconds=usual,
         least_seconds=least,
         most_seconds=most,
-        tokens_per_second=steps * num_tokens_per_step / usual,
+        tokens_per_second=num_tokens / usual,
         basis="from the worker's measured speed, until a run has shown how fast it is",
     )
 

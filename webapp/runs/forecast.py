@@ -5,8 +5,8 @@ from typing import Any
 
 from webapp.datasets.models import DatasetVersion
 from webapp.fleet.models import BaseModel
-from webapp.runs.estimates import Estimate, estimate_seconds, estimate_tokens
-from webapp.runs.room import Need, predict_need
+from webapp.runs.estimates import Estimate, estimate_seconds
+from webapp.runs.room import Need, find_work, predict_need
 from webapp.runs.services import read_recipe
 
 
@@ -23,24 +23,28 @@ class Forecast:
 
 
 def forecast_run(
-    *, version: DatasetVersion, base_model: BaseModel, config: dict[str, Any]
+    *,
+    version: DatasetVersion | None,
+    base_model: BaseModel,
+    config: dict[str, Any],
+    recipe: str = "sft",
 ) -> Forecast:
     """Rows are counted before any is dropped for its length; a config that is wrong raises."""
-    recipe = read_recipe(config)
-    num_rows = max(1, round(version.num_rows * (1 - recipe.held_out_share)))
-    num_steps = recipe.count_steps(num_rows)
-    longest = recipe.max_length or base_model.context_tokens
-    tokens_a_row = estimate_tokens(version, base_model)
-    tokens_a_step = min(tokens_a_row, longest or tokens_a_row) * recipe.batch_size
+    read = read_recipe(config, recipe)
+    listed = version.num_rows if version is not None else 0
+    num_rows = max(1, round(listed * (1 - read.held_out_share)))
+    num_steps = read.count_steps(num_rows)
+    work = find_work(version, base_model, read)
     return Forecast(
         num_rows=num_rows,
         num_steps=num_steps,
-        num_tokens=tokens_a_step * num_steps,
+        num_tokens=work.tokens * num_steps,
         estimate=estimate_seconds(
             base_model=base_model,
-            num_tokens_per_step=tokens_a_step,
+            num_tokens_per_step=work.tokens,
             steps=num_steps,
-            is_full=recipe.is_full,
+            is_full=read.is_full,
+            passes=work.passes,
         ),
-        need=predict_need(version=version, base_model=base_model, recipe=recipe),
+        need=predict_need(version=version, base_model=base_model, recipe=read),
     )

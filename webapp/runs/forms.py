@@ -1,11 +1,13 @@
 """The launch form: what a run learns from, how, and what it shows on the way."""
 
 import json
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 from django import forms
 from django.apps import apps
 
+from training.recipes.config import FULL_SHARE, RecipeConfig
 from training.types import MAX_RANK
 from webapp.accounts.models import Actor
 from webapp.core.forms import say_limits
@@ -22,10 +24,24 @@ LORA, FULL = "lora", "full"
 WEIGHTS = [(LORA, "LoRA adapter"), (FULL, "All weights")]
 PARTS = ("train_attn", "train_mlp", "train_unembed", "train_embed")
 OF_ADAPTERS = ("rank", "alpha", *PARTS)
+SHARED = (
+    "learning_rate", "schedule", "warmup_steps", "weight_decay", "grad_clip_norm", "batch_size",
+    "held_out_share", "seed", "checkpoint_every", "evaluate_every",
+)  # fmt: skip
 
 
 class LaunchForm(forms.Form):
-    """Cleans to the recipe's config, key for key; the task that trains checks it once more."""
+    """What all methods share. Cleans to the recipe's config, key for key; the task that trains
+    checks it once more.
+
+    A method's form adds fields: those in OWN stand in a section of their own, those in OF_ROWS
+    with the settings of rows. All go into the config as they are; `make_own` may say otherwise.
+    """
+
+    OWN: ClassVar[tuple[str, ...]] = ()
+    OF_ROWS: ClassVar[tuple[str, ...]] = ()
+    TEMPLATE: ClassVar[str] = "runs/launch/own.html"  # of the own section
+    TITLE: ClassVar[str] = ""  # and its heading
 
     dataset_version = forms.ModelChoiceField(
         queryset=DatasetVersion.objects.none(),
@@ -94,7 +110,6 @@ class LaunchForm(forms.Form):
         label="Longest row", required=False, min_value=8, max_value=1_000_000,
         help_text="Left empty: the model's context.",
     )  # fmt: skip
-    overlong = forms.ChoiceField(label="Longer rows", choices=OVERLONG, initial="truncate")
     held_out_share = forms.FloatField(
         label="Held-out share", initial=0.1, min_value=0, max_value=0.9,
         help_text="Of the rows: never trained on, only measured. 0.1 is one row in ten.",
@@ -135,13 +150,24 @@ class LaunchForm(forms.Form):
         " learns. Left empty: the first held-out rows of the dataset.",
     )
 
-    def __init__(self, *args: Any, actor: Actor, parent: Any | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        actor: Actor,
+        kinds: Sequence[str],
+        parent: Any | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """`kinds`: of datasets that it may learn from; none: it needs no dataset."""
         super().__init__(*args, **kwargs)
         self.parent = parent
-        versions = DatasetVersion.objects.in_project(actor).select_related("dataset")
-        self._field("dataset_version").queryset = versions.filter(
-            status=DatasetVersion.Status.READY
-        ).order_by("-created_at")
+        if kinds:
+            versions = DatasetVersion.objects.in_project(actor).select_related("dataset")
+            self._field("dataset_version").queryset = versions.filter(
+                status=DatasetVersion.Status.READY, kind__in=kinds
+            ).order_by("-created_at")
+        else:
+            del self.fields["dataset_version"]
         suites = apps.get_model("evals", "EvalSuite").objects.in_project(actor)
         self._field("eval_suite").queryset = suites.filter(status="ready")
         models = BaseModel.objects.prefetch_related("names").filter(has_chat_template=True)
@@ -205,16 +231,31 @@ class LaunchForm(forms.Form):
         """Valid forms only."""
         return bool(self.cleaned_data["weights"] == FULL)
 
+    @property
+    def version(self) -> DatasetVersion | None:
+        """Valid forms only."""
+        version: DatasetVersion | None = self.cleaned_data.get("dataset_version")
+        return version
+
+    @property
+    def own_fields(self) -> Iterator[forms.BoundField]:
+        return (self[name] for name in self.OWN)
+
+    @property
+    def row_fields(self) -> Iterator[forms.BoundField]:
+        return (self[name] for name in self.OF_ROWS)
+
+    def make_own(self) -> dict[str, Any]:
+        """What the method's own fields say, as the config has it. Left out: what was left empty."""
+        given = {name: self.cleaned_data[name] for name in self.OWN + self.OF_ROWS}
+        return {name: value for name, value in given.items() if value is not None}
+
     def make_config(self) -> dict[str, Any]:
         """The recipe's config, as REST takes it."""
         data = self.cleaned_data
-        direct = (
-            "learning_rate", "schedule", "warmup_steps", "weight_decay", "grad_clip_norm",
-            "batch_size", "held_out_share", "seed", "overlong", "checkpoint_every",
-            "evaluate_every",
-        )  # fmt: skip
         of_adapters = () if self.is_full else OF_ADAPTERS
-        config: dict[str, Any] = {"rank": 0, **{name: data[name] for name in of_adapters + direct}}
+        shared = {name: data[name] for name in of_adapters + SHARED}
+        config: dict[str, Any] = {"rank": 0, **shared, **self.make_own()}
         is_steps = data["length_unit"] == "steps"
         config[data["length_unit"]] = int(data["length"]) if is_steps else data["length"]
         if data["eval_suite"] is not None:
@@ -228,6 +269,14 @@ class LaunchForm(forms.Form):
             "temperature": data["temperature"],
         }
         return config
+
+
+class SftForm(LaunchForm):
+    """Supervised fine-tuning adds next to nothing: it is what the others are compared with."""
+
+    OF_ROWS = ("overlong",)
+
+    overlong = forms.ChoiceField(label="Longer rows", choices=OVERLONG, initial="truncate")
 
 
 def read_prompt(number: int, line: str) -> Any:
@@ -276,7 +325,8 @@ class KlCoefficientForm(forms.Form):
     )
 
 
-def offer_rates(base_model: BaseModel | None) -> dict[str, float]:
-    """The usual learning rate, by what learns."""
+def offer_rates(base_model: BaseModel | None, config: type[RecipeConfig]) -> dict[str, float]:
+    """The usual learning rate of a method, by what learns."""
     is_small = base_model is not None and 0 < base_model.num_parameters < SMALL_MODEL
-    return {LORA: 1e-3, FULL: 1e-4} if is_small else {LORA: 1e-4, FULL: 1e-5}
+    usual = config.find_usual_rate() * (10 if is_small else 1)
+    return {LORA: float(f"{usual:.6g}"), FULL: float(f"{usual * FULL_SHARE:.6g}")}

@@ -20,6 +20,7 @@ from webapp.fleet.services import find_base_model
 from webapp.runs import services, steering
 from webapp.runs.forecast import forecast_run
 from webapp.runs.history import MAX_POINTS, read_metrics
+from webapp.runs.methods import METHODS
 from webapp.runs.models import LogLine, Origin, Run, RunQuerySet, Sample
 from webapp.runs.parents import find_parent
 from webapp.runs.room import Need
@@ -65,14 +66,20 @@ class RunOutput(serializers.ModelSerializer[Run]):
 class RunInput(serializers.Serializer[Run]):
     name = serializers.CharField(max_length=120, required=False, default="")
     base_model = serializers.CharField(help_text="Any of its names.")
-    dataset_version = serializers.CharField(help_text="An id; its status is ready.")
-    recipe = serializers.ChoiceField(["sft"], default="sft")
+    dataset_version = serializers.CharField(
+        required=False, help_text="An id; its status is ready, and its kind one the recipe takes."
+    )
+    recipe = serializers.ChoiceField(
+        list(METHODS),
+        default="sft",
+        help_text="; ".join(f"{each.recipe}: {each.label}" for each in METHODS.values()) + ".",
+    )
     config = serializers.DictField(
         required=False,
         default=dict,
         help_text="rank (0: all weights), learning_rate, schedule, batch_size, steps or epochs, "
-        "held_out_share, sampling, checkpoint_every, evaluate_every ...; what is left out has a "
-        "default.",
+        "held_out_share, sampling, checkpoint_every, evaluate_every, and the recipe's own ...; "
+        "what is left out has a default.",
     )
     parent = serializers.CharField(  # type: ignore[assignment]
         required=False, help_text="A checkpoint to begin from."
@@ -119,7 +126,7 @@ def _launch(request: Request, data: dict[str, Any]) -> Run:
         origin=Origin.REST,
         name=data["name"],
         base_model=find_base_model(data["base_model"]),
-        dataset_version=_find_version(actor, data["dataset_version"]),
+        dataset_version=find_version(actor, data.get("dataset_version")),
         config=data["config"],
         parent=find_parent(actor, data.get("parent", "")),
         with_optimizer=data["with_optimizer"],
@@ -127,7 +134,10 @@ def _launch(request: Request, data: dict[str, Any]) -> Run:
     )
 
 
-def _find_version(actor: Actor, version_id: str) -> DatasetVersion:
+def find_version(actor: Actor, version_id: str | None) -> DatasetVersion | None:
+    """None where none was named; one that may not be seen is the caller's mistake."""
+    if version_id is None:
+        return None
     versions = DatasetVersion.objects.visible_to(actor).select_related("dataset")
     version = versions.filter(pk=version_id).first()
     if version is None:
@@ -163,12 +173,15 @@ class RunForecast(APIView):
         """Its steps, tokens, time and memory. Nothing is created."""
         data = RunInput(data=request.data)
         data.is_valid(raise_exception=True)
-        actor, config = actor_of(request), data.validated_data["config"]
-        parent = find_parent(actor, data.validated_data.get("parent", ""))
+        given, actor = data.validated_data, actor_of(request)
+        parent, config = find_parent(actor, given.get("parent", "")), given["config"]
+        version = find_version(actor, given.get("dataset_version"))
+        services.check_version(version, given["recipe"])
         found = forecast_run(
-            version=_find_version(actor, data.validated_data["dataset_version"]),
-            base_model=find_base_model(data.validated_data["base_model"]),
+            version=version,
+            base_model=find_base_model(given["base_model"]),
             config=services.take_shape(config, parent) if parent else config,
+            recipe=given["recipe"],
         )
         estimate = found.estimate
         return Response(

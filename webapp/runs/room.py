@@ -7,7 +7,7 @@ from typing import Any
 
 from training.errors import InvalidInput
 from training.memory import Fit, Footprint, count_tokens, fit_model
-from training.recipes.sft_config import SftConfig
+from training.recipes.config import RecipeConfig, Work
 from training.shapes import ModelShape
 from training.types import Datum, LoraSpec
 from webapp.core.errors import UserError
@@ -17,6 +17,7 @@ from webapp.fleet.workers import find_alive
 from webapp.runs.estimates import estimate_tokens
 from webapp.runs.models import Run
 
+INFINITE = 2**31
 ALWAYS_FITS = 1024  # tokens of a datum: fewer are not looked at before the worker does
 
 
@@ -76,18 +77,16 @@ def find_pieces(memory: Mapping[str, int]) -> int:
 
 
 def predict_need(
-    *, version: DatasetVersion, base_model: BaseModel, recipe: SftConfig
+    *, version: DatasetVersion | None, base_model: BaseModel, recipe: RecipeConfig
 ) -> Need | None:
     """Of the longest row that a preview has seen, or as many rows as go into one pass."""
     place = find_place(base_model, recipe.lora)
     if place is None:
         return None
-    limit = recipe.max_length or base_model.context_tokens
-    mean = min(estimate_tokens(version, base_model), limit)
-    longest = min(max(_find_longest(version, base_model), mean), limit)
-    step = min(mean * recipe.batch_size, place.fit.token_budget)
-    num_tokens = max(1, round(max(longest, step)))
-    problem, field = _find_problem(place, recipe.lora, round(longest))
+    work = find_work(version, base_model, recipe)
+    step = min(work.tokens, place.fit.token_budget)
+    num_tokens = max(1, round(max(work.longest, step)))
+    problem, field = _find_problem(place, recipe.lora, round(work.longest))
     return Need(
         worker=place.worker,
         room_bytes=place.fit.room.num_bytes,
@@ -96,6 +95,16 @@ def predict_need(
         problem=problem,
         field=field,
     )
+
+
+def find_work(version: DatasetVersion | None, base_model: BaseModel, recipe: RecipeConfig) -> Work:
+    """What a step takes of rows that are as long as those of the version."""
+    mean = longest = 0.0
+    if version is not None:
+        limit = recipe.max_length or base_model.context_tokens or INFINITE
+        mean = min(estimate_tokens(version, base_model), limit)
+        longest = min(max(_find_longest(version, base_model), mean), limit)
+    return recipe.estimate_work(row_tokens=mean, longest_row=longest)
 
 
 def _find_longest(version: DatasetVersion, base_model: BaseModel) -> int:
@@ -116,7 +125,9 @@ def _find_problem(place: Place, spec: LoraSpec, longest: int) -> tuple[str, str]
     return "", ""
 
 
-def predict_bytes(version: DatasetVersion, base_model: BaseModel, recipe: SftConfig) -> int | None:
+def predict_bytes(
+    version: DatasetVersion | None, base_model: BaseModel, recipe: RecipeConfig
+) -> int | None:
     """A run that no worker can hold is refused: it is not begun."""
     need = predict_need(version=version, base_model=base_model, recipe=recipe)
     if need is not None and need.problem:

@@ -9,7 +9,7 @@ from django.db import transaction
 from django.utils.timezone import now
 
 from training.errors import InvalidInput
-from training.recipes.sft_config import SftConfig
+from training.recipes.config import RecipeConfig
 from training.requests import OWN_READINGS
 from training.types import LORA_ALPHA, MAX_RANK
 from webapp.accounts.models import Actor, Project
@@ -18,6 +18,7 @@ from webapp.core.errors import UserError
 from webapp.core.events import project_group, publish, run_group
 from webapp.datasets.models import DatasetVersion
 from webapp.fleet.models import BaseModel
+from webapp.runs.methods import METHODS, check_kind, find_method
 from webapp.runs.models import LogLine, Operation, Run, Session
 from webapp.runs.room import predict_bytes
 
@@ -42,20 +43,20 @@ def create_run(  # noqa: PLR0913 - the row's columns, by name
     origin: str,
     name: str,
     base_model: BaseModel,
-    dataset_version: DatasetVersion,
+    dataset_version: DatasetVersion | None,
     config: dict[str, Any],
     parent: Any | None = None,
     with_optimizer: bool = False,
     recipe: str = "sft",
 ) -> Run:
     """Queue a run of a recipe. `parent` is the checkpoint whose weights it begins with."""
-    if dataset_version.status != DatasetVersion.Status.READY:
-        raise UserError(f"{dataset_version} is not ready yet.", field="dataset_version")
+    check_version(dataset_version, recipe)
     check_parent(parent, base_model, with_optimizer)
-    config = check_config(config if parent is None else take_shape(config, parent))
+    config = check_config(config if parent is None else take_shape(config, parent), recipe)
     check_suite(actor.project, config.get("eval_suite"))
-    predicted = predict_bytes(dataset_version, base_model, read_recipe(config))
-    given = name.strip() or f"{dataset_version.dataset} on {base_model.short_name}"
+    predicted = predict_bytes(dataset_version, base_model, read_recipe(config, recipe))
+    learned = dataset_version.dataset if dataset_version is not None else METHODS[recipe].label
+    given = name.strip() or f"{learned} on {base_model.short_name}"
     with transaction.atomic():
         run = Run.objects.create(
             project=actor.project,
@@ -74,7 +75,8 @@ def create_run(  # noqa: PLR0913 - the row's columns, by name
         )
         begins = f"the checkpoint {parent.name}" if parent is not None else str(base_model)
         learns = ", all weights" if run.is_full else ""
-        add_log(run, f"Queued: {recipe} on {dataset_version}, from {begins}{learns}.")
+        rows = f" on {dataset_version}" if dataset_version is not None else ""
+        add_log(run, f"Queued: {recipe}{rows}, from {begins}{learns}.")
         send_task(TRAIN_RUN, run.pk)
         announce(run)
     return run
@@ -91,26 +93,27 @@ def check_suite(project: Project, suite_id: Any) -> None:
         )
 
 
-def check_config(config: dict[str, Any]) -> dict[str, Any]:
+def check_version(version: DatasetVersion | None, recipe: str) -> None:
+    if version is not None and version.status != DatasetVersion.Status.READY:
+        raise UserError(f"{version} is not ready yet.", field="dataset_version")
+    check_kind(find_method(recipe), version)
+
+
+def check_config(config: dict[str, Any], recipe: str) -> dict[str, Any]:
     """Every setting, defaults filled in; what is wrong is said now, not by a worker later."""
     kept = {key: config[key] for key in NOT_OF_THE_RECIPE if key in config}
-    return {**read_recipe(config).to_dict(), **kept}
+    return {**read_recipe(config, recipe).to_dict(), **kept}
 
 
-def read_recipe(config: dict[str, Any]) -> SftConfig:
+def read_recipe(config: dict[str, Any], recipe: str = "sft") -> RecipeConfig:
     """The recipe's part of a run's config."""
+    kind = find_method(recipe).config
     try:
-        return SftConfig.from_dict(
-            {key: config[key] for key in config if key not in NOT_OF_THE_RECIPE}
-        )
+        return kind.from_dict({key: config[key] for key in config if key not in NOT_OF_THE_RECIPE})
     except InvalidInput as error:
         field = str(error).partition(" ")[0]
-        known = field in checked_names() or "." in field
+        known = field in {each.name for each in fields(kind)} or "." in field
         raise UserError(f"{error}.", field=field if known else "config") from None
-
-
-def checked_names() -> set[str]:
-    return {each.name for each in fields(SftConfig)}
 
 
 def take_shape(config: dict[str, Any], parent: Any) -> dict[str, Any]:

@@ -132,15 +132,15 @@ def _read_tab(request: HttpRequest, run: Run, tab: str) -> dict[str, Any]:
 
 def make_export(request: HttpRequest, run: Run) -> Export | None:
     """None: a client's own program is its script already."""
-    if not run.recipe or run.dataset_version is None:
+    if not run.recipe:
         return None
     return export_run(
         url=request.build_absolute_uri("/").rstrip("/"),
         name=run.name,
         base_model=run.base_model.name,
-        version_id=run.dataset_version_id or "",
-        filename=run.dataset_version.filename,
+        version=run.dataset_version,
         config=run.config,
+        recipe=run.recipe,
         parent_id=run.parent_id or "",
         with_optimizer=run.with_optimizer,
     )

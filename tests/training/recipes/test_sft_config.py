@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from training.errors import InvalidInput
-from training.recipes.sft_config import SamplingConfig, SftConfig
+from training.recipes.config import SamplingConfig
+from training.recipes.sft_config import SftConfig
 from training.types import LoraSpec
 
 

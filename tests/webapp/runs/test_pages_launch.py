@@ -230,7 +230,7 @@ def test_the_form_shows_the_same_run_as_curl_and_as_a_program(
 def test_a_program_says_that_it_cannot_train_the_embedding() -> None:
     config = {"train_embed": True, "train_unembed": True, "steps": 3}
     export = export_run(
-        url="u", name="n", base_model="b", version_id="v", filename="f", config=config
+        url="u", name="n", base_model="b", version=DatasetVersion(filename="f"), config=config
     )
     assert "train_unembed=True,  # no flag means the input embedding" in export.script
     compile(export.script, "script", "exec")

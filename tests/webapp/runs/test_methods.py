@@ -1,0 +1,100 @@
+"""Methods as people choose them: what each learns from, and what the form keeps of the last one."""
+
+import pytest
+from django.test import Client
+
+from tests.webapp.cast import make_actor, make_base_model, sign_in
+from tests.webapp.runs.test_pages_launch import fill, make_version
+from webapp.accounts.models import Actor
+from webapp.accounts.services import create_key
+from webapp.runs.methods import METHODS
+from webapp.runs.models import Run
+from workers.methods import DRIVES
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def alice() -> Actor:
+    make_base_model()
+    return make_actor()
+
+
+@pytest.fixture
+def browser(alice: Actor) -> Client:
+    return sign_in(alice)
+
+
+@pytest.fixture
+def program(alice: Actor) -> Client:
+    _, secret = create_key(actor=alice, name="test")
+    return Client(headers={"X-API-Key": secret})
+
+
+def test_every_method_has_somebody_who_drives_it() -> None:
+    assert METHODS.keys() == DRIVES.keys()
+    assert all(recipe == method.recipe for recipe, method in METHODS.items())
+
+
+@pytest.mark.parametrize("path", ["/rest/runs", "/rest/runs/forecast"])
+def test_a_dataset_of_another_kind_is_refused_with_what_the_method_reads(
+    alice: Actor, program: Client, path: str
+) -> None:
+    pairs = make_version(alice, kind="preference")
+    body = {"base_model": "tiny-chatml-1m", "dataset_version": pairs.pk, "recipe": "sft"}
+    answer = program.post(path, body, content_type="application/json")
+    assert answer.status_code == 400
+    assert "calls v1 holds preference pairs: Supervised fine-tuning learns from" in str(
+        answer.json()
+    )
+    assert not Run.objects.exists()
+
+
+def test_a_method_that_learns_from_rows_asks_for_a_dataset(program: Client) -> None:
+    body = {"base_model": "tiny-chatml-1m"}
+    answer = program.post("/rest/runs", body, content_type="application/json")
+    assert answer.status_code == 400
+    assert "name a dataset version" in str(answer.json())
+
+
+def test_a_method_nobody_knows_is_refused_with_those_there_are(
+    browser: Client, program: Client
+) -> None:
+    assert browser.get("/runs/new/?method=magic").status_code == 400
+    body = {"base_model": "tiny-chatml-1m", "recipe": "magic"}
+    answer = program.post("/rest/runs", body, content_type="application/json")
+    assert answer.status_code == 400
+    assert "magic" in str(answer.json())
+
+
+@pytest.mark.parametrize("recipe", list(METHODS))
+def test_the_form_of_another_method_keeps_what_was_filled_in(
+    alice: Actor, browser: Client, recipe: str
+) -> None:
+    kinds = METHODS[recipe].kinds
+    make_version(alice, kind=kinds[0] if kinds else "conversation")
+    page = browser.get("/runs/new/?method=sft")
+    filled = fill(page, name="kept", batch_size="3", rank="5", dataset_version="", base_model="")
+    filled.pop("train_mlp")
+    posted = {"base_model": "", **filled, "switched_from": "sft"}
+    other = browser.post(f"/runs/new/?method={recipe}", posted)
+    assert other.status_code == 200
+    assert not Run.objects.exists()
+    form = other.context["form"]
+    kept = {name: form[name].value() for name in ("name", "batch_size", "rank", "train_mlp")}
+    assert kept == {"name": "kept", "batch_size": "3", "rank": "5", "train_mlp": False}
+    assert form["learning_rate"].value() == other.context["launch"].rates["lora"]
+    mine = browser.post(
+        f"/runs/new/?method={recipe}", posted | {"learning_rate": "0.0123"}
+    ).context["form"]
+    assert mine["learning_rate"].value() == "0.0123"
+
+
+@pytest.mark.parametrize("recipe", list(METHODS))
+def test_the_page_of_a_method_without_a_dataset_says_what_it_wants(
+    browser: Client, recipe: str
+) -> None:
+    page = browser.get(f"/runs/new/?method={recipe}")
+    assert page.status_code == 200
+    if METHODS[recipe].kinds:
+        assert METHODS[recipe].wanted in page.content.decode()

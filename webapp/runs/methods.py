@@ -1,0 +1,86 @@
+"""The methods that need no code: what each is for, what it learns from, its form and its program.
+
+Who drives a method's runs is registered in `workers.methods`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from training.recipes.config import RecipeConfig
+from training.recipes.sft_config import SftConfig
+from webapp.core.errors import UserError
+from webapp.datasets.models import DatasetVersion
+from webapp.runs.forms import LaunchForm, SftForm
+from webapp.runs.scripts import Program, write_sft
+
+Kind = DatasetVersion.Kind
+
+KIND_NAMES: Mapping[str, str] = {
+    Kind.CONVERSATION: "conversations",
+    Kind.PROMPT_COMPLETION: "prompts with completions",
+    Kind.PREFERENCE: "preference pairs",
+    Kind.PROMPT: "prompts",
+    Kind.TEXT: "plain text",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """One recipe, as people meet it."""
+
+    recipe: str
+    label: str
+    summary: str  # one sentence: when to choose it
+    kinds: tuple[str, ...]  # of datasets that it takes; (): it takes none
+    config: type[RecipeConfig]
+    form: type[LaunchForm]
+    script: Callable[[Program], str]
+
+    @property
+    def wanted(self) -> str:
+        """What its dataset holds, in words."""
+        return " or ".join(KIND_NAMES[kind] for kind in self.kinds)
+
+
+METHODS: Mapping[str, Method] = {
+    method.recipe: method
+    for method in (
+        Method(
+            recipe="sft",
+            label="Supervised fine-tuning",
+            summary="Shows the model answers to write like.",
+            kinds=(Kind.CONVERSATION, Kind.PROMPT_COMPLETION),
+            config=SftConfig,
+            form=SftForm,
+            script=write_sft,
+        ),
+    )
+}
+
+
+def find_method(recipe: str) -> Method:
+    if recipe not in METHODS:
+        known = ", ".join(METHODS)
+        raise UserError(f"There is no method {recipe!r:.60}: use one of {known}.", field="recipe")
+    return METHODS[recipe]
+
+
+def check_kind(method: Method, version: DatasetVersion | None) -> None:
+    """A version that the method cannot read is refused, with what it reads."""
+    if version is None:
+        if method.kinds:
+            raise UserError(
+                f"{method.label} learns from {method.wanted}: name a dataset version.",
+                field="dataset_version",
+            )
+    elif not method.kinds:
+        raise UserError(
+            f"{method.label} learns from no dataset: leave the version out.",
+            field="dataset_version",
+        )
+    elif version.kind not in method.kinds:
+        raise UserError(
+            f"{version} holds {KIND_NAMES[version.kind]}: {method.label} learns from "
+            f"{method.wanted}.",
+            field="dataset_version",
+        )

@@ -1,0 +1,112 @@
+"""A run's recipe between its steps: what every method does alike, whatever its steps are."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from django.conf import settings
+
+from training.data.rows import Row
+from training.data.tokenizer import ChatTokenizer
+from training.data.validate import read_normalised
+from training.errors import InvalidInput
+from training.recipes.config import RecipeConfig
+from training.recipes.steps import Order, Step
+from webapp.runs import driving
+from webapp.runs.models import Run
+from workers.errands import Errands, Wanted
+from workers.keep_going import KeepGoing
+from workers.prompts import choose_prompts
+from workers.remote import RemoteModel, Waiter
+
+ConfigT = TypeVar("ConfigT", bound=RecipeConfig)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Drive(ABC, Generic[ConfigT]):
+    """The recipe's steps, and what is due between them.
+
+    Everything that enters the log here is bound to a step, so that a replay finds it at its place.
+    """
+
+    run: Run
+    model: RemoteModel
+    config: ConfigT
+    waiter: Waiter
+    keep: KeepGoing
+    num_steps: int = 0  # `prepare` sets it
+    settled_before: int = 0
+    last_loss: float | None = None
+    errands: Errands = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.errands = Errands(
+            run=self.run, model=self.model, config=self.config, measure=self.measure
+        )
+
+    @abstractmethod
+    def prepare(self) -> str:
+        """Read the rows and count the steps. The sentence about them goes into the run's log."""
+
+    @abstractmethod
+    def take_steps(self) -> Iterator[Step]:
+        """The recipe's generator, steered by `steer`. The run's weights are there."""
+
+    @abstractmethod
+    def measure(self) -> Mapping[str, float]:
+        """Of what is held out, with the weights of now; empty where nothing is."""
+
+    @classmethod
+    def choose_prompts(cls, rows: Sequence[Row]) -> list[list[dict[str, Any]]]:
+        """What a run asks on its way that named nothing; the rows are those held out."""
+        return choose_prompts(rows)
+
+    def read_rows(self) -> Iterable[Row]:
+        if self.run.dataset_version is None:
+            raise InvalidInput("the run has no dataset version to learn from")
+        path = Path(settings.HONE_HOME) / self.run.dataset_version.rows_path
+        return self.keep.over(read_normalised(path))
+
+    def load_tokenizer(self) -> ChatTokenizer:
+        return ChatTokenizer.load(self.run.base_model.path)
+
+    def drive(self) -> None:
+        self.errands.begin(sampling=self._is_due(0).samples)
+        for step in self.take_steps():
+            self.take_step(step)
+        self.errands.finish()
+
+    def take_step(self, step: Step) -> None:
+        self.last_loss = step.metrics.get("loss")
+        driving.record_step(self.run, step.number, step.metrics)
+        self.errands.look()
+        if step.is_settled:
+            self.errands.run_due(step.number, self._is_due(step.number))
+
+    def steer(self, number: int) -> Order:
+        """Before step `number`: wishes are fulfilled behind the step before, once that is done."""
+        behind = number - 1
+        is_replay = self.model.is_replaying or behind == 0
+        orders = driving.take_orders(self.run, behind, is_replay=is_replay)
+        done = self._is_due(behind)
+        wanted = Wanted(
+            checkpoint=orders.save and not done.checkpoint,
+            evaluation=orders.evaluate and not done.evaluation,
+            samples=orders.evaluate and not done.samples and bool(self.config.sampling.prompts),
+        )
+        if behind and wanted.is_anything:
+            if self.settled_before != number:
+                self.settled_before = number
+                return Order(learning_rate=orders.learning_rate, settle=True)
+            self.errands.run_due(behind, wanted)
+        return Order(learning_rate=orders.learning_rate)
+
+    def _is_due(self, number: int) -> Wanted:
+        num_steps = self.num_steps
+        return Wanted(
+            checkpoint=number > 0 and self.config.is_checkpoint_due(number, num_steps=num_steps),
+            evaluation=number > 0 and self.config.is_evaluation_due(number, num_steps=num_steps),
+            samples=self.config.is_sampling_due(number, num_steps=num_steps),
+        )

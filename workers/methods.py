@@ -1,0 +1,11 @@
+"""Who drives which recipe's runs. What a person sees of each is in `webapp.runs.methods`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from workers.drives import Drive
+from workers.sft import Sft
+
+DRIVES: Mapping[str, type[Drive[Any]]] = {
+    "sft": Sft,
+}

@@ -99,9 +99,9 @@ class Drive(ABC, Generic[ConfigT]):
         if behind and wanted.is_anything:
             if self.settled_before != number:
                 self.settled_before = number
-                return Order(learning_rate=orders.learning_rate, settle=True)
+                return Order(settle=True)
             self.errands.run_due(behind, wanted)
-        return Order(learning_rate=orders.learning_rate)
+        return Order(learning_rate=orders.learning_rate, kl_coefficient=orders.kl_coefficient)
 
     def _is_due(self, number: int) -> Wanted:
         num_steps = self.num_steps

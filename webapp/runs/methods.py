@@ -10,18 +10,13 @@ from training.recipes.config import RecipeConfig
 from training.recipes.sft_config import SftConfig
 from webapp.core.errors import UserError
 from webapp.datasets.models import DatasetVersion
+from webapp.datasets.reports import KIND_WORDS
 from webapp.runs.forms import LaunchForm, SftForm
 from webapp.runs.scripts import Program, write_sft
 
 Kind = DatasetVersion.Kind
 
-KIND_NAMES: Mapping[str, str] = {
-    Kind.CONVERSATION: "conversations",
-    Kind.PROMPT_COMPLETION: "prompts with completions",
-    Kind.PREFERENCE: "preference pairs",
-    Kind.PROMPT: "prompts",
-    Kind.TEXT: "plain text",
-}
+KIND_NAMES = {kind: words[0].lower() + words[1:] for kind, words in KIND_WORDS.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,6 @@ from webapp.accounts.models import Actor
 from webapp.core.forms import say_limits
 from webapp.datasets.models import DatasetVersion
 from webapp.fleet.models import BaseModel
-from webapp.runs.steering import MOST_KL
 
 SMALL_MODEL = 500_000_000  # parameters; below, ten times the usual learning rate trains better
 MAX_PROMPTS = 50
@@ -300,29 +299,6 @@ def read_prompt(number: int, line: str) -> Any:
             f"Line {number}: every message needs a role and a content, both texts."
         )
     return messages
-
-
-class LearningRateForm(forms.Form):
-    """Steers a run that is learning."""
-
-    learning_rate = forms.FloatField(
-        min_value=1e-9,
-        max_value=1,
-        widget=forms.NumberInput(attrs={"step": "any"}),
-        help_text="From the next step on: the schedule goes on from this peak.",
-    )
-
-
-class KlCoefficientForm(forms.Form):
-    """Steers a run that keeps near a reference."""
-
-    kl_coefficient = forms.FloatField(
-        label="KL coefficient",
-        min_value=0,
-        max_value=MOST_KL,
-        widget=forms.NumberInput(attrs={"step": "any"}),
-        help_text="What distance to the reference costs, from the next step on. 0: nothing.",
-    )
 
 
 def offer_rates(base_model: BaseModel | None, config: type[RecipeConfig]) -> dict[str, float]:

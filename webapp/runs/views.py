@@ -21,12 +21,12 @@ from webapp.runs import steering
 from webapp.runs.annotations import read_annotations
 from webapp.runs.export import Export, export_run
 from webapp.runs.filmstrip import arrange_samples
-from webapp.runs.forms import KlCoefficientForm, LearningRateForm
 from webapp.runs.history import list_keys, read_metrics
 from webapp.runs.lists import RunQuery, list_runs
 from webapp.runs.models import Run, Sample
 from webapp.runs.progress import read_stats
 from webapp.runs.standing import explain_wait, explain_waits
+from webapp.runs.steering_forms import KlCoefficientForm, LearningRateForm
 
 MAX_POINTS = 5_000  # of one curve at once; more are thinned, and the extremes stay
 LOG_LINES = 500

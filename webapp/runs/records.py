@@ -54,6 +54,10 @@ class Finding(models.Model):
     created_at = models.DateTimeField(default=now)
     seen_at = models.DateTimeField(default=now)
     ended_at = models.DateTimeField(null=True)  # it is not so any more
+    dismissed_at = models.DateTimeField(null=True)  # somebody knows: no badge while it lasts
+    dismissed_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+"
+    )
 
     class Meta:
         ordering: ClassVar = ["-created_at"]
@@ -63,6 +67,18 @@ class Finding(models.Model):
 
     def __str__(self) -> str:
         return f"{self.run_id} {self.diagnostic}"
+
+
+class Look(models.Model):
+    """How far the diagnostics have looked at a run, and how each of them stands."""
+
+    run = models.OneToOneField("runs.Run", on_delete=models.CASCADE, related_name="look")
+    looked_at = models.DateTimeField(null=True)
+    states = models.JSONField(default=dict)  # {diagnostic: {"state", "text"}}
+    memory = models.JSONField(default=dict)  # {diagnostic: what it need not read again}
+
+    def __str__(self) -> str:
+        return f"{self.run_id} at {self.looked_at}"
 
 
 class Rollout(models.Model):

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from bench import growth, hotload, load, memory, profile, serving, sft, stack, tenants
+from bench import growth, hotload, lineage, load, memory, profile, serving, sft, stack, tenants
 from bench.contest import ROOT
 from bench.rows import Row, describe_rows, tabulate_rows
 
@@ -21,6 +21,7 @@ BENCHES: Mapping[str, Callable[[], list[Row]]] = {
     "memory": memory.measure,
     "stack": stack.measure,
     "growth": growth.measure,
+    "lineage": lineage.measure,
     "load": load.measure,
     "serving": serving.measure,
     "hotload": hotload.measure,

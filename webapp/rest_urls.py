@@ -13,6 +13,7 @@ from webapp.deployments import call_rest as calls
 from webapp.deployments import rest as deployments
 from webapp.evals import rest as evals
 from webapp.fleet import rest as fleet
+from webapp.lineage import rest as lineage
 from webapp.runs import annotation_rest as annotations
 from webapp.runs import rest as runs
 from webapp.runs import wait_rest as waits
@@ -66,6 +67,7 @@ urlpatterns = [
     path("checkpoints/<str:checkpoint_id>/exports", exports.ExportList.as_view()),
     path("exports/<str:export_id>", exports.ExportDetail.as_view()),
     path("exports/<str:export_id>/download", exports.ExportDownload.as_view()),
+    path("lineage/", lineage.Lineage.as_view()),
     # /rest/deployments/<str:id>
     path("deployments", deployments.DeploymentList.as_view()),
     path("deployments/<str:deployment_id>", deployments.DeploymentDetail.as_view()),

@@ -91,6 +91,7 @@ INSTALLED_APPS = [
     "webapp.checkpoints",
     "webapp.deployments",
     "webapp.evals",
+    "webapp.lineage",
     "webapp.tinker",
     "webapp.firetitan",
     "webapp.openai",

@@ -15,6 +15,7 @@ urlpatterns = [
     path("", include("webapp.fleet.urls")),
     path("", include("webapp.runs.urls")),
     path("", include("webapp.datasets.urls")),
+    path("", include("webapp.lineage.urls")),  # before a checkpoint of that name
     path("", include("webapp.checkpoints.urls")),
     path("", include("webapp.deployments.urls")),
     path("", include("webapp.evals.urls")),

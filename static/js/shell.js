@@ -132,6 +132,7 @@ setInterval(refreshTimes, 20000);
 document.addEventListener("visibilitychange", () => document.hidden || refreshTimes());
 
 // An element that fetched itself again keeps what a person did to it: scrolled, opened, focused.
+const SCROLLED = ".table-wrap, .lineage";
 const kept = new Map();
 
 function nameOf(element) {
@@ -144,7 +145,7 @@ function nameOf(element) {
 
 function keep({ detail: { target } }) {
     if (!target.id) return;
-    const wraps = [target.closest(".table-wrap"), ...target.querySelectorAll(".table-wrap")];
+    const wraps = [target.closest(SCROLLED), ...target.querySelectorAll(SCROLLED)];
     kept.set(target.id, {
         scrolls: wraps.map((wrap) => wrap && [wrap.scrollLeft, wrap.scrollTop]),
         opened: [...target.querySelectorAll("details")].map((details) => details.open),
@@ -159,7 +160,7 @@ document.addEventListener("htmx:afterSettle", () => {
     for (const [id, { scrolls, opened, focused }] of kept) {
         const target = document.getElementById(id);
         if (!target) continue;
-        const wraps = [target.closest(".table-wrap"), ...target.querySelectorAll(".table-wrap")];
+        const wraps = [target.closest(SCROLLED), ...target.querySelectorAll(SCROLLED)];
         wraps.forEach((wrap, place) => wrap && scrolls[place] && wrap.scrollTo(...scrolls[place]));
         target.querySelectorAll("details").forEach((details, place) => {
             details.open = opened[place] ?? details.open;

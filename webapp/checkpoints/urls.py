@@ -6,7 +6,6 @@ from webapp.checkpoints import export_views, file_views, views
 
 urlpatterns = [
     path("checkpoints/", views.list_checkpoints, name="checkpoints"),
-    path("checkpoints/lineage/", views.show_lineage, name="lineage"),
     # /checkpoints/<id>/
     path("checkpoints/<str:checkpoint_id>/", views.show_checkpoint, name="checkpoint"),
     path("checkpoints/<str:checkpoint_id>/download/", views.download, name="checkpoint-download"),

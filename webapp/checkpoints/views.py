@@ -1,4 +1,4 @@
-"""Pages of checkpoints: the list, one with its proof and lineage, the graph of the project."""
+"""Pages of checkpoints: the list, and one with its proof and lineage."""
 
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
@@ -12,22 +12,14 @@ from webapp.accounts.models import Actor
 from webapp.accounts.permissions import check_can_write
 from webapp.checkpoints.downloads import stream_archive
 from webapp.checkpoints.forms import CheckpointFilter, offer_runs
-from webapp.checkpoints.lineage import (
-    describe_score,
-    lay_out,
-    read_around,
-    read_evaluations,
-    read_project,
-)
 from webapp.checkpoints.models import Checkpoint
+from webapp.checkpoints.scores import describe_score, read_evaluations
 from webapp.checkpoints.services import delete_checkpoint, keep_checkpoint
 from webapp.core.curl import JSON, KEY
 from webapp.core.errors import NotFound
 from webapp.core.templatetags.hone import count, exact, percent, size
-from webapp.runs.models import Run
 
 CHECKPOINTS_A_PAGE = 50
-RUNS_IN_LINEAGE = 200
 EVALUATIONS_SHOWN = 20
 DELTAS_SHOWN = 20
 
@@ -49,15 +41,6 @@ def list_checkpoints(request: ActorRequest) -> HttpResponse:
         "is_first": not any(request.GET.values()) and not page.object_list,
     }
     return render(request, "checkpoints/list.html", context)
-
-
-@login_required
-@require_GET
-def show_lineage(request: ActorRequest) -> HttpResponse:
-    runs = Run.objects.in_project(request.actor).order_by("-created_at")
-    newest = runs.filter(pk__in=list(runs.values_list("pk", flat=True)[:RUNS_IN_LINEAGE]))
-    graph = lay_out(read_project(newest))
-    return render(request, "checkpoints/lineage.html", {"graph": graph, "limit": RUNS_IN_LINEAGE})
 
 
 def find_checkpoint(actor: Actor, checkpoint_id: str) -> Checkpoint:
@@ -82,7 +65,6 @@ def show_checkpoint(request: ActorRequest, checkpoint_id: str) -> HttpResponse:
         "stats": describe(checkpoint),
         "deltas": checkpoint.deltas.filter(deleted_at=None).order_by("step")[:DELTAS_SHOWN],
         "evaluations": [(each, describe_score(each)) for each in evaluations],
-        "graph": lay_out(read_around(checkpoint)),
         "exports": checkpoint.exports.all(),
         "rest": write_rest(request, checkpoint),
     }

@@ -17,9 +17,9 @@ from training.model_files import digest_file
 from webapp.accounts.models import Actor
 from webapp.accounts.services import create_key
 from webapp.checkpoints.copies import copy_checkpoint
-from webapp.checkpoints.lineage import checkpoint_node
 from webapp.checkpoints.models import Checkpoint
 from webapp.fleet.models import BaseModel, BaseModelName
+from webapp.lineage.nodes import checkpoint_node
 from webapp.runs.models import Origin, Run
 
 TRAINING = Checkpoint.Kind.TRAINING
@@ -113,7 +113,7 @@ def test_lists_say_base_or_delta(browser: Client, delta: Checkpoint) -> None:
         page = read(browser, url)
         assert '<span class="muted">base</span>' in page
         assert '<span class="muted">delta' in page
-    assert checkpoint_node(delta).detail == "step 10, sampler delta"
+    assert checkpoint_node(delta, delta.project_id).detail == "step 10, sampler delta"
 
 
 def test_an_adapters_page_is_as_it_was(browser: Client, run: Run) -> None:

@@ -1,0 +1,1 @@
+"""Lineage as parts of other apps' pages."""

@@ -13,7 +13,7 @@ W, H = WIDTH, HEIGHT
 # Each kind has a shape of its own, beside its word.
 SHAPES: Mapping[str, str] = {
     "base": f"M10 0H{W - 10}L{W} 10V{H - 10}L{W - 10} {H}H10L0 {H - 10}V10Z",
-    "dataset": f"M0 5C0 -2 {W} -2 {W} 5V{H - 5}C{W} {H + 2} 0 {H + 2} 0 {H - 5}ZC0 11 {W} 11 {W} 5",
+    "dataset": f"M0 3C0 -2 {W} -2 {W} 3V{H - 3}C{W} {H + 2} 0 {H + 2} 0 {H - 3}ZC0 8 {W} 8 {W} 3",
     "run": f"M22 0H{W - 22}A22 22 0 0 1 {W - 22} {H}H22A22 22 0 0 1 22 0Z",
     "checkpoint": f"M0 0H{W - 12}L{W} 12V{H}H0ZM{W - 12} 0V12H{W}",
     "evaluation": f"M10 0H{W - 10}L{W} {H // 2}L{W - 10} {H}H10L0 {H // 2}Z",
@@ -75,7 +75,7 @@ def _draw_node(spot: Spot, *, is_current: bool, is_hit: bool, closes: Sequence[s
         node=node,
         x=spot.x,
         y=spot.y,
-        label=shorten(node.label, WORD_PIXELS, pixels=7.0),
+        label=shorten(node.label, WORD_PIXELS, pixels=7.7),
         detail=shorten(detail, WORD_PIXELS, pixels=6.2),
         title=describe(node),
         is_current=is_current,

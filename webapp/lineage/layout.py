@@ -8,7 +8,7 @@ from webapp.lineage.graph import Graph, Node
 COLUMN, WIDTH = 240, 200  # pixels, of a column and of a node in it
 ROW, HEIGHT = 60, 44
 BEND = 8  # radius of an edge's corner
-MOST_SIDE_EDGES = 60  # more of them are only told: they would cross everything
+MOST_SIDE_EDGES = 8  # more of them are only told: they would cross everything
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +52,10 @@ class Layout:
     spots: Sequence[Spot]
     edges: Sequence[Edge]
     num_hidden: int  # nodes that are not drawn
+
+    @property
+    def has_side_edges(self) -> bool:
+        return any(edge.is_side for edge in self.edges)
 
     @property
     def width(self) -> int:

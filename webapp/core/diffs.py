@@ -30,8 +30,8 @@ def diff_texts(first: str, second: str) -> tuple[list[Piece], list[Piece]]:
         ]
     blocks = SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks()
     return (
-        _join(_mark(before, [(block.a, block.size) for block in blocks])),
-        _join(_mark(after, [(block.b, block.size) for block in blocks])),
+        join_pieces(mark_pieces(before, [(block.a, block.size) for block in blocks])),
+        join_pieces(mark_pieces(after, [(block.b, block.size) for block in blocks])),
     )
 
 
@@ -43,7 +43,7 @@ def spare_unlike(pieces: Sequence[Piece]) -> Sequence[Piece]:
     return pieces if is_clear else [Piece(text=text, is_changed=False)]
 
 
-def _mark(pieces: Sequence[str], same: Iterable[tuple[int, int]]) -> Iterable[Piece]:
+def mark_pieces(pieces: Sequence[str], same: Iterable[tuple[int, int]]) -> Iterable[Piece]:
     done = 0
     for start, size in same:
         if start > done:
@@ -53,7 +53,7 @@ def _mark(pieces: Sequence[str], same: Iterable[tuple[int, int]]) -> Iterable[Pi
         done = start + size
 
 
-def _join(pieces: Iterable[Piece]) -> list[Piece]:
+def join_pieces(pieces: Iterable[Piece]) -> list[Piece]:
     """A space that both have, between words that they do not share, says nothing."""
     found = list(pieces)
     joined: list[Piece] = []

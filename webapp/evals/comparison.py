@@ -1,19 +1,27 @@
-"""Two evaluations of one suite, sample by sample: what changed, and whether it can be chance."""
+"""Evaluations of one suite against one of them, item by item: what changed, and whether it can be
+chance."""
 
-import math
-import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from webapp.core.errors import UserError
+from webapp.evals.answers import Answer, name_graders, read_answers
 from webapp.evals.models import EvalResult, Evaluation
 from webapp.evals.naming import name_subject
+from webapp.evals.paired import (
+    LEVEL,
+    adjust_holm,
+    are_binary,
+    compare_scores,
+    estimate_interval,
+)
 
-CONFIDENCE_Z = 1.959963984540054  # 95%, two-sided
 SIGNIFICANT = 0.05
-RESAMPLES = 2000
-BOOTSTRAP_SEED = 20_240_517  # fixed: the same two evaluations give the same interval
+FEWEST, MOST = 2, 8  # evaluations side by side
+ORDER = ("worse", "better", "same")
+
+Answers = Mapping[int, Answer]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,16 +30,28 @@ class ComparedSample:
 
     index: int
     item: Mapping[str, Any]  # messages, target, row
-    first: EvalResult
-    second: EvalResult
-    first_score: float
-    second_score: float
+    before: Answer
+    after: Answer
+
+    @property
+    def first(self) -> EvalResult:
+        return self.before.result
+
+    @property
+    def second(self) -> EvalResult:
+        return self.after.result
+
+    @property
+    def first_score(self) -> float:
+        return self.before.score
+
+    @property
+    def second_score(self) -> float:
+        return self.after.score
 
     @property
     def change(self) -> str:
-        if self.second_score == self.first_score:
-            return "same"
-        return "better" if self.second_score > self.first_score else "worse"
+        return name_change(self.first_score, self.second_score)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +71,8 @@ class Comparison:
     low: float
     high: float
     p_value: float
+    adjusted: float  # the p-value, by Holm over `family`
+    family: int = 1  # comparisons that were made together
 
     @property
     def ties(self) -> int:
@@ -58,157 +80,182 @@ class Comparison:
 
     @property
     def is_significant(self) -> bool:
-        return self.p_value < SIGNIFICANT
+        return self.adjusted < SIGNIFICANT
+
+    @property
+    def is_binary(self) -> bool:
+        return are_binary(
+            [sample.first_score for sample in self.samples],
+            [sample.second_score for sample in self.samples],
+        )
+
+    @property
+    def test(self) -> str:
+        return "McNemar's exact test" if self.is_binary else "a paired permutation test"
 
     @property
     def flips(self) -> Sequence[ComparedSample]:
         return self.samples[: self.wins + self.losses]
 
     @property
+    def outcome(self) -> str:
+        """In a word or four, for a table."""
+        if not self.wins + self.losses:
+            return "the same"
+        if not self.is_significant:
+            return "may be chance"
+        return "better" if self.difference > 0 else "worse"
+
+    @property
     def verdict(self) -> str:
         count, name = len(self.samples), name_subject(self.second)
         if not self.wins + self.losses:
             return f"No difference: both scored the same on all {count}."
-        figures = (
-            f"{'p < 0.0001' if self.p_value < 0.0001 else f'p = {self.p_value:.2g}'}, "
-            f"{self.difference:+.1f} points [{self.low:.1f}, {self.high:.1f}]"
-        )
         better = f"better on {self.wins}, worse on {self.losses}"
         if not self.is_significant:
-            return f"No difference can be told from these {count}: {name} is {better} ({figures})."
-        return f"{name} is {better} of {count} ({figures})."
+            return (
+                f"No difference can be told from these {count}: {name} is {better}"
+                f" ({self.figures})."
+            )
+        return f"{name} is {better} of {count} ({self.figures})."
+
+    @property
+    def figures(self) -> str:
+        chance = write_p_value(self.p_value)
+        if self.family > 1:
+            chance += f", {write_p_value(self.adjusted)} among {self.family}"
+        return f"{chance}, {self.difference:+.1f} points [{self.low:.1f}, {self.high:.1f}]"
 
 
-def compare(first: Evaluation, second: Evaluation, *, grader: str = "") -> Comparison:
+def name_change(before: float, after: float) -> str:
+    if after == before:
+        return "same"
+    return "better" if after > before else "worse"
+
+
+def write_p_value(p_value: float) -> str:
+    return "p < 0.0001" if p_value < 0.0001 else f"p = {p_value:.2g}"
+
+
+def compare(
+    first: Evaluation, second: Evaluation, *, grader: str = "", level: float = LEVEL
+) -> Comparison:
     """Paired, by the suite's first grader where none is named."""
-    grader = _check_comparable(first, second, grader)
-    samples = _pair_samples(first, second, grader)
-    changes = [sample.second_score - sample.first_score for sample in samples]
-    low, high = estimate_interval(
-        [sample.first_score for sample in samples], [sample.second_score for sample in samples]
-    )
-    wins, losses = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
-    count = len(samples)
+    grader = check_comparable([first, second], grader)
+    before, after = read_answers(first, grader), read_answers(second, grader)
+    return compare_answers(first, second, before, after, grader=grader, level=level)
+
+
+def compare_all(
+    baseline: Evaluation, others: Sequence[Evaluation], *, grader: str = ""
+) -> list[Comparison]:
+    """Each against the baseline; p-values are adjusted for how many there are."""
+    check_number([baseline, *others])
+    grader = check_comparable([baseline, *others], grader)
+    before = read_answers(baseline, grader)
+    found = [
+        compare_answers(baseline, other, before, read_answers(other, grader), grader=grader)
+        for other in others
+    ]
+    return adjust(found)
+
+
+def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    adjusted = adjust_holm([each.p_value for each in comparisons])
+    return [
+        replace(each, adjusted=p_value, family=len(comparisons))
+        for each, p_value in zip(comparisons, adjusted, strict=True)
+    ]
+
+
+def sum_up(comparisons: Sequence[Comparison]) -> str:
+    """Several comparisons with one baseline, in a sentence."""
+    if len(comparisons) == 1:
+        return comparisons[0].verdict
+    groups: dict[str, list[str]] = {"better": [], "worse": [], "": []}
+    for each in sorted(comparisons, key=lambda each: -each.difference):
+        word = each.outcome if each.outcome in groups else ""
+        figure = f" ({each.difference:+.1f} points)" if word else ""
+        groups[word].append(f"{name_subject(each.second)}{figure}")
+    parts = [
+        f"{join_words(names)} {'is' if len(names) == 1 else 'are'} {word or 'not told apart'}"
+        for word, names in groups.items()
+        if names
+    ]
+    return f"Against {name_subject(comparisons[0].first)}: {'; '.join(parts)}."
+
+
+def join_words(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def compare_answers(
+    first: Evaluation,
+    second: Evaluation,
+    before: Answers,
+    after: Answers,
+    *,
+    grader: str,
+    level: float = LEVEL,
+) -> Comparison:
+    samples = _pair_samples(first, before, after)
+    if not samples:
+        raise UserError("The two evaluations have no answered sample in common.")
+    befores = [sample.first_score for sample in samples]
+    afters = [sample.second_score for sample in samples]
+    changes = [sample.change for sample in samples]
+    low, high = estimate_interval(befores, afters, level=level)
+    count, p_value = len(samples), compare_scores(befores, afters)
     return Comparison(
         first=first,
         second=second,
         grader=grader,
         samples=samples,
         num_left_out=first.suite.num_items - count,
-        first_mean=sum(sample.first_score for sample in samples) / count,
-        second_mean=sum(sample.second_score for sample in samples) / count,
-        wins=wins,
-        losses=losses,
-        difference=100 * sum(changes) / count,
+        first_mean=sum(befores) / count,
+        second_mean=sum(afters) / count,
+        wins=changes.count("better"),
+        losses=changes.count("worse"),
+        difference=100 * (sum(afters) - sum(befores)) / count,
         low=100 * low,
         high=100 * high,
-        p_value=compute_p_value(wins, losses),
+        p_value=p_value,
+        adjusted=p_value,
     )
 
 
-def compute_p_value(wins: int, losses: int) -> float:
-    """Exact two-sided p-value that wins and losses are equally likely.
-
-    For scores of 0 and 1 it is McNemar's exact test, else the sign test.
-    """
-    count = wins + losses
-    if not count:
-        return 1.0
-    tail = sum(math.comb(count, k) for k in range(min(wins, losses) + 1))
-    return min(1.0, 2 * tail / (1 << count))
+def check_number(evaluations: Sequence[Evaluation]) -> None:
+    if not FEWEST <= len(evaluations) <= MOST:
+        raise UserError(
+            f"Choose {FEWEST} to {MOST} evaluations to compare; these are {len(evaluations)}.",
+            field="evaluations",
+        )
 
 
-def estimate_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
-    """95% interval of the mean difference, second minus first, of paired scores."""
-    if {*first, *second} <= {0, 1}:
-        return _newcombe_interval(first, second)
-    return _bootstrap_interval([b - a for a, b in zip(first, second, strict=True)])
-
-
-def _newcombe_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
-    """Newcombe 1998 (Statistics in Medicine 17, 2635-2650), method 10: Wilson's intervals of both
-    shares, joined by their correlation. It keeps its coverage at 40 samples and at 0 or 100%.
-    """
-    count = len(first)
-    pairs = list(zip(first, second, strict=True))
-    both, neither = pairs.count((1, 1)), pairs.count((0, 0))
-    only_first, only_second = pairs.count((1, 0)), pairs.count((0, 1))
-    share_first, share_second = (both + only_first) / count, (both + only_second) / count
-    low_first, high_first = _wilson_interval(share_first, count)
-    low_second, high_second = _wilson_interval(share_second, count)
-    phi = _correlate(both, only_first, only_second, neither)
-    down = _join(share_second - low_second, high_first - share_first, phi)
-    up = _join(high_second - share_second, share_first - low_first, phi)
-    difference = share_second - share_first
-    return max(-1.0, difference - down), min(1.0, difference + up)
-
-
-def _wilson_interval(share: float, count: int) -> tuple[float, float]:
-    z2 = CONFIDENCE_Z**2
-    middle = share + z2 / (2 * count)
-    spread = CONFIDENCE_Z * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
-    return (middle - spread) / (1 + z2 / count), (middle + spread) / (1 + z2 / count)
-
-
-def _correlate(both: int, only_first: int, only_second: int, neither: int) -> float:
-    """Phi of the two by two table, with the method's continuity correction."""
-    margins = (
-        (both + only_first)
-        * (only_second + neither)
-        * (both + only_second)
-        * (only_first + neither)
-    )
-    if not margins:
-        return 0.0
-    covariance: float = both * neither - only_first * only_second
-    if covariance > 0:
-        covariance = max(0.0, covariance - (both + only_first + only_second + neither) / 2)
-    return covariance / math.sqrt(margins)
-
-
-def _join(one: float, other: float, phi: float) -> float:
-    return math.sqrt(max(0.0, one**2 - 2 * phi * one * other + other**2))
-
-
-def _bootstrap_interval(changes: Sequence[float]) -> tuple[float, float]:
-    """Percentiles of the mean over resampled items, for graders that give parts of a point."""
-    draw = random.Random(BOOTSTRAP_SEED)
-    count = len(changes)
-    means = sorted(sum(draw.choices(changes, k=count)) / count for _ in range(RESAMPLES))
-    edge = round(RESAMPLES * 0.025)
-    return means[edge], means[-1 - edge]
-
-
-def _check_comparable(first: Evaluation, second: Evaluation, grader: str) -> str:
-    if first.suite_id != second.suite_id:
+def check_comparable(evaluations: Sequence[Evaluation], grader: str) -> str:
+    """The grader to compare by."""
+    first = evaluations[0]
+    if any(each.suite_id != first.suite_id for each in evaluations):
         raise UserError("Only evaluations of one suite can be compared: their prompts differ.")
-    for evaluation in (first, second):
+    for evaluation in evaluations:
         if evaluation.status != Evaluation.Status.DONE:
             raise UserError(f"The evaluation of {name_subject(evaluation)} has not finished.")
-    names = [each["name"] for each in first.suite.graders]
+    names = name_graders(first.suite)
     if grader and grader not in names:
-        raise UserError(f"The suite has no grader {grader}: it has {', '.join(names)}.")
+        raise UserError(
+            f"The suite has no grader {grader}: it has {', '.join(names)}.", field="grader"
+        )
     return grader or names[0]
 
 
-def _pair_samples(first: Evaluation, second: Evaluation, grader: str) -> list[ComparedSample]:
-    befores, afters = _read_answers(first, grader), _read_answers(second, grader)
+def _pair_samples(first: Evaluation, before: Answers, after: Answers) -> list[ComparedSample]:
     samples = [
         ComparedSample(
             index=index,
             item=first.suite.items[index],
-            first=befores[index],
-            second=afters[index],
-            first_score=befores[index].scores[grader],
-            second_score=afters[index].scores[grader],
+            before=before[index],
+            after=after[index],
         )
-        for index in sorted(befores.keys() & afters.keys())
+        for index in sorted(before.keys() & after.keys())
     ]
-    if not samples:
-        raise UserError("The two evaluations have no answered sample in common.")
-    return sorted(samples, key=lambda s: (("worse", "better", "same").index(s.change), s.index))
-
-
-def _read_answers(evaluation: Evaluation, grader: str) -> dict[int, EvalResult]:
-    results = evaluation.results.filter(error="")
-    return {result.index: result for result in results if grader in result.scores}
+    return sorted(samples, key=lambda sample: (ORDER.index(sample.change), sample.index))

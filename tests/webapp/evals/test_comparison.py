@@ -12,7 +12,8 @@ from webapp.checkpoints.models import Checkpoint
 from webapp.core.errors import UserError
 from webapp.datasets.models import Dataset, DatasetVersion
 from webapp.evals.changes import list_changes
-from webapp.evals.comparison import compare, compute_p_value, estimate_interval
+from webapp.evals.comparison import compare
+from webapp.evals.paired import compute_p_value, estimate_interval
 from webapp.evals.models import EvalResult, EvalSuite, Evaluation
 from webapp.fleet.models import BaseModel, BaseModelName
 from webapp.runs.models import Run

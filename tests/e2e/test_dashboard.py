@@ -161,9 +161,9 @@ def evaluate_and_compare(page: Page) -> None:
     page.get_by_role("button", name="Evaluate", exact=True).click()
     page.goto(suite_url)
     expect(page.get_by_text("done", exact=True)).to_have_count(2, timeout=60_000)
-    page.get_by_label("tiny-chatml-1m as A").check()
-    page.get_by_label(re.compile("subtract.* as B")).check()
-    page.get_by_role("button", name="Compare A with B").click()
+    page.get_by_label("Compare tiny-chatml-1m").check()
+    page.get_by_label(re.compile("Compare .*subtract")).check()
+    page.get_by_role("button", name="Compare the chosen").click()
     expect(page.get_by_text(re.compile("is better on"))).to_be_visible()
 
 

@@ -1,4 +1,4 @@
-"""What differs between two evaluations beside their scores, in words short enough for a table."""
+"""What differs between evaluations beside their scores, in words short enough for a table."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,31 +14,26 @@ UNTRAINED = "not: the base model as it is"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One row: what it is called, and how it stood with the first and with the second."""
+    """One row: what it is called, and how it stood with each."""
 
     name: str
-    first: str
-    second: str
+    values: tuple[str, ...]
     is_digest: bool = False
 
-    @property
-    def values(self) -> tuple[str, str]:
-        return self.first, self.second
 
-
-def list_changes(first: Evaluation, second: Evaluation) -> list[Change]:
+def list_changes(*evaluations: Evaluation) -> list[Change]:
     """A base model has no settings of a run: beside it, a run's are one sentence."""
-    are_runs = first.checkpoint is not None and second.checkpoint is not None
-    before, after = (_describe(each, in_full=are_runs) for each in (first, second))
+    are_runs = all(each.checkpoint is not None for each in evaluations)
+    described = [_describe(each, in_full=are_runs) for each in evaluations]
+    names = dict.fromkeys(name for each in described for name in each)
     return [
         Change(
             name=name,
-            first=before.get(name, ""),
-            second=after.get(name, ""),
+            values=tuple(each.get(name, "") for each in described),
             is_digest=name in DIGESTS,
         )
-        for name in {**before, **after}
-        if before.get(name) != after.get(name)
+        for name in names
+        if len({each.get(name, "") for each in described}) > 1
     ]
 
 

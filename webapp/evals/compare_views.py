@@ -1,4 +1,4 @@
-"""The page that compares two evaluations of one suite, sample by sample."""
+"""The page that compares evaluations of one suite: the verdict, the flips, and where from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +11,17 @@ from django.shortcuts import render
 from django.views.decorators.http import require_GET
 
 from webapp.accounts.middleware import ActorRequest
-from webapp.core.diffs import Piece, diff_texts, spare_unlike
 from webapp.core.errors import NotFound, UserError
-from webapp.core.templatetags.hone import percent
+from webapp.evals.answers import name_graders
 from webapp.evals.changes import list_changes
-from webapp.evals.comparison import ComparedSample, Comparison, compare
+from webapp.evals.choice import LETTERS, Choice, read_choice, read_ids
+from webapp.evals.comparison import MOST, Comparison, sum_up
+from webapp.evals.items import fill_rows, list_rows, select_rows
 from webapp.evals.models import Evaluation
 from webapp.evals.naming import name_subject
-from webapp.evals.views import ROWS_A_PAGE, find_evaluation, make_line, read_evaluations, show_item
+from webapp.evals.relations import describe_relation
+from webapp.evals.slices import Cut, cut_comparisons, list_facets
+from webapp.evals.views import ROWS_A_PAGE, Line, make_line, read_evaluations, show_item
 
 OFFERED = 200
 FILTERS = (
@@ -31,104 +34,105 @@ FILTERS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """A sample with its two answers in pieces."""
+class Column:
+    """One of the compared; the baseline has no comparison."""
 
-    number: int
-    sample: ComparedSample
-    item: dict[str, Any]
-    first: Sequence[Piece]
-    second: Sequence[Piece]
+    letter: str
+    evaluation: Evaluation
+    name: str
+    score: float
+    comparison: Comparison | None = None
+    without: str = ""  # the ids of the others
 
 
 @login_required
 @require_GET
 def show_comparison(request: ActorRequest) -> HttpResponse:
-    """Choose two, or read what two chosen ones say."""
-    chosen = [request.GET.get(side, "") for side in ("a", "b")]
-    context = {
-        "chosen": chosen,
-        "sides": [("a", "A", chosen[0]), ("b", "B", chosen[1])],
-        "groups": _offer(request),
-    }
-    if all(chosen):
-        first, second = [find_evaluation(request.actor, each) for each in chosen]
+    """Choose some, or read what the chosen ones say."""
+    groups = _offer(request)
+    context: dict[str, Any] = {"chosen": read_ids(request.GET), "most": MOST}
+    if context["chosen"]:
         try:
-            comparison = compare(first, second, grader=request.GET.get("grader", ""))
-            context |= _describe(request, comparison)
+            context |= _describe(request, read_choice(request.actor, request.GET), groups)
         except NotFound:
             raise
         except UserError as error:
             context["error"] = error.message
-    return render(request, "evals/compare.html", context)
+    return render(request, "evals/compare.html", context | {"groups": groups})
 
 
-def _offer(request: ActorRequest) -> dict[str, list[Any]]:
+def _offer(request: ActorRequest) -> dict[str, list[Line]]:
     """What has finished, by suite: only evaluations of one suite can be compared."""
     done = read_evaluations(request.actor).filter(
         project=request.actor.project, status=Evaluation.Status.DONE
     )
-    groups: dict[str, list[Any]] = {}
+    groups: dict[str, list[Line]] = {}
     for evaluation in done[:OFFERED]:
         groups.setdefault(evaluation.suite.name, []).append(make_line(evaluation))
     return groups
 
 
-def _describe(request: ActorRequest, comparison: Comparison) -> dict[str, Any]:
-    show = request.GET.get("show", "flips" if comparison.flips else "all")
-    page = Paginator(select_samples(comparison, show), ROWS_A_PAGE).get_page(
-        request.GET.get("page")
-    )
+def _describe(
+    request: ActorRequest, choice: Choice, groups: dict[str, list[Line]]
+) -> dict[str, Any]:
+    comparisons = choice.compare()
+    rows = list_rows(comparisons)
+    show = request.GET.get("show", "flips" if any(each.flips for each in comparisons) else "all")
+    page = Paginator(select_rows(rows, show), ROWS_A_PAGE).get_page(request.GET.get("page"))
+    columns = make_columns(comparisons)
+    suite, here = choice.baseline.suite, {each.pk for each in choice.evaluations}
     return {
-        "comparison": comparison,
-        "names": [name_subject(comparison.first), name_subject(comparison.second)],
-        "graders": [grader["name"] for grader in comparison.first.suite.graders],
-        "changes": list_changes(comparison.first, comparison.second),
-        "stats": describe_figures(comparison),
+        "choice": choice,
+        "suite": suite,
+        "verdict": sum_up(comparisons),
+        "columns": columns,
+        "comparisons": comparisons,
+        "others": [each for each in groups.get(suite.name, []) if each.evaluation.pk not in here],
+        "can_remove": len(here) > 2,
+        "left_out": max(each.num_left_out for each in comparisons),
+        "graders": name_graders(suite),
+        "grader": comparisons[0].grader,
+        "changes": list_changes(*choice.evaluations),
+        "relations": relate(columns),
         "filters": FILTERS,
         "show": show,
         "page": page,
-        "rows": [make_row(sample) for sample in page],
+        "rows": [(row, show_item(row.item), cells) for row, cells in fill_rows(list(page))],
+        "facets": list_facets(suite.items),
+        "cut": cut_by(comparisons, request.GET.get("slice", "")),
     }
 
 
-def describe_figures(comparison: Comparison) -> list[tuple[str, str, str]]:
-    """Label, value and note of the stat cards."""
-    count = len(comparison.samples)
-    grader = comparison.grader.replace("_", " ")
-    p_value = comparison.p_value
-    return [
-        ("A", percent(comparison.first_mean), name_subject(comparison.first)),
-        ("B", percent(comparison.second_mean), name_subject(comparison.second)),
-        (
-            "Difference",
-            f"{comparison.difference:+.1f} points",
-            f"95 % between {comparison.low:+.1f} and {comparison.high:+.1f}",
-        ),
-        ("Better, worse", f"{comparison.wins}, {comparison.losses}", f"of {count}, by {grader}"),
-        (
-            "p",
-            "< 0.0001" if p_value < 0.0001 else f"{p_value:.2g}",
-            "significant" if comparison.is_significant else "may be chance",
-        ),
-    ]
-
-
-def select_samples(comparison: Comparison, show: str) -> Sequence[ComparedSample]:
-    """Flips first, regressions before them: the order of the comparison itself."""
-    if show == "flips":
-        return comparison.flips
-    if show in ("worse", "better", "same"):
-        return [sample for sample in comparison.samples if sample.change == show]
-    return comparison.samples
-
-
-def make_row(sample: ComparedSample) -> Row:
-    first, second = diff_texts(sample.first.completion, sample.second.completion)
-    return Row(
-        number=sample.index + 1,
-        sample=sample,
-        item=show_item(sample.item),
-        first=spare_unlike(first),
-        second=spare_unlike(second),
+def make_columns(comparisons: Sequence[Comparison]) -> list[Column]:
+    first = comparisons[0].first
+    everyone = [first.pk, *(each.second.pk for each in comparisons)]
+    baseline = Column(
+        letter=LETTERS[0],
+        evaluation=first,
+        name=name_subject(first),
+        score=max(comparisons, key=lambda each: len(each.samples)).first_mean,
     )
+    others = [
+        Column(
+            letter=letter,
+            evaluation=each.second,
+            name=name_subject(each.second),
+            score=each.second_mean,
+            comparison=each,
+            without=",".join(pk for pk in everyone if pk != each.second.pk),
+        )
+        for letter, each in zip(LETTERS[1:], comparisons, strict=False)
+    ]
+    return [baseline, *others]
+
+
+def relate(columns: Sequence[Column]) -> list[tuple[Column, list[str]]]:
+    baseline, *others = columns
+    return [(each, describe_relation(baseline.evaluation, each.evaluation)) for each in others]
+
+
+def cut_by(comparisons: Sequence[Comparison], facet: str) -> Cut | None:
+    """None: not asked for, or nothing that these items can be cut by."""
+    if facet not in list_facets(comparisons[0].first.suite.items):
+        return None
+    return cut_comparisons(comparisons, facet)

@@ -24,7 +24,7 @@ def compare_means(changes: Sequence[float]) -> float:
     signs are flipped in every way, or in RESAMPLES drawn ones. What did not change tells nothing.
     """
     moved = np.array([change for change in changes if change])
-    if not moved.size:
+    if moved.size < 2:
         return 1.0
     found = permutation_test(
         (moved,),

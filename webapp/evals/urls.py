@@ -2,12 +2,15 @@
 
 from django.urls import path
 
-from webapp.evals import compare_views, views
+from webapp.evals import answer_views, compare_views, exports, views
 
 urlpatterns = [
     path("evals/", views.list_suites, name="evals"),
     path("evals/new/", views.evaluate, name="evaluation-new"),
     path("evals/compare/", compare_views.show_comparison, name="eval-compare"),
+    path("evals/compare/answers/", answer_views.show_answers, name="eval-answers"),
+    path("evals/compare/csv/", exports.download_csv, name="eval-compare-csv"),
+    path("evals/compare/html/", exports.download_html, name="eval-compare-html"),
     # /evals/suites/
     path("evals/suites/new/", views.create, name="suite-new"),
     path("evals/suites/<str:suite_id>/", views.show_suite, name="suite"),

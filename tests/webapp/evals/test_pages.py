@@ -210,9 +210,9 @@ def test_a_suites_page_shows_items_and_scores_of_all_graders(
     assert "target 3" in page
     assert "25 %" in page
     assert "100 %" in page
-    assert "Compare A with B" not in page
+    assert "Compare the chosen" not in page
     evaluate(suite, checkpoint.base_model, checkpoint, [1, 1, 0, 1])
-    assert "Compare A with B" in read(browser, f"/evals/suites/{suite.pk}/")
+    assert "Compare the chosen" in read(browser, f"/evals/suites/{suite.pk}/")
 
 
 def test_a_suites_page_takes_the_same_queries_for_one_evaluation_and_for_five(
@@ -318,7 +318,9 @@ def test_without_a_choice_the_comparison_offers_what_is_done(
 ) -> None:
     assert "Nothing to compare yet" in read(browser, "/evals/compare/")
     evaluate(suite, checkpoint.base_model, None, [0, 0, 0, 1])
-    assert "chat, 25 %" in read(browser, "/evals/compare/")
+    page = read(browser, "/evals/compare/")
+    assert 'aria-label="Compare chat"' in page
+    assert "25 %" in page
 
 
 def test_evaluations_of_two_suites_are_not_compared(

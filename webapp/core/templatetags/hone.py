@@ -208,6 +208,18 @@ def words(name: object) -> str:
 
 
 @register.filter
+def points(value: float) -> str:
+    """A difference of two shares: `+3.6`."""
+    return f"{value:+.1f}"
+
+
+@register.filter
+def chance(p_value: float) -> str:
+    """A p-value: `0.033`."""
+    return "< 0.0001" if p_value < 0.0001 else f"{p_value:.2g}"
+
+
+@register.filter
 def unlocalized(value: float) -> str:
     """For attributes, where a locale's comma would be wrong."""
     return f"{value:.4f}"

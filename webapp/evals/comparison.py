@@ -172,17 +172,21 @@ def sum_up(comparisons: Sequence[Comparison]) -> str:
     """Several comparisons with one baseline, in a sentence."""
     if len(comparisons) == 1:
         return comparisons[0].verdict
-    groups: dict[str, list[str]] = {"better": [], "worse": [], "": []}
+    groups: dict[str, list[Comparison]] = {"better": [], "worse": [], "": []}
     for each in sorted(comparisons, key=lambda each: -each.difference):
-        word = each.outcome if each.outcome in groups else ""
-        figure = f" ({each.difference:+.1f} points)" if word else ""
-        groups[word].append(f"{name_subject(each.second)}{figure}")
-    parts = [
-        f"{join_words(names)} {'is' if len(names) == 1 else 'are'} {word or 'not told apart'}"
-        for word, names in groups.items()
-        if names
-    ]
+        groups[each.outcome if each.outcome in groups else ""].append(each)
+    parts = [_write_group(word, group) for word, group in groups.items() if group]
     return f"Against {name_subject(comparisons[0].first)}: {'; '.join(parts)}."
+
+
+def _write_group(word: str, group: Sequence[Comparison]) -> str:
+    names = [name_subject(each.second) for each in group]
+    figures = [f" ({each.difference:+.1f} points)" if word else "" for each in group]
+    word = word or "not told apart"
+    if len(group) == 1:
+        return f"{names[0]} is {word}{figures[0]}"
+    both = [f"{name}{figure}" for name, figure in zip(names, figures, strict=True)]
+    return f"{join_words(both)} are {word}"
 
 
 def join_words(words: Sequence[str]) -> str:

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from tests.webapp.cast import make_actor, make_run
+from tests.webapp.evals.cast import make_evaluation, make_suite
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.core.errors import UserError
-from webapp.datasets.models import Dataset, DatasetVersion
 from webapp.evals.changes import list_changes
 from webapp.evals.comparison import compare
+from webapp.evals.models import EvalSuite, Evaluation
 from webapp.evals.paired import compute_p_value, estimate_interval
-from webapp.evals.models import EvalResult, EvalSuite, Evaluation
-from webapp.fleet.models import BaseModel, BaseModelName
+from webapp.fleet.models import BaseModel
 from webapp.runs.models import Run
 
 serial = count()
@@ -24,43 +24,6 @@ serial = count()
 @pytest.fixture
 def alice(db: None) -> Actor:
     return make_actor("alice")
-
-
-def make_suite(alice: Actor, size: int) -> EvalSuite:
-    dataset = Dataset.objects.create(project=alice.project, name=f"rows {next(serial)}")
-    version = DatasetVersion.objects.create(
-        project=alice.project, dataset=dataset, number=1, filename="rows.jsonl", format="jsonl"
-    )
-    return EvalSuite.objects.create(
-        project=alice.project,
-        name=dataset.name,
-        dataset_version=version,
-        status=EvalSuite.Status.READY,
-        graders=[{"name": "exact_match"}, {"name": "contains"}],
-        items=[{"messages": [], "target": str(n), "row": n} for n in range(size)],
-        num_items=size,
-    )
-
-
-def make_evaluation(
-    suite: EvalSuite, scores: Sequence[float | None], name: str = "model", **columns: Any
-) -> Evaluation:
-    model, is_new = BaseModel.objects.get_or_create(path=f"/models/{name}")
-    if is_new:
-        BaseModelName.objects.create(base_model=model, name=name)
-    defaults = {"status": Evaluation.Status.DONE, "base_model": model}
-    evaluation = Evaluation.objects.create(project=suite.project, suite=suite, **defaults | columns)
-    EvalResult.objects.bulk_create(
-        EvalResult(
-            evaluation=evaluation,
-            index=index,
-            completion=f"{name} {index}",
-            scores={} if score is None else {"exact_match": score, "contains": 1.0},
-            error="It was cancelled." if score is None else "",
-        )
-        for index, score in enumerate(scores)
-    )
-    return evaluation
 
 
 def compare_scores(

@@ -15,7 +15,9 @@ from training.errors import InvalidInput
 from training.recipes.config import RecipeConfig
 from training.recipes.steps import Order, Step
 from webapp.runs import driving
+from webapp.runs.driving import Cancelled
 from webapp.runs.models import Run
+from workers.endings import ends_early
 from workers.errands import Errands, Wanted
 from workers.keep_going import KeepGoing
 from workers.prompts import choose_prompts
@@ -37,6 +39,8 @@ class Drive(ABC, Generic[ConfigT]):
     waiter: Waiter
     keep: KeepGoing
     num_steps: int = 0  # `prepare` sets it
+    num_done: int = 0  # at the last settled step
+    was_stopped: bool = False  # somebody asked for it
     settled_before: int = 0
     last_loss: float | None = None
     errands: Errands = field(init=False)
@@ -76,7 +80,10 @@ class Drive(ABC, Generic[ConfigT]):
         self.errands.begin(sampling=self._is_due(0).samples)
         for step in self.take_steps():
             self.take_step(step)
+            if step.is_settled and self.is_last(step.number):
+                break
         self.errands.finish()
+        self._obey()
 
     def take_step(self, step: Step) -> None:
         self.last_loss = step.metrics.get("loss")
@@ -84,6 +91,22 @@ class Drive(ABC, Generic[ConfigT]):
         self.errands.look()
         if step.is_settled:
             self.errands.run_due(step.number, self._is_due(step.number))
+
+    def is_last(self, number: int) -> bool:
+        """It ends here though steps are left. What it learned is saved."""
+        self.num_done = number
+        done = self._is_due(number)
+        rule, is_replay = self.config.early_stop, self.model.is_replaying
+        if done.evaluation and ends_early(self.run, rule, number, is_replay=is_replay):
+            self.errands.run_due(number, Wanted(checkpoint=not done.checkpoint))
+            return True
+        self.was_stopped = done.checkpoint and not is_replay and driving.wants_stop(self.run)
+        return self.was_stopped
+
+    def _obey(self) -> None:
+        """Whoever asked it to stop at its next checkpoint is told as if it had been stopped."""
+        if self.was_stopped and self.num_done < self.num_steps:
+            raise Cancelled
 
     def steer(self, number: int) -> Order:
         """Before step `number`: wishes are fulfilled behind the step before, once that is done."""

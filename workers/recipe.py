@@ -108,7 +108,7 @@ def run_recipe(run: Run, waiter: Waiter, keep: KeepGoing) -> None:
     recipe.drive()
     last = f" Its last loss was {recipe.last_loss:.4g}." if recipe.last_loss is not None else ""
     if driving.finish_run(run, Status.DONE):
-        add_log(run, f"Done after {recipe.num_steps} steps.{last}", step=recipe.num_steps)
+        add_log(run, f"Done after {recipe.num_done} steps.{last}", step=recipe.num_done)
 
 
 def tell_once(run: Run, model: RemoteModel) -> Callable[[str], None]:

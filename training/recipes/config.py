@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from training.data.batches import count_steps
 from training.errors import InvalidInput
+from training.recipes.early_stop import EarlyStop, check_early_stop
 from training.recipes.fields import Check, check_fields, one_of, optional, real, whole, yes_or_no
 from training.types import LORA_ALPHA, MAX_RANK, AdamParams, LoraSpec
 
@@ -68,6 +69,7 @@ SHARED_CHECKS: Mapping[str, Check] = {
     "max_length": optional(whole(8, 1_000_000)),
     "checkpoint_every": whole(0, 1_000_000),
     "evaluate_every": whole(0, 1_000_000),
+    "early_stop": check_early_stop,
     "sampling": check_sampling,
 }
 
@@ -121,6 +123,7 @@ class RecipeConfig:
     max_length: int | None = None  # tokens; None: the model's context
     checkpoint_every: int = 0  # steps; 0: at the end only
     evaluate_every: int = 10  # steps; 0: never
+    early_stop: EarlyStop | None = None
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     @classmethod
@@ -136,7 +139,19 @@ class RecipeConfig:
         config = cls(**checked)
         if not config.lora.has_parts:
             raise InvalidInput(f"{', '.join(PARTS)} are all off: nothing learns")
+        config.check_early_stop()
         return config
+
+    def check_early_stop(self) -> None:
+        """What is never measured would never end the run."""
+        rule = self.early_stop
+        if rule is None or not rule.metric.startswith("held_out"):
+            return
+        if self.evaluate_every == 0 or self.held_out_share == 0:
+            raise InvalidInput(
+                f"early_stop watches {rule.metric}, which is never measured: set evaluate_every and"
+                " held_out_share"
+            )
 
     @classmethod
     def find_usual_rate(cls, *, is_full: bool = False) -> float:
@@ -145,8 +160,12 @@ class RecipeConfig:
         return float(f"{usual * FULL_SHARE:.6g}") if is_full else usual
 
     def to_dict(self) -> dict[str, Any]:
-        left_out = OF_ADAPTERS if self.is_full else ()
+        left_out = (*(OF_ADAPTERS if self.is_full else ()), *self._unused)
         return {key: value for key, value in asdict(self).items() if key not in left_out}
+
+    @property
+    def _unused(self) -> tuple[str, ...]:
+        return () if self.early_stop else ("early_stop",)
 
     @property
     def is_full(self) -> bool:

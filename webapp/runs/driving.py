@@ -179,6 +179,19 @@ def wants_stop(run: Run) -> bool:
     return bool(steering.get("stop_after_save"))
 
 
+def read_early_end(run: Run) -> int | None:
+    """The step at which the run's own rule ended it; `run` may be an old copy."""
+    steering = Run.objects.values_list("steering", flat=True).get(pk=run.pk)
+    step: int | None = steering.get("early_end")
+    return step
+
+
+@transaction.atomic
+def record_early_end(run: Run, step: int) -> None:
+    row = Run.objects.select_for_update().get(pk=run.pk)
+    Run.objects.filter(pk=run.pk).update(steering={**row.steering, "early_end": step})
+
+
 def set_total_steps(run: Run, total_steps: int) -> None:
     Run.objects.filter(pk=run.pk).update(total_steps=total_steps)
     publish(run_group(run.pk), "status")

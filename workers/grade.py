@@ -8,6 +8,9 @@ from training.errors import InvalidInput
 from training.recipes.graders import KINDS
 from training.recipes.grading import Answer, grade_inline
 from training.recipes.grading_judge import Judge, read_verdict, write_question
+from workers.sandbox import Job, open_sandbox
+from workers.sandbox_batches import run_jobs
+from workers.sandbox_jobs import make_job, read_outcome
 
 Grader = Mapping[str, Any]  # {"name": ..., settings}
 JudgeFinder = Callable[[str], Judge]  # by the name of a deployment, a checkpoint or a base model
@@ -72,7 +75,7 @@ def _begin(
     if place == "judge":
         return _ask_judge(grader, answers, graded, judge)
     if place == "sandbox":
-        raise InvalidInput(f"the grader {grader['name']} has no sandbox yet")
+        return lambda: _grade_in_sandbox(grader, answers, graded, keep_going)
     return lambda: _grade_here(grader, answers, graded, keep_going)
 
 
@@ -88,6 +91,35 @@ def _grade_here(
             result.scores[grader["name"]] = grade_inline(grader, answer)
         except InvalidInput as error:
             result.errors[grader["name"]] = str(error)
+
+
+def _grade_in_sandbox(
+    grader: Grader,
+    answers: Sequence[Answer],
+    graded: Sequence[Graded],
+    keep_going: Callable[[], None],
+) -> None:
+    jobs: list[tuple[Job, Graded]] = []
+    for answer, result in zip(answers, graded, strict=True):
+        try:
+            jobs.append((make_job(grader, answer), result))
+        except InvalidInput as error:
+            result.errors[grader["name"]] = str(error)
+    outcomes = run_jobs(open_sandbox(), [job for job, _ in jobs], keep_going)
+    for (job, result), outcome in zip(jobs, outcomes, strict=True):
+        _note_outcome(grader["name"], job, outcome, result)
+
+
+def _note_outcome(name: str, job: Job, outcome: dict[str, Any] | Exception, result: Graded) -> None:
+    if isinstance(outcome, Exception):
+        result.errors[name] = str(outcome)
+        return
+    try:
+        result.scores[name], note = read_outcome(job, outcome)
+    except InvalidInput as error:
+        result.errors[name] = str(error)
+    else:
+        result.notes |= {name: note} if note else {}
 
 
 def _ask_judge(

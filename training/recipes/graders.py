@@ -17,6 +17,18 @@ MAX_NAME = 200
 MAX_SCHEMA = 50_000
 MAX_DEPTH = 64
 MAX_SECONDS = 60
+# reasoning-gym's tasks whose scorers evaluate an answer as Python.
+READS_LISTS = frozenset({"n_queens", "binary_matrix", "spiral_matrix", "string_insertion"})
+READS_EXPRESSIONS = frozenset(
+    {
+        "countdown",
+        "puzzle24",
+        "simple_integration",
+        "intermediate_integration",
+        "polynomial_multiplication",
+    }
+)
+EVALUATING = READS_LISTS | READS_EXPRESSIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -157,7 +157,8 @@ class Alias(models.Model):
     )
     # null: it moves freely
     suite = models.ForeignKey(EvalSuite, on_delete=models.PROTECT, null=True, related_name="+")
-    rule = models.JSONField(default=dict)  # {"grader", "test": better|not_worse, "level"}
+    # {"grader", "test": better|not_worse, "margin" in points, "level"}
+    rule = models.JSONField(default=dict)
     created_at = models.DateTimeField(default=now)
     moved_at = models.DateTimeField(null=True)
 
@@ -204,6 +205,11 @@ class AliasMove(models.Model):
 
     class Meta:
         ordering: ClassVar = ["-id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["alias"], condition=models.Q(outcome="waiting"), name="one_move_waits"
+            )
+        ]
 
     def __str__(self) -> str:
         return f"{self.alias} to {self.checkpoint_id}"

@@ -1,10 +1,10 @@
 """A run's recipe between its steps: what every method does alike, whatever its steps are."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from django.conf import settings
 
@@ -24,6 +24,21 @@ from workers.prompts import choose_prompts
 from workers.remote import RemoteModel, Waiter
 
 ConfigT = TypeVar("ConfigT", bound=RecipeConfig)
+
+
+class Prepared(Protocol):
+    """What every recipe that learns from rows makes of them."""
+
+    @property
+    def train(self) -> Sized: ...
+    @property
+    def held_out(self) -> Sized: ...
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def truncated(self) -> Sized: ...
+    @property
+    def dropped(self) -> Sized: ...
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -133,3 +148,14 @@ class Drive(ABC, Generic[ConfigT]):
             evaluation=number > 0 and self.config.is_evaluation_due(number, num_steps=num_steps),
             samples=self.config.is_sampling_due(number, num_steps=num_steps),
         )
+
+
+def describe_rows(prepared: Prepared, *, what: str = "rows") -> str:
+    text = f"{len(prepared.train)} {what} to learn from in {prepared.num_steps} steps"
+    if prepared.held_out:
+        text += f", {len(prepared.held_out)} held out"
+    if prepared.truncated:
+        text += f"; {len(prepared.truncated)} longer ones were cut"
+    if prepared.dropped:
+        text += f"; {len(prepared.dropped)} longer ones were left out"
+    return text + "."

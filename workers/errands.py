@@ -91,7 +91,7 @@ class Errands:
     def _go_on(self, errand: Errand) -> None:
         checkpoint = errand.saved.result()
         if errand.wanted.checkpoint:
-            self._say(f"Saved the checkpoint {checkpoint.name}.", errand.step)
+            self.say(f"Saved the checkpoint {checkpoint.name}.", errand.step)
         if checkpoint.deleted_at is not None:
             return  # a replay of long ago: what was asked of it was answered then
         if errand.wanted.samples:
@@ -129,12 +129,12 @@ class Errands:
     def _measure(self, step: int) -> None:
         measured = self.measure()
         if not measured:
-            self._say(f"No held-out loss after step {step}: no row is held out.", step)
+            self.say(f"No held-out loss after step {step}: no row is held out.", step)
             return
         record_metrics(self.run, step, measured)
-        self._say(describe_measured(measured, step), step)
+        self.say(describe_measured(measured, step), step)
 
-    def _say(self, text: str, step: int) -> None:
+    def say(self, text: str, step: int) -> None:
         """Once, also where a replay comes by again."""
         if not self.run.log_lines.filter(step=step, text=text).exists():
             add_log(self.run, text, step=step)

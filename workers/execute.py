@@ -32,6 +32,7 @@ from webapp.checkpoints.services import check_name, find_folder, find_saved, reg
 from webapp.core.errors import UserError
 from webapp.deployments.calls import follow_inflight, open_sampling_session
 from webapp.runs.custom_losses import attach_loss
+from webapp.runs.methods import METHODS
 from webapp.runs.models import Operation, Run
 from webapp.runs.services import finish_client_run, note_shared_head
 from webapp.wire.passes import JSON, PROTOBUF, decode_forward_backward, encode_output
@@ -242,6 +243,8 @@ def optim_step(held: Held, _operation: Operation, payload: Mapping[str, Any]) ->
     seconds = tally.seconds + time.perf_counter() - started
     held.is_settled = True
     metrics = {**output.metrics, **describe_tally(tally, seconds)}
+    if held.run.recipe and METHODS[held.run.recipe].config.TELLS_LOSS:
+        metrics.pop("loss", None)
     done = answer({"metrics": dict(output.metrics)})
     return Done(result=done.result, metrics=metrics, num_tokens=tally.num_tokens)
 

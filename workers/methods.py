@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from workers.dpo import Dpo
 from workers.drives import Drive
 from workers.sft import Sft
 
 DRIVES: Mapping[str, type[Drive[Any]]] = {
     "sft": Sft,
+    "dpo": Dpo,
 }

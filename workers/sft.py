@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from training.recipes import sft
 from training.recipes.sft import Prepared, SftConfig, Step
-from workers.drives import Drive
+from workers.drives import Drive, describe_rows
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -25,14 +25,3 @@ class Sft(Drive[SftConfig]):
     def measure(self) -> Mapping[str, float]:
         held_out = self.prepared.held_out
         return {"held_out_loss": sft.held_out_loss(self.model, held_out)} if held_out else {}
-
-
-def describe_rows(prepared: Prepared) -> str:
-    text = f"{len(prepared.train)} rows to learn from in {prepared.num_steps} steps"
-    if prepared.held_out:
-        text += f", {len(prepared.held_out)} held out"
-    if prepared.truncated:
-        text += f"; {len(prepared.truncated)} longer ones were cut"
-    if prepared.dropped:
-        text += f"; {len(prepared.dropped)} longer ones were left out"
-    return text + "."

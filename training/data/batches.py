@@ -69,31 +69,39 @@ def split_held_out(
     return train, held_out
 
 
-def order_epoch(examples: Sequence[Example], *, seed: int, epoch: int) -> list[Example]:
+def order_epoch(items: Sequence[KeyedT], *, seed: int, epoch: int) -> list[KeyedT]:
     """A shuffle. Equal rows are told apart by their place."""
 
     def rank(place: int) -> int:
-        key = examples[place].key + place.to_bytes(8, "big")
+        key = items[place].key + place.to_bytes(8, "big")
         return draw(key, seed=seed, purpose=f"epoch {epoch}")
 
-    return [examples[place] for place in sorted(range(len(examples)), key=rank)]
+    return [items[place] for place in sorted(range(len(items)), key=rank)]
+
+
+def draw_batches(
+    items: Sequence[KeyedT], *, batch_size: int, num_steps: int, seed: int, start: int = 0
+) -> Iterator[list[KeyedT]]:
+    """Those of steps `start` + 1 to the last. Epochs follow each other without a gap in a batch."""
+    if not items:
+        raise InvalidInput("no row is left to train on: hold out fewer, or allow longer rows")
+    first_epoch, skipped = divmod(start * batch_size, len(items))
+    stream = (
+        item for epoch in count(first_epoch) for item in order_epoch(items, seed=seed, epoch=epoch)
+    )
+    waiting = islice(stream, skipped, None)
+    for _ in range(start, num_steps):
+        yield list(islice(waiting, batch_size))
 
 
 def make_batches(
     examples: Sequence[Example], *, batch_size: int, num_steps: int, seed: int, start: int = 0
 ) -> Iterator[Batch]:
-    """Batches `start` to `num_steps`. Epochs follow each other without a gap inside a batch."""
-    if not examples:
-        raise InvalidInput("no row is left to train on: hold out fewer, or allow longer rows")
-    first_epoch, skipped = divmod(start * batch_size, len(examples))
-    stream = (
-        example
-        for epoch in count(first_epoch)
-        for example in order_epoch(examples, seed=seed, epoch=epoch)
+    """Batches `start` to `num_steps`."""
+    drawn = draw_batches(
+        examples, batch_size=batch_size, num_steps=num_steps, seed=seed, start=start
     )
-    waiting = islice(stream, skipped, None)
-    for step in range(start + 1, num_steps + 1):
-        chosen = list(islice(waiting, batch_size))
+    for step, chosen in enumerate(drawn, start + 1):
         yield make_batch(chosen, epoch=step * batch_size / len(examples))
 
 

@@ -103,6 +103,8 @@ class RecipeConfig:
 
     CHECKS: ClassVar[Mapping[str, Check]] = SHARED_CHECKS
     TITLE: ClassVar[str] = "recipe"  # as errors call it
+    # Its steps tell the loss themselves: what the device sums up is not it.
+    TELLS_LOSS: ClassVar[bool] = False
 
     rank: int = 32
     alpha: float = LORA_ALPHA

@@ -141,6 +141,9 @@ def record_step(run: Run, step: int, metrics: Mapping[str, float]) -> None:
     """Write what a step brought. Raises what the recipe is to end with."""
     renew_driver(run)
     record_metrics(run, step, metrics)
+    if "loss" in metrics:
+        newest = Run.objects.filter(pk=run.pk, step__lte=step + 1)  # one may be under way
+        newest.update(last_loss=metrics["loss"])
     check_wish(run)
 
 

@@ -6,8 +6,10 @@ from typing import Any
 
 from webapp.core.curl import JSON, KEY
 from webapp.datasets.models import DatasetVersion
+from webapp.fleet.models import BaseModel
 from webapp.runs.methods import find_method
 from webapp.runs.scripts import Program
+from webapp.runs.services import read_recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,23 +21,27 @@ class Export:
 
 
 def export_run(  # noqa: PLR0913 - the settings of a run, by name
-    *, url: str, name: str, base_model: str, version: DatasetVersion | None,
-    config: dict[str, Any], recipe: str = "sft", parent_id: str = "", with_optimizer: bool = False,
+    *, url: str, name: str, base_model: BaseModel, version: DatasetVersion | None,
+    config: dict[str, Any], recipe: str = "sft", parent: Any = None, with_optimizer: bool = False,
 ) -> Export:  # fmt: skip
-    body: dict[str, Any] = {"name": name, "recipe": recipe, "base_model": base_model}
+    body: dict[str, Any] = {"name": name, "recipe": recipe, "base_model": base_model.name}
     if version is not None:
         body["dataset_version"] = version.pk
     body["config"] = config
-    if parent_id:
-        body |= {"parent": parent_id, "with_optimizer": with_optimizer}
+    if parent is not None:
+        body |= {"parent": parent.pk, "with_optimizer": with_optimizer}
     written = json.dumps(body, indent=2, ensure_ascii=False).replace("'", "'\\''")
     curl = f"curl {url}/rest/runs \\\n  {KEY} \\\n  {JSON} \\\n  -d '{written}'"
+    read = read_recipe(config, recipe)
+    if read.is_full:
+        return Export(curl=curl, script="")
     program = Program(
         url=url,
-        base_model=base_model,
+        base_model=base_model.name,
+        context_tokens=base_model.context_tokens,
         filename=version.filename if version is not None else "",
-        config=config,
+        config=read,
+        parent_path=parent.tinker_path if parent is not None else "",
+        with_optimizer=with_optimizer,
     )
-    is_full = config.get("rank") == 0
-    script = "" if is_full else find_method(recipe).script(program)
-    return Export(curl=curl, script=script)
+    return Export(curl=curl, script=find_method(recipe).script(program))

@@ -191,10 +191,10 @@ def make_export(request: ActorRequest, launch: Launch, form: LaunchForm) -> Expo
     return export_run(
         url=request.build_absolute_uri("/").rstrip("/"),
         name=data["name"],
-        base_model=data["base_model"].name,
+        base_model=data["base_model"],
         version=form.version,
         config=form.make_config(),
         recipe=launch.method.recipe,
-        parent_id=launch.parent.pk if launch.parent else "",
+        parent=launch.parent,
         with_optimizer=data["with_optimizer"],
     )

@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from training.recipes.config import RecipeConfig
+from training.recipes.dpo_config import DpoConfig
 from training.recipes.sft_config import SftConfig
 from webapp.core.errors import UserError
 from webapp.datasets.models import DatasetVersion
 from webapp.datasets.reports import KIND_WORDS
 from webapp.runs.forms import LaunchForm, SftForm
+from webapp.runs.preference_forms import DpoForm
+from webapp.runs.preference_scripts import write_dpo
 from webapp.runs.scripts import Program, write_sft
 
 Kind = DatasetVersion.Kind
@@ -48,6 +51,15 @@ METHODS: Mapping[str, Method] = {
             config=SftConfig,
             form=SftForm,
             script=write_sft,
+        ),
+        Method(
+            recipe="dpo",
+            label="DPO",
+            summary="Shows the model two answers at a time, and which one is preferred.",
+            kinds=(Kind.PREFERENCE,),
+            config=DpoConfig,
+            form=DpoForm,
+            script=write_dpo,
         ),
     )
 }

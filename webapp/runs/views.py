@@ -137,11 +137,11 @@ def make_export(request: HttpRequest, run: Run) -> Export | None:
     return export_run(
         url=request.build_absolute_uri("/").rstrip("/"),
         name=run.name,
-        base_model=run.base_model.name,
+        base_model=run.base_model,
         version=run.dataset_version,
         config=run.config,
         recipe=run.recipe,
-        parent_id=run.parent_id or "",
+        parent=run.parent,
         with_optimizer=run.with_optimizer,
     )
 

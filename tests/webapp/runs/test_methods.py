@@ -7,6 +7,7 @@ from tests.webapp.cast import make_actor, make_base_model, sign_in
 from tests.webapp.runs.test_pages_launch import fill, make_version
 from webapp.accounts.models import Actor
 from webapp.accounts.services import create_key
+from webapp.datasets.models import Dataset, DatasetVersion
 from webapp.runs.methods import METHODS
 from webapp.runs.models import Run
 from workers.methods import DRIVES
@@ -71,12 +72,24 @@ def test_a_method_nobody_knows_is_refused_with_those_there_are(
 def test_the_form_of_another_method_keeps_what_was_filled_in(
     alice: Actor, browser: Client, recipe: str
 ) -> None:
-    kinds = METHODS[recipe].kinds
-    make_version(alice, kind=kinds[0] if kinds else "conversation")
     page = browser.get("/runs/new/?method=sft")
-    filled = fill(page, name="kept", batch_size="3", rank="5", dataset_version="", base_model="")
+    make_version(alice)
+    kinds = METHODS[recipe].kinds
+    if kinds and "conversation" not in kinds:
+        DatasetVersion.objects.create(
+            project=alice.project,
+            dataset=Dataset.objects.create(project=alice.project, name="other"),
+            number=1,
+            status=DatasetVersion.Status.READY,
+            filename="rows.jsonl",
+            format="jsonl",
+            kind=kinds[0],
+            num_rows=10,
+            size_bytes=1000,
+        )
+    filled = fill(page, name="kept", batch_size="3", rank="5")
     filled.pop("train_mlp")
-    posted = {"base_model": "", **filled, "switched_from": "sft"}
+    posted = {**filled, "switched_from": "sft"}
     other = browser.post(f"/runs/new/?method={recipe}", posted)
     assert other.status_code == 200
     assert not Run.objects.exists()

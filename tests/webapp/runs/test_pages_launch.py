@@ -227,10 +227,14 @@ def test_the_form_shows_the_same_run_as_curl_and_as_a_program(
     compile(export.script, "script", "exec")
 
 
-def test_a_program_says_that_it_cannot_train_the_embedding() -> None:
+def test_a_program_says_that_it_cannot_train_the_embedding(base_model: BaseModel) -> None:
     config = {"train_embed": True, "train_unembed": True, "steps": 3}
     export = export_run(
-        url="u", name="n", base_model="b", version=DatasetVersion(filename="f"), config=config
+        url="u",
+        name="n",
+        base_model=base_model,
+        version=DatasetVersion(filename="f"),
+        config=config,
     )
     assert "train_unembed=True,  # no flag means the input embedding" in export.script
     compile(export.script, "script", "exec")

@@ -1,0 +1,36 @@
+"""Forms of the methods that learn from preference pairs."""
+
+from typing import Any
+
+from django import forms
+
+from webapp.runs.forms import OVERLONG, LaunchForm
+
+
+class PairsForm(LaunchForm):
+    """What both say in other words than supervised fine-tuning does."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["batch_size"].help_text = "Pairs an optimizer step learns from."
+        self.fields["evaluate_every"].label = "Measure held-out pairs every"
+        self.fields[
+            "held_out_share"
+        ].help_text = "Of the pairs: never trained on, only measured. 0.1 is one pair in ten."
+
+
+class DpoForm(PairsForm):
+    """Direct preference optimization."""
+
+    OWN = ("beta",)
+    OF_ROWS = ("overlong",)
+    TITLE = "Preferences"
+
+    beta = forms.FloatField(
+        initial=0.1,
+        min_value=0.001,
+        max_value=100,
+        help_text="How close the model stays to the weights it begins with: the smaller, the"
+        " further it may go. 0.1 is usual.",
+    )
+    overlong = forms.ChoiceField(label="Longer answers", choices=OVERLONG, initial="truncate")

@@ -15,7 +15,9 @@ from webapp.evals import rest as evals
 from webapp.fleet import rest as fleet
 from webapp.lineage import rest as lineage
 from webapp.runs import annotation_rest as annotations
+from webapp.runs import group_rest as groups
 from webapp.runs import rest as runs
+from webapp.runs import steering_rest as steering
 from webapp.runs import wait_rest as waits
 from webapp.tinker import rest as tinker
 
@@ -59,6 +61,12 @@ urlpatterns = [
     path("runs/<str:run_id>/save", runs.RunSave.as_view()),
     path("runs/<str:run_id>/evaluate", runs.RunEvaluate.as_view()),
     path("runs/<str:run_id>/learning-rate", runs.RunLearningRate.as_view()),
+    path("runs/<str:run_id>/kl-coefficient", steering.RunKlCoefficient.as_view()),
+    path("runs/<str:run_id>/stop-after-save", steering.RunStopAfterSave.as_view()),
+    path("sweeps", groups.SweepList.as_view()),
+    path("run-groups", groups.GroupList.as_view()),
+    path("run-groups/<str:group_id>", groups.GroupDetail.as_view()),
+    path("run-groups/<str:group_id>/stop", groups.GroupStop.as_view()),
     # /rest/checkpoints/<str:id>
     path("checkpoints", checkpoints.CheckpointList.as_view()),
     path("checkpoints/<str:checkpoint_id>", checkpoints.CheckpointDetail.as_view()),

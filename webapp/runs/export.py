@@ -23,6 +23,7 @@ class Export:
 def export_run(  # noqa: PLR0913 - the settings of a run, by name
     *, url: str, name: str, base_model: BaseModel, version: DatasetVersion | None,
     config: dict[str, Any], recipe: str = "sft", parent: Any = None, with_optimizer: bool = False,
+    grid: dict[str, list[Any]] | None = None,
 ) -> Export:  # fmt: skip
     body: dict[str, Any] = {"name": name, "recipe": recipe, "base_model": base_model.name}
     if version is not None:
@@ -30,8 +31,11 @@ def export_run(  # noqa: PLR0913 - the settings of a run, by name
     body["config"] = config
     if parent is not None:
         body |= {"parent": parent.pk, "with_optimizer": with_optimizer}
+    if grid:
+        body["grid"] = grid
+    door = "sweeps" if grid else "runs"
     written = json.dumps(body, indent=2, ensure_ascii=False).replace("'", "'\\''")
-    curl = f"curl {url}/rest/runs \\\n  {KEY} \\\n  {JSON} \\\n  -d '{written}'"
+    curl = f"curl {url}/rest/{door} \\\n  {KEY} \\\n  {JSON} \\\n  -d '{written}'"
     read = read_recipe(config, recipe)
     if read.is_full:
         return Export(curl=curl, script="")

@@ -10,14 +10,24 @@ from django.apps import apps
 from training.recipes.config import FULL_SHARE, RecipeConfig
 from training.types import MAX_RANK
 from webapp.accounts.models import Actor
+from webapp.core.errors import UserError
 from webapp.core.forms import say_limits
 from webapp.datasets.models import DatasetVersion
 from webapp.fleet.models import BaseModel
+from webapp.runs.grids import list_points, parse_grid
 
 SMALL_MODEL = 500_000_000  # parameters; below, ten times the usual learning rate trains better
 MAX_PROMPTS = 50
 SCHEDULES = [("linear", "Linear to 0"), ("cosine", "Cosine to 0"), ("constant", "Constant")]
 OVERLONG = [("truncate", "Cut them off"), ("drop", "Leave them out")]
+SUITE = "suite"
+EARLY_STOPS = [
+    ("", "Never"),
+    ("held_out_loss", "Once the held-out loss falls no more"),
+    ("held_out/accuracy", "Once the held-out accuracy rises no more"),
+    ("reward/mean", "Once the mean reward rises no more"),
+    (SUITE, "Once the suite's score rises no more"),
+]
 LENGTHS = [("epochs", "epochs"), ("steps", "steps")]
 LORA, FULL = "lora", "full"
 WEIGHTS = [(LORA, "LoRA adapter"), (FULL, "All weights")]
@@ -149,6 +159,26 @@ class LaunchForm(forms.Form):
         " learns. Left empty: the first held-out rows of the dataset.",
     )
 
+    early_stop = forms.ChoiceField(
+        label="Stop early",
+        choices=EARLY_STOPS,
+        required=False,
+        initial="",
+        help_text="What it learned is saved first.",
+    )
+    patience = forms.IntegerField(
+        initial=3, min_value=1, max_value=10_000, help_text="So many in a row that were no better."
+    )
+    sweep = forms.CharField(
+        required=False,
+        label="Sweep over",
+        widget=forms.Textarea(
+            attrs={"rows": 3, "placeholder": "learning_rate: 1e-4, 3e-4\nseed: 1, 2, 3"}
+        ),
+        help_text="One setting a line with its values: every combination becomes a run, and they"
+        " are compared on one page. Left empty: one run.",
+    )
+
     def __init__(
         self,
         *args: Any,
@@ -207,8 +237,19 @@ class LaunchForm(forms.Form):
             )
         return prompts
 
+    def clean_sweep(self) -> dict[str, list[Any]]:
+        try:
+            grid = parse_grid(self.cleaned_data["sweep"])
+            if grid:
+                list_points(grid, None)
+        except UserError as error:
+            raise forms.ValidationError(str(error)) from None
+        return grid
+
     def clean(self) -> dict[str, Any]:
         data = super().clean() or {}
+        if data.get("early_stop") == SUITE and data.get("eval_suite") is None:
+            self.add_error("early_stop", "Choose the eval suite whose score is watched.")
         length = data.get("length")
         if data.get("length_unit") == "steps" and length is not None and length % 1:
             self.add_error("length", "Steps are whole: give a whole number, or count in epochs.")
@@ -259,6 +300,8 @@ class LaunchForm(forms.Form):
         config[data["length_unit"]] = int(data["length"]) if is_steps else data["length"]
         if data["eval_suite"] is not None:
             config["eval_suite"] = data["eval_suite"].pk
+        if data["early_stop"]:
+            config["early_stop"] = self._make_early_stop()
         if data["max_length"] is not None:
             config["max_length"] = data["max_length"]
         config["sampling"] = {
@@ -268,6 +311,14 @@ class LaunchForm(forms.Form):
             "temperature": data["temperature"],
         }
         return config
+
+    def _make_early_stop(self) -> dict[str, Any]:
+        metric, suite = self.cleaned_data["early_stop"], self.cleaned_data["eval_suite"]
+        if metric == SUITE:
+            metric = f"eval/{suite.name}/{suite.graders[0]['name']}"
+        is_loss = metric == "held_out_loss"
+        patience = self.cleaned_data["patience"]
+        return {"metric": metric, "patience": patience, "higher_is_better": not is_loss}
 
 
 class SftForm(LaunchForm):

@@ -8,6 +8,7 @@ from django import forms
 from django.contrib.auth.decorators import login_required
 from django.http import HttpResponse, QueryDict
 from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.views.decorators.http import require_http_methods, require_POST
 
 from webapp.accounts.middleware import ActorRequest
@@ -19,9 +20,10 @@ from webapp.runs.export import Export, export_run
 from webapp.runs.forecast import Forecast, forecast_run
 from webapp.runs.forms import FULL, LORA, LaunchForm, offer_rates
 from webapp.runs.methods import METHODS, Method, find_method
-from webapp.runs.models import Origin, Run
+from webapp.runs.models import Origin
 from webapp.runs.parents import find_parent
 from webapp.runs.services import create_run
+from webapp.runs.sweeps import create_sweep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +88,7 @@ def launch_run(request: ActorRequest) -> HttpResponse:
     form = launch.make_form(data, initial=suggest(request.GET, launch))
     if form.is_bound and form.is_valid():
         with show_errors(form):
-            return redirect("run", _create(launch, form).pk)
+            return redirect(_create(launch, form))
     return show_launch(request, launch, form)
 
 
@@ -95,19 +97,23 @@ def show_launch(request: ActorRequest, launch: Launch, form: LaunchForm) -> Http
     return render(request, "runs/new.html", context, status=400 if form.errors else 200)
 
 
-def _create(launch: Launch, form: LaunchForm) -> Run:
+def _create(launch: Launch, form: LaunchForm) -> str:
+    """A run, or the group of a sweep's; where its page is."""
     data = form.cleaned_data
-    return create_run(
-        actor=launch.actor,
-        origin=Origin.BROWSER,
-        name=data["name"],
-        base_model=data["base_model"],
-        dataset_version=form.version,
-        config=form.make_config(),
-        parent=launch.parent,
-        with_optimizer=data["with_optimizer"],
-        recipe=launch.method.recipe,
-    )
+    given = {
+        "origin": Origin.BROWSER,
+        "base_model": data["base_model"],
+        "dataset_version": form.version,
+        "config": form.make_config(),
+        "parent": launch.parent,
+        "with_optimizer": data["with_optimizer"],
+        "recipe": launch.method.recipe,
+    }
+    actor, name = launch.actor, data["name"]
+    if data["sweep"]:
+        group = create_sweep(actor=actor, name=name, launch=given, grid=data["sweep"])
+        return reverse("run-group", args=[group.pk])
+    return reverse("run", args=[create_run(actor=actor, name=name, **given).pk])
 
 
 def suggest(query: QueryDict, launch: Launch) -> dict[str, Any]:
@@ -197,4 +203,5 @@ def make_export(request: ActorRequest, launch: Launch, form: LaunchForm) -> Expo
         recipe=launch.method.recipe,
         parent=launch.parent,
         with_optimizer=data["with_optimizer"],
+        grid=data["sweep"],
     )

@@ -43,6 +43,8 @@ class RunOutput(serializers.ModelSerializer[Run]):
             "base_model",
             "dataset_version",
             "parent",
+            "group",
+            "after",
             "with_optimizer",
             "rank",
             "lora",
@@ -121,17 +123,21 @@ class RunList(ListAPIView[Run]):
 
 def _launch(request: Request, data: dict[str, Any]) -> Run:
     actor = actor_of(request)
-    return services.create_run(
-        actor=actor,
-        origin=Origin.REST,
-        name=data["name"],
-        base_model=find_base_model(data["base_model"]),
-        dataset_version=find_version(actor, data.get("dataset_version")),
-        config=data["config"],
-        parent=find_parent(actor, data.get("parent", "")),
-        with_optimizer=data["with_optimizer"],
-        recipe=data["recipe"],
-    )
+    return services.create_run(actor=actor, **read_launch(actor, data))
+
+
+def read_launch(actor: Actor, data: dict[str, Any]) -> dict[str, Any]:
+    """What `create_run` takes beside the actor, from a checked RunInput."""
+    return {
+        "origin": Origin.REST,
+        "name": data["name"],
+        "base_model": find_base_model(data["base_model"]),
+        "dataset_version": find_version(actor, data.get("dataset_version")),
+        "config": data["config"],
+        "parent": find_parent(actor, data.get("parent", "")),
+        "with_optimizer": data["with_optimizer"],
+        "recipe": data["recipe"],
+    }
 
 
 def find_version(actor: Actor, version_id: str | None) -> DatasetVersion | None:

@@ -9,10 +9,11 @@ from tests.webapp.cast import make_actor, make_base_model, make_viewer, sign_in
 from webapp.accounts.models import Actor
 from webapp.core.errors import UserError
 from webapp.datasets.models import Dataset, DatasetVersion
+from webapp.runs.grids import list_points, parse_grid
 from webapp.runs.group_table import find_varied, make_bands, read_curve, read_table
 from webapp.runs.history import record_metrics
 from webapp.runs.models import Run, RunGroup
-from webapp.runs.sweeps import create_sweep, list_points, parse_grid, stop_group
+from webapp.runs.sweeps import create_sweep, stop_group
 
 pytestmark = pytest.mark.django_db
 

@@ -221,6 +221,8 @@ SPECTACULAR_SETTINGS = {
     "REDOC_DIST": "SIDECAR",
     "ENUM_NAME_OVERRIDES": {
         "RunStatus": "webapp.runs.models.Run.Status",
+        "GroupKind": "webapp.runs.models.RunGroup.Kind",
+        "AnnotationKind": "webapp.runs.records.Annotation.Kind",
         "VersionStatus": "webapp.datasets.models.DatasetVersion.Status",
         "RowKind": "webapp.datasets.models.DatasetVersion.Kind",
         "DeploymentStatus": "webapp.deployments.models.Deployment.Status",

@@ -8,6 +8,7 @@ from webapp.accounts import schema as _schema  # noqa: F401 - registers how keys
 from webapp.accounts import webhook_rest as webhooks
 from webapp.checkpoints import export_rest as exports
 from webapp.checkpoints import rest as checkpoints
+from webapp.datasets import derive_rest
 from webapp.datasets import rest as datasets
 from webapp.deployments import call_rest as calls
 from webapp.deployments import rest as deployments
@@ -45,6 +46,9 @@ urlpatterns = [
     path("dataset-versions/<str:version_id>", datasets.VersionDetail.as_view()),
     path("dataset-versions/<str:version_id>/decision", datasets.VersionDecision.as_view()),
     path("dataset-versions/<str:version_id>/preview", datasets.VersionPreview.as_view()),
+    path("dataset-versions/<str:version_id>/derived", derive_rest.VersionDerived.as_view()),
+    path("dataset-versions/<str:version_id>/analyses", derive_rest.VersionAnalyses.as_view()),
+    path("dataset-versions/<str:version_id>/rows.<str:ending>", derive_rest.VersionRows.as_view()),
     # /rest/runs/<str:id>
     path("runs", runs.RunList.as_view()),
     path("runs/forecast", runs.RunForecast.as_view()),

@@ -17,6 +17,7 @@ from training.recipes.steps import Order, Step
 from webapp.runs import driving
 from webapp.runs.driving import Cancelled
 from webapp.runs.models import Run
+from webapp.runs.row_losses import record_row_losses
 from workers.endings import ends_early
 from workers.errands import Errands, Wanted
 from workers.keep_going import KeepGoing
@@ -102,6 +103,7 @@ class Drive(ABC, Generic[ConfigT]):
 
     def take_step(self, step: Step) -> None:
         self.last_loss = step.metrics.get("loss")
+        record_row_losses(self.run, step.number, step.row_losses)
         driving.record_step(self.run, step.number, step.metrics)
         self.errands.look()
         if step.is_settled:

@@ -15,6 +15,7 @@ from training.errors import InvalidInput
 from webapp.core.events import project_group, publish
 from webapp.datasets.models import DatasetVersion, Preview
 from workers.claims import MAX_ATTEMPTS, claim
+from workers.derive import derive, is_derived
 
 PREVIEW_ROWS = 20
 STATS_ROWS = 500  # enough for a mean; a million rows must not hold a preview up
@@ -32,7 +33,7 @@ Kind = DatasetVersion.Kind
 def validate_version(version_id: str) -> None:
     """Validating -> ready, or needs_decision where bad lines were found and nobody has decided."""
     with claim(version_id) as attempt:
-        version = DatasetVersion.objects.get(pk=version_id)
+        version = DatasetVersion.objects.select_related("derived_from").get(pk=version_id)
         if not attempt or version.status != Status.VALIDATING:
             return
         if attempt > MAX_ATTEMPTS:
@@ -42,12 +43,31 @@ def validate_version(version_id: str) -> None:
 
 
 def _validate(version: DatasetVersion) -> None:
+    if is_derived(version):
+        _derive(version)
+        return
     upload = settings.HONE_HOME / version.upload_path
     try:
         if version.keep_valid is None:
             _report(version, upload)
         if version.status == Status.VALIDATING:
             _write_rows(version, upload)
+    except InvalidInput as error:
+        _change(version, status=Status.FAILED, error=str(error))
+
+
+def _derive(version: DatasetVersion) -> None:
+    try:
+        report, written = derive(version)
+        _change(
+            version,
+            report=report.to_json(),
+            rows_path=version.upload_path,
+            digest=written.digest,
+            num_rows=written.num_rows,
+            size_bytes=written.size_bytes,
+            status=Status.READY,
+        )
     except InvalidInput as error:
         _change(version, status=Status.FAILED, error=str(error))
 

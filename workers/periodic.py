@@ -12,6 +12,7 @@ from webapp.accounts.webhooks import announce_deliveries, forget_deliveries
 from webapp.checkpoints.exports import announce_exports
 from webapp.checkpoints.retention import retire_samplers
 from webapp.checkpoints.services import expire_checkpoints
+from webapp.datasets.analyses import announce_analyses, forget_analyses
 from webapp.datasets.services import announce_validating
 from webapp.deployments.abandoned import drop_lost
 from webapp.deployments.calls import requeue_expired
@@ -55,6 +56,7 @@ def sweep() -> None:
     settle_abandoned()
     settle_isolation_tests()
     announce_validating()
+    announce_analyses()
     announce_waiting()
     announce_exports()
     announce_deliveries()
@@ -71,6 +73,7 @@ def clean() -> None:
     forget_logs()
     forget_calls()
     forget_sessions()
+    forget_analyses()
     forget_deliveries()
 
 

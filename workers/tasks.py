@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 
 from webapp.core import dispatch
-from workers import evaluate, exports, ingest, recipe, webhooks
+from workers import analyses, evaluate, exports, ingest, recipe, webhooks
 from workers.celery import app
 
 logger = logging.getLogger(__name__)
@@ -23,6 +23,11 @@ def ingest_version(version_id: str) -> None:
 @app.task(name=dispatch.PREVIEW_VERSION)
 def preview_version(preview_id: str) -> None:
     _outlive(ingest.preview_version, ingest.fail_preview, preview_id)
+
+
+@app.task(name=dispatch.ANALYSE_VERSION)
+def analyse_version(analysis_id: str) -> None:
+    _outlive(analyses.analyse, analyses.fail, analysis_id)
 
 
 @app.task(name=dispatch.BUILD_SUITE)

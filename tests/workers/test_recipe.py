@@ -1,5 +1,6 @@
 """An SFT run over the operation log: recipe and device take turns in one process."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +89,11 @@ def read_curve(run: Run, key: str = "loss") -> dict[int, float]:
     return dict(Metric.objects.filter(run=run, key=key).values_list("step", "value"))
 
 
+def read_row_losses(run: Run) -> dict[tuple[int, int], float]:
+    rows = run.row_losses.values_list("step", "row", "loss")
+    return {(step, row): loss for step, row, loss in rows}
+
+
 def list_saved(run: Run) -> list[tuple[str, str, int]]:
     rows = Checkpoint.objects.filter(run=run).order_by("seq")
     return list(rows.values_list("kind", "name", "step"))
@@ -113,6 +119,17 @@ def test_a_run_trains_to_its_end_and_leaves_what_a_page_shows(run: Run) -> None:
     lines = list(LogLine.objects.filter(run=run).values_list("text", flat=True))
     assert "Saved the checkpoint step-000003." in lines
     assert lines[-1].startswith("Done after 6 steps. Its last loss was ")
+    check_row_losses(run, losses)
+
+
+def check_row_losses(run: Run, losses: Mapping[int, float]) -> None:
+    """Each visit of each row; what a step cost is their mean, by learned tokens."""
+    visits = list(run.row_losses.values_list("step", "row", "loss"))
+    for step, loss in losses.items():
+        costs = [cost for at, _, cost in visits if at == step]
+        assert min(costs) <= loss <= max(costs)
+    assert {row for _, row, _ in visits} <= set(range(1, 31))
+    assert len(visits) == len({(step, row) for step, row, _ in visits})
 
 
 @pytest.mark.parametrize("moment", [2, 5, 9, 14, 17])
@@ -130,6 +147,7 @@ def test_a_recipe_that_was_killed_goes_on_and_nothing_is_there_twice(
     assert read_curve(run) == pytest.approx(read_curve(undisturbed), rel=1e-5)
     assert list_saved(run) == list_saved(undisturbed)
     assert SamplingCall.objects.filter(run=run).count() == 3
+    assert read_row_losses(run) == pytest.approx(read_row_losses(undisturbed), rel=1e-4)
     lines = list(LogLine.objects.filter(run=run).values_list("text", flat=True))
     assert len(lines) == len(set(lines))
 

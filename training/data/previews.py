@@ -112,3 +112,23 @@ def split_text(text: str, spans: Spans) -> list[str]:
     if pieces:
         pieces[-1] += text[done:]
     return pieces
+
+
+def count_tokens(row: Row, tokenizer: ChatTokenizer, kind: str) -> int:
+    """As a run reads the row; of a preference, the longer of both sides."""
+    if not row.messages:
+        return len(tokenizer.encode(str(row.metadata["text"])))
+    tools = row.metadata.get("tools")
+    sides = (list_sides(row.metadata) if kind == "preference" else None) or ([],)
+    return max(
+        len(
+            tokenizer.encode(
+                tokenizer.apply_template(
+                    [*row.messages, *side],
+                    add_generation_prompt=kind == "prompt",
+                    tools=tools if isinstance(tools, list) else None,
+                )
+            )
+        )
+        for side in sides
+    )

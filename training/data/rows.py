@@ -12,7 +12,14 @@ import orjson
 import pyarrow
 from pyarrow import parquet
 
-from training.data.kinds import check_columns, choose_kinds, list_sides, parse_columns
+from training.data.kinds import (
+    ANSWER,
+    TARGETS,
+    check_columns,
+    choose_kinds,
+    list_sides,
+    parse_columns,
+)
 from training.data.messages import Refused
 from training.errors import InvalidInput
 
@@ -246,6 +253,9 @@ def parse_csv_fields(number: int, header: Sequence[str], fields: list[str]) -> R
     for name, text in columns.items():
         if not is_utf8(text):
             return BadRow(number=number, kind="not UTF-8", reason=f"{name} is not UTF-8 text")
+    for name in {*TARGETS, ANSWER} & columns.keys():
+        if not columns[name]:
+            del columns[name]  # an empty cell is how CSV writes that there is none
     for name in MESSAGE_COLUMNS & columns.keys():
         columns[name] = parse_cell(columns[name])
     if "messages" in columns:

@@ -6,7 +6,9 @@ rates and the order of verbs depend on the config and the rows only.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+
+import numpy as np
 
 from training.data.batches import Batch, make_batches, split_held_out
 from training.data.examples import Encoded, Example, encode_rows, to_datum
@@ -16,7 +18,7 @@ from training.errors import InvalidInput
 from training.model import Future, Model
 from training.recipes.sft_config import SftConfig
 from training.recipes.steps import Order, Steer, Step, Submitted, follow_config, run_steps
-from training.types import AdamParams, Datum, OptimStepOutput
+from training.types import AdamParams, Datum, ForwardBackwardOutput, OptimStepOutput
 
 # A recipe's settings and its steps are part of it.
 __all__ = ["Order", "SftConfig", "Step", "held_out_loss", "prepare", "train"]
@@ -98,13 +100,25 @@ def train(
 def submit_step(model: Model, number: int, batch: Batch, adam: AdamParams) -> Submitted:
     gradient = model.forward_backward(batch.data, "cross_entropy", config=FORWARD_CONFIG)
     update = model.optim_step(adam)
+    read = cache(gradient.result)
 
     def measure() -> dict[str, float]:
-        metrics = gradient.result().metrics
+        metrics = read().metrics
         # Weights sum to 1: the mean of weighted tokens.
         return {"loss": metrics["loss:sum"], **measure_update(update, batch, adam)}
 
-    return Submitted(number=number, batch=batch, measure=measure)
+    def measure_rows() -> dict[int, float]:
+        return dict(zip(batch.rows, mean_losses(batch.data, read()), strict=True))
+
+    return Submitted(number=number, batch=batch, measure=measure, measure_rows=measure_rows)
+
+
+def mean_losses(data: Sequence[Datum], output: ForwardBackwardOutput) -> list[float]:
+    """The mean over each datum's weighted tokens."""
+    pairs = zip(data, output.logprobs, strict=True)
+    return [
+        float(-np.average(logprobs, weights=datum.inputs["weights"])) for datum, logprobs in pairs
+    ]
 
 
 def measure_update(

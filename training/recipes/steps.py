@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from training.data.batches import Batch
 
@@ -27,6 +27,7 @@ class Step:
     batch: Batch
     metrics: Mapping[str, float]
     is_settled: bool
+    row_losses: Mapping[int, float] = field(default_factory=dict)  # before the step, by row number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,7 @@ class Submitted:
     number: int
     batch: Batch
     measure: Callable[[], Mapping[str, float]]
+    measure_rows: Callable[[], Mapping[int, float]] = dict
 
 
 Steer = Callable[[int], Order]
@@ -77,4 +79,5 @@ def finish_steps(flight: deque[Submitted], *, keep: int) -> Iterator[Step]:
             batch=submitted.batch,
             metrics=metrics,
             is_settled=not flight,
+            row_losses=submitted.measure_rows(),
         )

@@ -3,13 +3,11 @@
 import io
 import json
 import tarfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.http import StreamingHttpResponse
 from django.template.loader import render_to_string
 
 from training.deltas import Chain
@@ -19,6 +17,7 @@ from training.model_files import Layout
 from webapp.checkpoints.models import Checkpoint, Export
 from webapp.checkpoints.services import find_folder
 from webapp.core.errors import UserError
+from webapp.core.streams import StreamedResponse
 
 # The optimizer's state stays here: it is twice as large, and only this server continues with it.
 FILES = ("adapter_config.json", "adapter_model.safetensors", "manifest.json")
@@ -27,15 +26,6 @@ CARD = "README.md"
 COMPLETE = "checkpoint_complete"  # empty: SDKs that fetch archives look for it
 CHUNK_BYTES = 1024 * 1024
 END = b"\0" * 2 * tarfile.BLOCKSIZE
-
-
-class StreamedResponse(StreamingHttpResponse):
-    """Streams under ASGI as well, where Django would first read a plain iterator to its end."""
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        chunks = iter(self)
-        while chunk := await sync_to_async(lambda: next(chunks, b""))():
-            yield chunk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from django.utils.timezone import now
 
 from webapp.accounts.models import OwnedQuerySet, Project
 from webapp.core import ids
+from webapp.datasets import records  # noqa: F401 - Django looks for an app's models here
 from webapp.fleet.models import BaseModel
 
 

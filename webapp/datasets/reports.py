@@ -5,7 +5,7 @@ from typing import Any
 
 from django.http import HttpRequest
 
-from webapp.core.curl import KEY
+from webapp.core.curl import JSON, KEY
 from webapp.core.templatetags.hone import count, size
 from webapp.datasets.models import DatasetVersion
 
@@ -68,4 +68,14 @@ def write_rest(request: HttpRequest, version: DatasetVersion) -> str:
     return (
         f"curl {KEY} -F 'name={version.dataset.name}' -F 'file=@{version.filename}' {url}\n"
         f"curl {KEY} {url}/{version.pk}"
+    )
+
+
+def write_derive_rest(request: HttpRequest, version: DatasetVersion) -> str:
+    url = request.build_absolute_uri(f"/rest/dataset-versions/{version.pk}")
+    filters = '[{"filter": "length", "least": 10}, {"filter": "duplicates"}]'
+    split = '{"held_out_share": 0.1, "seed": 0}'
+    return (
+        f'curl {KEY} {JSON} -d \'{{"filters": {filters}, "split": {split}}}\' {url}/derived\n'
+        f'curl {KEY} {JSON} -d \'{{"kind": "near_duplicates", "options": {{}}}}\' {url}/analyses'
     )

@@ -51,7 +51,7 @@ def create_version(
     `kind`: what its rows are; empty: as its columns say.
     """
     check_can_write(actor)
-    name = _check_name(name)
+    name = check_name(name)
     _check_kind(kind)
     filename = PurePosixPath((upload.name or "").replace("\\", "/")).name
     version = DatasetVersion(
@@ -67,7 +67,7 @@ def create_version(
     is_stored = False
     try:
         _store(upload, target)
-        _insert(version, name, after)
+        insert_version(version, name, after)
         is_stored = True
     finally:
         if not is_stored:
@@ -81,7 +81,7 @@ def append_row(*, actor: Actor, name: str, row: Mapping[str, Any]) -> DatasetVer
     A name that is new makes a dataset of one row.
     """
     check_can_write(actor)
-    newest = _find_newest(actor, _check_name(name))
+    newest = _find_newest(actor, check_name(name))
     with TemporaryUploadedFile(APPENDED, "application/jsonl", 0, "utf-8") as file:
         if newest is not None:
             _copy_rows(newest, file)
@@ -213,7 +213,7 @@ def delete_version(*, actor: Actor, version: DatasetVersion) -> None:
         publish(project_group(version.project_id), "datasets")
 
 
-def _check_name(name: str) -> str:
+def check_name(name: str) -> str:
     name = name.strip()
     if not name:
         raise UserError("A dataset needs a name.", field="name")
@@ -261,7 +261,8 @@ def _store(upload: "File[bytes]", target: Path) -> None:
     part.rename(target)
 
 
-def _insert(version: DatasetVersion, name: str, after: int | None) -> None:
+def insert_version(version: DatasetVersion, name: str, after: int | None = None) -> None:
+    """As the next one of the dataset of this name; a worker makes it ready."""
     while True:
         dataset, _ = Dataset.objects.get_or_create(project=version.project, name=name)
         kept = dataset.versions.exclude(status__in=(Status.FAILED, Status.DISCARDED))

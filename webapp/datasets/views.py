@@ -16,6 +16,9 @@ from webapp.accounts.models import Actor
 from webapp.accounts.permissions import check_can_write
 from webapp.core.errors import NotFound
 from webapp.core.forms import show_errors
+from webapp.core.streams import StreamedResponse
+from webapp.datasets.deriving import describe_derivation
+from webapp.datasets.exports import export_version
 from webapp.datasets.forms import UploadForm
 from webapp.datasets.models import Dataset, DatasetVersion
 from webapp.datasets.reports import (
@@ -40,6 +43,7 @@ DEMO = "function-calls"
 DATASETS_A_PAGE = 50
 BAD_LINES_A_PAGE = 20
 PREVIEW_ROWS_A_PAGE = 4
+DERIVED_SHOWN = 50
 
 Status = DatasetVersion.Status
 
@@ -114,7 +118,9 @@ def show_dataset(request: ActorRequest, dataset_id: str) -> HttpResponse:
 
 
 def find_version(actor: Actor, version_id: str) -> DatasetVersion:
-    rows = DatasetVersion.objects.visible_to(actor).select_related("dataset", "created_by")
+    rows = DatasetVersion.objects.visible_to(actor).select_related(
+        "dataset", "created_by", "derived_from__dataset"
+    )
     version = rows.filter(pk=version_id).first()
     if version is None:
         raise NotFound(f"There is no dataset version {version_id}.")
@@ -130,6 +136,10 @@ def show_version(request: ActorRequest, version_id: str) -> HttpResponse:
         **_describe_report(request, version),
         "version": version,
         "word": f"v{version.number}",
+        "tab": "rows",
+        "phrases": describe_derivation(version),
+        "derived": list_derived(version),
+        "same": find_same(version),
         "kind": KIND_WORDS.get(version.kind, ""),
         "kinds": [
             (kind, KIND_WORDS[kind], KIND_USES[kind]) for kind in version.report.get("kinds", [])
@@ -140,6 +150,20 @@ def show_version(request: ActorRequest, version_id: str) -> HttpResponse:
         "rest": write_rest(request, version),
     }
     return render(request, "datasets/version.html", context)
+
+
+def list_derived(version: DatasetVersion) -> list[DatasetVersion]:
+    rows = version.derived.select_related("dataset").defer("report")
+    return list(rows.order_by("created_at")[:DERIVED_SHOWN])
+
+
+def find_same(version: DatasetVersion) -> list[DatasetVersion]:
+    """Versions of the project that hold the very same rows: their digest is the same."""
+    if not version.digest:
+        return []
+    rows = DatasetVersion.objects.filter(project=version.project_id, digest=version.digest)
+    others = rows.exclude(pk=version.pk).select_related("dataset").defer("report")
+    return list(others.order_by("created_at")[:5])
 
 
 def _describe_report(request: ActorRequest, version: DatasetVersion) -> dict[str, Any]:
@@ -184,6 +208,12 @@ def show_preview(request: ActorRequest, version_id: str) -> HttpResponse:
         "rows": [{**row, "tokens": show_masked(row["tokens"])} for row in page],
     }
     return render(request, "datasets/_preview.html", context)
+
+
+@login_required
+@require_GET
+def download_rows(request: ActorRequest, version_id: str, format: str) -> StreamedResponse:
+    return export_version(find_version(request.actor, version_id), format)
 
 
 @login_required

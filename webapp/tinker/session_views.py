@@ -3,8 +3,8 @@
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.views.decorators.http import require_safe
 
-from webapp.checkpoints.downloads import StreamedResponse
 from webapp.core.fields import read_fields
+from webapp.core.streams import StreamedResponse
 from webapp.runs.clients import find_session
 from webapp.runs.models import Session
 from webapp.tinker import traces

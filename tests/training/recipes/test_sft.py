@@ -58,8 +58,10 @@ class FakeModel:
         self.data.append(data)
         self.configs.append(config)
         weights = sum(float(datum.inputs["weights"].sum()) for datum in data)
-        loss = weights * (2 - 0.1 * len(self.adams))
-        return Answer(self, name, ForwardBackwardOutput(logprobs=[], metrics={"loss:sum": loss}))
+        each = 2 - 0.1 * len(self.adams)
+        logprobs = [np.where(datum.inputs["weights"] > 0, -each, 0.0) for datum in data]
+        metrics = {"loss:sum": weights * each}
+        return Answer(self, name, ForwardBackwardOutput(logprobs=logprobs, metrics=metrics))
 
     def optim_step(self, adam: AdamParams) -> Answer:
         self.adams.append(adam)
@@ -107,6 +109,13 @@ def test_a_step_reports_the_mean_loss_of_weighted_tokens() -> None:
     assert steps[0].metrics["grad_norm"] == 0.5
     assert steps[0].metrics["num_tokens"] == steps[0].batch.num_tokens
     assert steps[0].metrics["num_weighted_tokens"] == steps[0].batch.num_weighted
+
+
+def test_a_step_says_what_each_of_its_rows_cost() -> None:
+    _, steps = run(configure(steps=2))
+    for step, loss in zip(steps, (2.0, 1.9), strict=True):
+        assert set(step.row_losses) == set(step.batch.rows)
+        assert list(step.row_losses.values()) == pytest.approx([loss] * 4)
 
 
 def test_only_weighted_positions_are_asked_for() -> None:

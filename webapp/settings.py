@@ -225,6 +225,7 @@ SPECTACULAR_SETTINGS = {
         "AnnotationKind": "webapp.runs.records.Annotation.Kind",
         "VersionStatus": "webapp.datasets.models.DatasetVersion.Status",
         "RowKind": "webapp.datasets.models.DatasetVersion.Kind",
+        "AnalysisKind": "webapp.datasets.records.Analysis.Kind",
         "DeploymentStatus": "webapp.deployments.models.Deployment.Status",
         "HotLoadStatus": "webapp.deployments.models.HotLoad.Status",
         "ChangeStatus": "webapp.deployments.models.DeploymentChange.Status",

@@ -92,6 +92,10 @@ class Drive(ABC, Generic[ConfigT]):
     def load_tokenizer(self) -> ChatTokenizer:
         return ChatTokenizer.load(self.run.base_model.path)
 
+    def sum_up(self) -> str:
+        """What the run's last line in its log says besides."""
+        return "" if self.last_loss is None else f" Its last loss was {self.last_loss:.4g}."
+
     def drive(self) -> None:
         self.errands.begin(sampling=self._is_due(0).samples)
         for step in self.take_steps():

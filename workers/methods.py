@@ -5,9 +5,11 @@ from typing import Any
 
 from workers.dpo import Dpo
 from workers.drives import Drive
+from workers.rl import Rl
 from workers.sft import Sft
 
 DRIVES: Mapping[str, type[Drive[Any]]] = {
     "sft": Sft,
     "dpo": Dpo,
+    "rl": Rl,
 }

@@ -106,9 +106,9 @@ def run_recipe(run: Run, waiter: Waiter, keep: KeepGoing) -> None:
     say(said)
     model.create().result()
     recipe.drive()
-    last = f" Its last loss was {recipe.last_loss:.4g}." if recipe.last_loss is not None else ""
     if driving.finish_run(run, Status.DONE):
-        add_log(run, f"Done after {recipe.num_done} steps.{last}", step=recipe.num_done)
+        said = f"Done after {recipe.num_done} steps.{recipe.sum_up()}"
+        add_log(run, said, step=recipe.num_done)
 
 
 def tell_once(run: Run, model: RemoteModel) -> Callable[[str], None]:

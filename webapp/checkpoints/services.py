@@ -8,7 +8,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import F, Q
 from django.utils.timezone import now
 
 from training.types import SavedWeights
@@ -257,7 +257,15 @@ def expire_checkpoints() -> int:
 
 def _list_expired() -> list[Checkpoint]:
     expired = Checkpoint.objects.alive().filter(Q(expires_at__lt=now()) | _is_left_behind())
+    expired = expired.exclude(_is_asked_next())
     return [each for each in without_users(expired) if each.is_ephemeral or not is_best(each)]
+
+
+def _is_asked_next() -> Q:
+    """A recipe samples from the newest weights of its run: one that was paused, or lost its driver,
+    does so when it comes back."""
+    of_recipe = Q(run__ended_at=None) & ~Q(run__recipe="")
+    return Q(is_ephemeral=True, step=F("run__step")) & of_recipe
 
 
 def _is_left_behind() -> Q:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from training.recipes.config import RecipeConfig
 from training.recipes.dpo_config import DpoConfig
+from training.recipes.rl_config import RlConfig
 from training.recipes.sft_config import SftConfig
 from webapp.core.errors import UserError
 from webapp.datasets.models import DatasetVersion
@@ -15,6 +16,8 @@ from webapp.datasets.reports import KIND_WORDS
 from webapp.runs.forms import LaunchForm, SftForm
 from webapp.runs.preference_forms import DpoForm
 from webapp.runs.preference_scripts import write_dpo
+from webapp.runs.rl_forms import RlForm
+from webapp.runs.rl_scripts import write_rl
 from webapp.runs.scripts import Program, write_sft
 
 Kind = DatasetVersion.Kind
@@ -60,6 +63,15 @@ METHODS: Mapping[str, Method] = {
             config=DpoConfig,
             form=DpoForm,
             script=write_dpo,
+        ),
+        Method(
+            recipe="rl",
+            label="Reinforcement learning",
+            summary="Samples answers in groups, and learns from those that graders reward.",
+            kinds=(Kind.PROMPT, Kind.CONVERSATION, Kind.PROMPT_COMPLETION),
+            config=RlConfig,
+            form=RlForm,
+            script=write_rl,
         ),
     )
 }

@@ -1,76 +1,15 @@
 """The SFT recipe on the real engine and the tiny model: it learns what it has not seen."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Generic, TypeVar
+from collections.abc import Iterator
 
 import pytest
 
+from tests.training.recipes.learning import TINY, LocalModel
 from training.data.rows import Row
 from training.data.tokenizer import ChatTokenizer
 from training.engine.core import Engine
-from training.errors import InvalidInput
-from training.model import Future
 from training.recipes.sft import held_out_loss, prepare, train
 from training.recipes.sft_config import SftConfig
-from training.types import (
-    AdamParams,
-    CheckpointKind,
-    Datum,
-    ForwardBackward,
-    ForwardBackwardOutput,
-    OptimStepOutput,
-    SavedWeights,
-)
-
-TINY = Path("tests/assets/tiny-chatml-1m")
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Done(Generic[T]):
-    """A result that is already there."""
-
-    value: T
-
-    def result(self, timeout: float | None = None) -> T:
-        return self.value
-
-
-@dataclass(frozen=True)
-class LocalModel:
-    """A run of an engine in this process."""
-
-    engine: Engine
-    run: str
-
-    def forward_backward(
-        self,
-        data: Sequence[Datum],
-        loss_fn: str,
-        *,
-        config: Mapping[str, float | str] | None = None,
-        forward_only: bool = False,
-    ) -> Future[ForwardBackwardOutput]:
-        request = ForwardBackward(
-            data=data, loss_fn=loss_fn, config=config or {}, forward_only=forward_only
-        )
-        output = self.engine.forward_backward({self.run: request})[self.run]
-        if isinstance(output, InvalidInput):
-            raise output
-        return Done(output)
-
-    def optim_step(self, adam: AdamParams) -> Future[OptimStepOutput]:
-        return Done(self.engine.optim_step(self.run, adam))
-
-    def save_weights(
-        self, name: str, *, kind: CheckpointKind, ttl_seconds: int | None = None
-    ) -> Future[SavedWeights]:
-        raise NotImplementedError
-
-    def load_weights(self, path: str, *, optimizer: bool) -> Future[None]:
-        raise NotImplementedError
 
 
 def differences() -> Iterator[Row]:

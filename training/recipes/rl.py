@@ -1,0 +1,155 @@
+"""Reinforcement learning with verifiable rewards: groups of answers to prompts, graded."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+from math import isfinite
+
+from training.data.batches import draw, order_epoch, split_held_out
+from training.data.rows import Row
+from training.data.tokenizer import ChatTokenizer
+from training.errors import InvalidInput
+from training.model import Sampler
+from training.recipes.policy import Collect
+from training.recipes.rl_config import RlConfig
+from training.recipes.rollouts import Group, Prompt, Rollout
+from training.types import SampledSequence, SampleRequest, SamplingParams
+
+Scores = list[dict[str, float]]
+# What each answer of each group is worth, by grader. A group is graded as a whole: some rewards
+# compare its answers with each other.
+Reward = Callable[[int, Sequence[tuple[Prompt, Group]]], list[Scores]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A dataset's prompts made ready for one config."""
+
+    train: Sequence[Prompt]
+    held_out: Sequence[Prompt]
+    num_batches: int
+    dropped: Sequence[int]  # row numbers: their prompts and an answer do not fit
+
+
+def prepare(rows: Iterable[Row], tokenizer: ChatTokenizer, config: RlConfig) -> Prepared:
+    limits = [limit for limit in (config.max_length, tokenizer.max_length) if limit is not None]
+    most = min(limits, default=2**31) - config.max_tokens - 1  # the reference says one token more
+    prompts, dropped = [], []
+    for row in rows:
+        prompt = make_prompt(row, tokenizer)
+        if len(prompt.tokens) > most:
+            dropped.append(row.number)
+        else:
+            prompts.append(prompt)
+    train, held_out = split_held_out(prompts, share=config.held_out_share, seed=config.seed)
+    if not train:
+        raise InvalidInput(
+            f"no prompt is left to learn from: {len(held_out)} are held out, and {len(dropped)}"
+            f" leave no room for an answer of {config.max_tokens} tokens"
+        )
+    return Prepared(
+        train=train,
+        held_out=held_out,
+        num_batches=config.count_batches(len(train)),
+        dropped=dropped,
+    )
+
+
+def make_prompt(row: Row, tokenizer: ChatTokenizer) -> Prompt:
+    """A conversation that ends with an answer has it as its target."""
+    messages = list(row.messages)
+    target = row.metadata.get("target")
+    if messages and messages[-1]["role"] == "assistant":
+        answer = messages.pop()["content"]
+        target = answer if target is None else target
+    if not messages:
+        raise InvalidInput(f"row {row.number} has no message to answer: it is no prompt")
+    tools = row.metadata.get("tools")
+    text = tokenizer.apply_template(
+        messages, add_generation_prompt=True, tools=tools if isinstance(tools, list) else None
+    )
+    return Prompt(
+        number=row.number,
+        key=row.key,
+        messages=messages,
+        tokens=tokenizer.encode(text),
+        target=target if isinstance(target, str) else "" if target is None else str(target),
+        metadata=row.metadata,
+    )
+
+
+def choose_batch(prompts: Sequence[Prompt], config: RlConfig, number: int) -> list[Prompt]:
+    """Of batch `number`, from 1; nothing but the config and the rows decides."""
+    start = (number - 1) * config.batch_size
+    epoch, skipped = divmod(start, len(prompts))
+    stream = (
+        prompt
+        for each in count(epoch)
+        for prompt in order_epoch(prompts, seed=config.seed, epoch=each)
+    )
+    return list(islice(stream, skipped, skipped + config.batch_size))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Questions:
+    """Asks each prompt of a batch for a group of answers, and grades them."""
+
+    prepared: Prepared
+    config: RlConfig
+    tokenizer: ChatTokenizer
+    reward: Reward
+
+    def ask(self, number: int, step: int, sampler: Sampler) -> Collect:
+        prompts = choose_batch(self.prepared.train, self.config, number)
+        waiting = [
+            sampler.sample(
+                self.make_request(prompt, step, place, num_samples=self.config.group_size),
+                about={"step": step, "group": place},
+            )
+            for place, prompt in enumerate(prompts)
+        ]
+
+        def collect() -> list[Group]:
+            outputs = [future.result() for future in waiting]
+            groups = [
+                make_group(prompt, output.sequences, self.tokenizer)
+                for prompt, output in zip(prompts, outputs, strict=True)
+            ]
+            self.grade(step, prompts, groups)
+            return groups
+
+        return collect
+
+    def make_request(
+        self, prompt: Prompt, step: int, place: int, *, num_samples: int
+    ) -> SampleRequest:
+        """Another seed at each step and place: the same prompt is not answered the same."""
+        key = f"{step}/{place}".encode()
+        return SampleRequest(
+            prompt=prompt.tokens,
+            num_samples=num_samples,
+            params=SamplingParams(
+                max_tokens=self.config.max_tokens,
+                temperature=self.config.temperature,
+                seed=draw(key, seed=self.config.seed, purpose="rollout") % 2**31,
+            ),
+        )
+
+    def grade(self, step: int, prompts: Sequence[Prompt], groups: Sequence[Group]) -> None:
+        scored = self.reward(step, list(zip(prompts, groups, strict=True)))
+        weights = {grader["name"]: grader["weight"] for grader in self.config.graders}
+        for group, scores in zip(groups, scored, strict=True):
+            for rollout, earned in zip(group.rollouts, scores, strict=True):
+                rollout.scores = earned
+                rollout.reward = sum(weights[name] * score for name, score in earned.items())
+                assert isfinite(rollout.reward)  # graders give 0 to 1, and weights are checked
+
+
+def make_group(
+    prompt: Prompt, sequences: Sequence[SampledSequence], tokenizer: ChatTokenizer
+) -> Group:
+    rollouts = [
+        Rollout.of(prompt, sequence, tokenizer.decode(sequence.tokens, skip_special=True))
+        for sequence in sequences
+    ]
+    return Group(rollouts=rollouts, row=prompt.number)

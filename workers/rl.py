@@ -1,0 +1,89 @@
+"""Drives reinforcement learning with verifiable rewards."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from training.recipes import rl
+from training.recipes.grading import Answer
+from training.recipes.policy import Ask
+from training.recipes.rl import Prepared, Questions, Scores
+from training.recipes.rl_config import RlConfig
+from training.recipes.rollouts import Group, Prompt
+from training.types import SampleRequest
+from workers.grade import grade_answers
+from workers.policy import PolicyDrive
+
+MOST_HELD_OUT = 64  # prompts that a measurement asks
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Rl(PolicyDrive[RlConfig]):
+    """Prompts of a dataset, answered in groups and graded."""
+
+    prepared: Prepared = field(init=False)
+    questions: Questions = field(init=False)
+
+    def prepare(self) -> str:
+        self.tokenizer = self.load_tokenizer()
+        self.prepared = rl.prepare(self.read_rows(), self.tokenizer, self.config)
+        self.num_batches = self.prepared.num_batches
+        self.num_steps = self.num_batches * self.config.num_substeps
+        self.questions = Questions(
+            prepared=self.prepared,
+            config=self.config,
+            tokenizer=self.tokenizer,
+            reward=self.reward,
+        )
+        return describe_prompts(self.prepared, self.num_steps)
+
+    def find_ask(self) -> Ask:
+        return self.questions.ask
+
+    def reward(self, _step: int, asked: Sequence[tuple[Prompt, Group]]) -> list[Scores]:
+        """All answers are graded at once: a judge then reads them side by side."""
+        answers = [
+            make_answer(prompt, each.text) for prompt, group in asked for each in group.rollouts
+        ]
+        scores = iter(grade_answers(self.config.graders, answers, keep_going=self.keep))
+        return [[next(scores) for _ in group.rollouts] for _, group in asked]
+
+    def measure(self) -> Mapping[str, float]:
+        """The mean reward of held-out prompts, each answered once as rollouts are."""
+        prompts = self.prepared.held_out[:MOST_HELD_OUT]
+        if not prompts:
+            return {}
+        step, sampler = self.newest.step, self.newest.result()
+        waiting = [
+            sampler.sample(
+                self.make_request(prompt, place), about={"step": step, "held_out": place}
+            )
+            for place, prompt in enumerate(prompts)
+        ]
+        groups = [
+            rl.make_group(prompt, future.result().sequences, self.tokenizer)
+            for prompt, future in zip(prompts, waiting, strict=True)
+        ]
+        self.questions.grade(step, prompts, groups)
+        return {"held_out/reward": fmean(group.rollouts[0].reward for group in groups)}
+
+    def make_request(self, prompt: Prompt, place: int) -> SampleRequest:
+        return self.questions.make_request(prompt, 0, place, num_samples=1)
+
+
+def make_answer(prompt: Prompt, text: str) -> Answer:
+    return Answer(
+        messages=prompt.messages,
+        completion=text,
+        target=prompt.target,
+        metadata=prompt.metadata,
+    )
+
+
+def describe_prompts(prepared: Prepared, num_steps: int) -> str:
+    text = f"{len(prepared.train)} prompts to learn from in {num_steps} steps"
+    if prepared.held_out:
+        text += f", {len(prepared.held_out)} held out"
+    if prepared.dropped:
+        text += f"; {len(prepared.dropped)} longer ones were left out"
+    return text + "."

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.training.recipes.learning import TINY, LocalModel
 from tests.training.recipes.pairs import differences_over_sums, make_pair
 from tests.training.recipes.test_sft import FakeModel
-from tests.training.recipes.test_sft_learns import TINY, LocalModel
 from training.data.pairs import encode_pair
 from training.data.tokenizer import ChatTokenizer
 from training.engine.core import Engine

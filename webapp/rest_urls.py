@@ -12,6 +12,8 @@ from webapp.datasets import derive_rest
 from webapp.datasets import rest as datasets
 from webapp.deployments import call_rest as calls
 from webapp.deployments import rest as deployments
+from webapp.evals import alias_rest as aliases
+from webapp.evals import compare_rest as comparisons
 from webapp.evals import rest as evals
 from webapp.fleet import rest as fleet
 from webapp.lineage import rest as lineage
@@ -94,8 +96,14 @@ urlpatterns = [
     # /rest/suites/<str:id>, /rest/evaluations/<str:id>
     path("suites", evals.SuiteList.as_view()),
     path("suites/<str:suite_id>", evals.SuiteDetail.as_view()),
+    path("evals/compare", comparisons.EvaluationsComparison.as_view()),
     path("evaluations", evals.EvaluationList.as_view()),
     path("evaluations/compare", evals.EvaluationComparison.as_view()),
     path("evaluations/<str:evaluation_id>", evals.EvaluationDetail.as_view()),
     path("evaluations/<str:evaluation_id>/results", evals.EvaluationResults.as_view()),
+    # /rest/aliases/<str:id or name>
+    path("aliases", aliases.AliasList.as_view()),
+    path("aliases/<str:alias_id>", aliases.AliasDetail.as_view()),
+    path("aliases/<str:alias_id>/moves", aliases.AliasMoves.as_view()),
+    path("aliases/<str:alias_id>/rollback", aliases.AliasRollback.as_view()),
 ]

@@ -17,6 +17,7 @@ from webapp.datasets.services import announce_validating
 from webapp.deployments.abandoned import drop_lost
 from webapp.deployments.calls import requeue_expired
 from webapp.deployments.retention import forget_calls, forget_sessions
+from webapp.evals.aliases import settle_moves
 from webapp.evals.services import announce_waiting, settle_abandoned
 from webapp.firetitan.services import pause_idle_jobs
 from webapp.fleet.isolation import settle_isolation_tests
@@ -54,6 +55,7 @@ def sweep() -> None:
     requeue_expired()
     drop_lost()
     settle_abandoned()
+    settle_moves()
     settle_isolation_tests()
     announce_validating()
     announce_analyses()

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 
 from webapp.core import dispatch
+from webapp.evals import aliases
 from workers import analyses, evaluate, exports, ingest, recipe, webhooks
 from workers.celery import app
 
@@ -38,6 +39,11 @@ def build_suite(suite_id: str) -> None:
 @app.task(name=dispatch.EVALUATE)
 def evaluate_checkpoint(evaluation_id: str) -> None:
     _outlive(evaluate.evaluate, evaluate.fail, evaluation_id)
+
+
+@app.task(name=dispatch.SETTLE_MOVES)
+def settle_moves(evaluation_id: str) -> None:
+    aliases.settle_moves(evaluation_id)
 
 
 @app.task(name=dispatch.EXPORT_CHECKPOINT)

@@ -209,6 +209,7 @@ def delete_checkpoint(*, actor: Actor, checkpoint: Checkpoint) -> None:
     with transaction.atomic():
         lock(mine)
         check_no_deltas(checkpoint)
+        check_no_aliases(checkpoint)
         if without_users(mine).update(deleted_at=now()) != 1:
             raise UserError(
                 f"{checkpoint.name} is in use by a deployment, a sampling client, an evaluation or"
@@ -217,6 +218,15 @@ def delete_checkpoint(*, actor: Actor, checkpoint: Checkpoint) -> None:
         _record(actor, checkpoint, "checkpoint_deleted")
         announce(checkpoint)
     remove_folder(checkpoint)
+
+
+def check_no_aliases(checkpoint: Checkpoint) -> None:
+    names = list(checkpoint.aliases.values_list("name", flat=True))
+    if names:
+        raise UserError(
+            f"{checkpoint.name} cannot be deleted: the alias {' and '.join(names)} names it. Move"
+            " that to another checkpoint first."
+        )
 
 
 def without_users(checkpoints: CheckpointQuerySet) -> CheckpointQuerySet:
@@ -228,8 +238,8 @@ def without_users(checkpoints: CheckpointQuerySet) -> CheckpointQuerySet:
 
 
 def without_work(checkpoints: CheckpointQuerySet) -> CheckpointQuerySet:
-    """Not served nor about to be, not being sampled from, no live run has yet to begin with them,
-    and no delta builds on them.
+    """Not served nor about to be, not being sampled from, no alias names them, no live run has yet
+    to begin with them, and no delta builds on them.
 
     One that has begun has made them its own: its autosave holds what it loaded.
     """
@@ -242,6 +252,7 @@ def without_work(checkpoints: CheckpointQuerySet) -> CheckpointQuerySet:
         .exclude(changes__status="loading")
         .exclude(sampling_calls__status__in=LIVE)
         .exclude(evaluations__status__in=LIVE)
+        .exclude(aliases__isnull=False)
         .exclude(pk__in=awaited)
     )
 

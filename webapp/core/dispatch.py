@@ -19,6 +19,7 @@ ANALYSE_VERSION = "datasets.analyse"
 GENERATE_PAIRS = "datasets.generate"
 BUILD_SUITE = "evals.build"
 EVALUATE = "evals.evaluate"
+SETTLE_MOVES = "evals.settle_moves"
 EXPORT_CHECKPOINT = "checkpoints.export"
 DELIVER = "accounts.deliver"
 

@@ -25,6 +25,15 @@ def offer_checkpoints(actor: Actor, *, base_model: str = "") -> Iterable[tuple[s
     return [(row.pk, f"{row.run.name} / {row.name} (step {row.step})") for row in newest]
 
 
+def offer_aliases(actor: Actor) -> Iterable[tuple[str, str]]:
+    """What each names now: whoever chooses one gets that checkpoint, wherever it moves then."""
+    rows = Checkpoint.objects.in_project(actor).loadable().filter(aliases__isnull=False)
+    named = rows.order_by("aliases__name").values_list(
+        "pk", "aliases__name", "run__name", "name", "step"
+    )
+    return [(pk, f"{alias}: {run} / {name} (step {step})") for pk, alias, run, name, step in named]
+
+
 def offer_base_models() -> list[tuple[str, str]]:
     rows = BaseModel.objects.prefetch_related("names")
     return [(row.pk, row.name) for row in rows]
@@ -33,6 +42,7 @@ def offer_base_models() -> list[tuple[str, str]]:
 def offer_targets(actor: Actor, *, with_deployments: bool = False) -> Choices:
     """Everything that can answer; an empty group is left out."""
     groups: Choices = [
+        ("Aliases", list(offer_aliases(actor))),
         ("Checkpoints", list(offer_checkpoints(actor))),
         ("Base models", offer_base_models()),
     ]

@@ -7,14 +7,14 @@ from hashlib import sha256
 from typing import Any
 
 from django.db import IntegrityError, transaction
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.utils.timezone import now
 
 from webapp.accounts.models import Actor
 from webapp.accounts.permissions import check_can_write
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import check_loadable
-from webapp.core.dispatch import BUILD_SUITE, EVALUATE, send_task
+from webapp.core.dispatch import BUILD_SUITE, EVALUATE, SETTLE_MOVES, send_task
 from webapp.core.errors import NotFound, UserError
 from webapp.core.events import project_group, publish, run_group
 from webapp.datasets.models import DatasetVersion
@@ -22,7 +22,7 @@ from webapp.deployments import calls
 from webapp.deployments.calls import cancel_calls, digest_payload, submit_calls
 from webapp.deployments.models import SamplingCall
 from webapp.deployments.services import check_params
-from webapp.evals.models import EvalResult, EvalSuite, Evaluation
+from webapp.evals.models import AliasMove, EvalResult, EvalSuite, Evaluation
 from webapp.fleet.models import BaseModel
 from webapp.runs.models import Run
 
@@ -265,7 +265,16 @@ def _end(live: QuerySet[Evaluation], evaluation: Evaluation, **columns: Any) -> 
     ended = live.update(ended_at=now(), **columns) == 1
     if ended:
         _announce(evaluation)
+        _call_waiting_moves(evaluation)
     return ended
+
+
+def _call_waiting_moves(evaluation: Evaluation) -> None:
+    """Of aliases: the evaluation may be what decides."""
+    waiting = AliasMove.objects.filter(outcome=AliasMove.Outcome.WAITING)
+    for_it = Q(evaluation=evaluation) | Q(previous_evaluation=evaluation)
+    if waiting.filter(for_it).exists():
+        send_task(SETTLE_MOVES, evaluation.pk)
 
 
 def _announce(evaluation: Evaluation) -> None:

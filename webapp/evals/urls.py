@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from webapp.evals import answer_views, compare_views, exports, views
+from webapp.evals import alias_views, answer_views, compare_views, exports, views
 
 urlpatterns = [
     path("evals/", views.list_suites, name="evals"),
@@ -11,6 +11,14 @@ urlpatterns = [
     path("evals/compare/answers/", answer_views.show_answers, name="eval-answers"),
     path("evals/compare/csv/", exports.download_csv, name="eval-compare-csv"),
     path("evals/compare/html/", exports.download_html, name="eval-compare-html"),
+    # /evals/aliases/
+    path("evals/aliases/", alias_views.list_aliases, name="aliases"),
+    path("evals/aliases/new/", alias_views.create, name="alias-new"),
+    path("evals/aliases/<str:alias_id>/", alias_views.show_alias, name="alias"),
+    path("evals/aliases/<str:alias_id>/move/", alias_views.move, name="alias-move"),
+    path("evals/aliases/<str:alias_id>/rollback/", alias_views.rollback, name="alias-rollback"),
+    path("evals/aliases/<str:alias_id>/call-off/", alias_views.cancel_move, name="alias-call-off"),
+    path("evals/aliases/<str:alias_id>/delete/", alias_views.delete, name="alias-delete"),
     # /evals/suites/
     path("evals/suites/new/", views.create, name="suite-new"),
     path("evals/suites/<str:suite_id>/", views.show_suite, name="suite"),

@@ -6,6 +6,7 @@ from typing import Any
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.deployments.models import Deployment
+from webapp.evals.models import Alias
 from webapp.fleet.models import BaseModelName
 from webapp.openai.targets import find_target
 
@@ -15,7 +16,12 @@ MOST_CHECKPOINTS = 500  # the newest; older ones answer all the same
 def list_models(actor: Actor) -> dict[str, Any]:
     return {
         "object": "list",
-        "data": [*list_base_models(), *list_deployments(actor), *list_checkpoints(actor)],
+        "data": [
+            *list_base_models(),
+            *list_deployments(actor),
+            *list_aliases(actor),
+            *list_checkpoints(actor),
+        ],
     }
 
 
@@ -30,6 +36,16 @@ def list_deployments(actor: Actor) -> list[dict[str, Any]]:
     return [
         describe(each.name, each.created_at, kind="deployment", parent=each.base_model.name)
         for each in rows
+    ]
+
+
+def list_aliases(actor: Actor) -> list[dict[str, Any]]:
+    mine = Alias.objects.in_project(actor).exclude(checkpoint=None)
+    rows = mine.select_related("checkpoint__base_model")
+    return [
+        describe(each.name, each.created_at, kind="alias", parent=each.checkpoint.base_model.name)
+        for each in rows.prefetch_related("checkpoint__base_model__names")
+        if each.checkpoint is not None
     ]
 
 

@@ -9,6 +9,7 @@ from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import check_loadable, find_by_tinker_path
 from webapp.core.errors import NotFound
 from webapp.deployments.models import Deployment
+from webapp.evals.models import Alias
 from webapp.firetitan.deployment_services import find_by_name
 from webapp.firetitan.promotion import find_model
 from webapp.fleet.models import BaseModel
@@ -26,8 +27,9 @@ class Target:
 
 
 def find_target(actor: Actor, name: str) -> Target:
-    """A deployment's name or id, `accounts/<account>/...`, a checkpoint's id, `<run>/<name>` or
-    `tinker://` path, or a base model's name. What this actor may not see does not exist.
+    """A deployment's name or id, an alias, `accounts/<account>/...`, a checkpoint's id,
+    `<run>/<name>` or `tinker://` path, or a base model's name. What this actor may not see does
+    not exist.
     """
     name = name.rpartition("#")[2].replace("\0", "")
     if name.startswith("accounts/"):
@@ -37,6 +39,12 @@ def find_target(actor: Actor, name: str) -> Target:
     deployment = find_deployment(actor, name)
     if deployment is not None:
         return of_deployment(deployment)
+    alias = find_alias(actor, name)
+    return of_alias(alias) if alias is not None else find_weights(actor, name)
+
+
+def find_weights(actor: Actor, name: str) -> Target:
+    """A base model's name, or a checkpoint's id or `<run>/<name>`."""
     base_model = BaseModel.objects.filter(names__name=name).order_by().first()
     if base_model is not None:
         return Target(base_model=base_model)
@@ -58,6 +66,18 @@ def find_resource(actor: Actor, name: str) -> Target:
 def find_deployment(actor: Actor, name: str) -> Deployment | None:
     mine = Deployment.objects.in_project(actor).select_related("base_model", "checkpoint")
     return mine.filter(Q(name=name) | Q(pk=name)).first()
+
+
+def find_alias(actor: Actor, name: str) -> Alias | None:
+    mine = Alias.objects.in_project(actor).select_related("checkpoint__base_model")
+    return mine.select_related("checkpoint__run").filter(name=name).first()
+
+
+def of_alias(alias: Alias) -> Target:
+    """What it names at this moment; a move changes the next answer."""
+    if alias.checkpoint is None:
+        raise NotFound(f"The alias {alias.name} names no checkpoint yet.", field="model")
+    return of_checkpoint(alias.checkpoint)
 
 
 def of_deployment(deployment: Deployment) -> Target:

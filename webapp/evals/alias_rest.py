@@ -1,0 +1,153 @@
+"""REST: aliases and their moves."""
+
+from drf_spectacular.utils import extend_schema
+from rest_framework import serializers, status
+from rest_framework.generics import ListAPIView
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from webapp.accounts.authentication import actor_of
+from webapp.accounts.idempotency import answer_once
+from webapp.accounts.models import Actor
+from webapp.checkpoints.models import Checkpoint
+from webapp.core.errors import NotFound, UserError
+from webapp.evals.alias_rules import BETTER, LEVEL, TESTS
+from webapp.evals.aliases import call_off, create_alias, delete_alias, request_move, roll_back
+from webapp.evals.models import Alias, AliasMove, AliasQuerySet, EvalSuite
+
+
+class MoveOutput(serializers.ModelSerializer[AliasMove]):
+    class Meta:
+        model = AliasMove
+        fields = (
+            "id",
+            "outcome",
+            "text",
+            "checkpoint",
+            "previous",
+            "evaluation",
+            "previous_evaluation",
+            "statistics",
+            "created_at",
+            "ended_at",
+        )
+
+
+class AliasOutput(serializers.ModelSerializer[Alias]):
+    class Meta:
+        model = Alias
+        fields = ("id", "name", "checkpoint", "suite", "rule", "created_at", "moved_at")
+
+
+class AliasInput(serializers.Serializer[Alias]):
+    name = serializers.CharField(max_length=80)
+    suite = serializers.CharField(
+        required=False, allow_null=True, default=None, help_text="An id; null: it moves freely."
+    )
+    grader = serializers.CharField(
+        required=False, allow_blank=True, default="", help_text="Empty: the suite's first one."
+    )
+    test = serializers.ChoiceField(TESTS, default=BETTER)
+    margin = serializers.FloatField(default=0.0, help_text="Points that not_worse may lose.")
+    level = serializers.FloatField(default=LEVEL, help_text="How sure the test has to be.")
+
+
+class MoveInput(serializers.Serializer[Alias]):
+    checkpoint = serializers.CharField(help_text="An id.")
+
+
+def find_alias(actor: Actor, alias_id: str) -> Alias:
+    """By its id, or by its name in the key's project."""
+    rows = Alias.objects.visible_to(actor).select_related("suite", "checkpoint__run", "project")
+    named = rows.filter(project=actor.project, name=alias_id)
+    alias = rows.filter(pk=alias_id).first() or named.first()
+    if alias is None:
+        raise NotFound(f"There is no alias {alias_id}.")
+    return alias
+
+
+class AliasList(ListAPIView[Alias]):
+    """The aliases of this project."""
+
+    serializer_class = AliasOutput
+    queryset = Alias.objects.all()
+
+    def get_queryset(self) -> AliasQuerySet:
+        return Alias.objects.in_project(actor_of(self.request))
+
+    @extend_schema(request=AliasInput, responses={201: AliasOutput})
+    def post(self, request: Request) -> Response:
+        """A name for checkpoints. It names none until its first move, which is free."""
+        data = AliasInput(data=request.data)
+        data.is_valid(raise_exception=True)
+
+        def create() -> Response:
+            fields = dict(data.validated_data)
+            actor, wanted = actor_of(request), fields.pop("suite")
+            suite = EvalSuite.objects.visible_to(actor).filter(pk=wanted or "").first()
+            if wanted and suite is None:
+                raise UserError(f"There is no suite {wanted}.", field="suite")
+            alias = create_alias(actor=actor, suite=suite, **fields)
+            return Response(AliasOutput(alias).data, status=status.HTTP_201_CREATED)
+
+        return answer_once(request, create)
+
+
+class AliasDetail(APIView):
+    """One alias, by its id or name."""
+
+    @extend_schema(responses=AliasOutput)
+    def get(self, request: Request, alias_id: str) -> Response:
+        return Response(AliasOutput(find_alias(actor_of(request), alias_id)).data)
+
+    @extend_schema(responses={204: None})
+    def delete(self, request: Request, alias_id: str) -> Response:
+        """The name and its history; the checkpoint stays."""
+        actor = actor_of(request)
+        delete_alias(actor=actor, alias=find_alias(actor, alias_id))
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+class AliasMoves(APIView):
+    """Every move that was asked of an alias, the newest first."""
+
+    @extend_schema(responses=MoveOutput(many=True))
+    def get(self, request: Request, alias_id: str) -> Response:
+        alias = find_alias(actor_of(request), alias_id)
+        return Response(MoveOutput(alias.moves.all()[:200], many=True).data)
+
+    @extend_schema(request=MoveInput, responses={202: MoveOutput})
+    def post(self, request: Request, alias_id: str) -> Response:
+        """Ask it to name another checkpoint. What is missing is evaluated first: `waiting`."""
+        data = MoveInput(data=request.data)
+        data.is_valid(raise_exception=True)
+
+        def ask() -> Response:
+            actor, wanted = actor_of(request), data.validated_data["checkpoint"]
+            rows = Checkpoint.objects.visible_to(actor).select_related("run", "base_model")
+            checkpoint = rows.filter(pk=wanted).first()
+            if checkpoint is None:
+                raise UserError(f"There is no checkpoint {wanted}.", field="checkpoint")
+            alias = find_alias(actor, alias_id)
+            move = request_move(actor=actor, alias=alias, checkpoint=checkpoint)
+            return Response(MoveOutput(move).data, status=status.HTTP_202_ACCEPTED)
+
+        return answer_once(request, ask)
+
+    @extend_schema(responses={204: None})
+    def delete(self, request: Request, alias_id: str) -> Response:
+        """Call off the move that waits."""
+        actor = actor_of(request)
+        call_off(actor=actor, alias=find_alias(actor, alias_id))
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+class AliasRollback(APIView):
+    """Back to what it named before, without a test."""
+
+    @extend_schema(request=None, responses=MoveOutput)
+    def post(self, request: Request, alias_id: str) -> Response:
+        actor = actor_of(request)
+        move = roll_back(actor=actor, alias=find_alias(actor, alias_id))
+        return Response(MoveOutput(move).data)

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from webapp.evals import alias_views, answer_views, compare_views, exports, views
+from webapp.evals import alias_views, answer_views, compare_views, exports, matrix_views, views
 
 urlpatterns = [
     path("evals/", views.list_suites, name="evals"),
@@ -11,6 +11,9 @@ urlpatterns = [
     path("evals/compare/answers/", answer_views.show_answers, name="eval-answers"),
     path("evals/compare/csv/", exports.download_csv, name="eval-compare-csv"),
     path("evals/compare/html/", exports.download_html, name="eval-compare-html"),
+    path("evals/matrix/", matrix_views.show_matrix, name="eval-matrix"),
+    path("evals/steps/", matrix_views.show_steps, name="eval-steps"),
+    path("evals/steps/csv/", matrix_views.download_steps, name="eval-steps-csv"),
     # /evals/aliases/
     path("evals/aliases/", alias_views.list_aliases, name="aliases"),
     path("evals/aliases/new/", alias_views.create, name="alias-new"),

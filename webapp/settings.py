@@ -224,6 +224,7 @@ SPECTACULAR_SETTINGS = {
         "GroupKind": "webapp.runs.models.RunGroup.Kind",
         "AnnotationKind": "webapp.runs.records.Annotation.Kind",
         "VersionStatus": "webapp.datasets.models.DatasetVersion.Status",
+        "SuiteKind": "webapp.evals.models.EvalSuite.Kind",
         "RowKind": "webapp.datasets.models.DatasetVersion.Kind",
         "AnalysisKind": "webapp.datasets.records.Analysis.Kind",
         "DeploymentStatus": "webapp.deployments.models.Deployment.Status",

@@ -12,12 +12,12 @@ from django.db import transaction
 
 from training.data.tokenizer import ChatTokenizer, Message
 from training.data.tool_calls import check_tools
-from training.errors import InvalidInput
-from training.recipes.grading import grade
+from training.recipes.graders import KINDS
 from training.types import SampleOutput, SampleRequest
 from webapp.deployments import calls
 from webapp.deployments.models import HotLoad, Replica, SamplingCall
 from webapp.deployments.queries import name_engine
+from webapp.evals.known import make_key
 from webapp.evals.models import EvalSuite, Evaluation
 from webapp.evals.services import record_result, settle
 from webapp.runs.samples import record_sample
@@ -25,6 +25,8 @@ from webapp.tinker.sample_payloads import read_payload
 from webapp.tinker.wire_samples import encode_sample_output
 from webapp.wire.passes import JSON, PROTOBUF
 from workers.describing import CUT, Style
+from workers.grade import grade_with_notes
+from workers.suite_items import make_graded, write_grades
 
 Purpose = SamplingCall.Purpose
 
@@ -149,7 +151,7 @@ def store_answer(call: SamplingCall, answer: Answer, worker: str) -> None:
             _keep_sample(call, answer)
         elif stored and evaluation:
             served = _describe_served(call, answer)
-            record_result(evaluation, call.about["index"], served=served, **columns)
+            record_result(evaluation, **find_slot(call), served=served, **columns)
     if evaluation:
         settle(evaluation)
 
@@ -169,7 +171,7 @@ def store_failure(call: SamplingCall, error: str, category: str, worker: str) ->
         if failed and call.purpose == Purpose.RUN_SAMPLE:
             _record_sample(call, digest="", error=error)
         elif failed and evaluation:
-            record_result(evaluation, call.about["index"], served={}, error=error)
+            record_result(evaluation, **find_slot(call), served={}, error=error)
     if evaluation:
         settle(evaluation)
 
@@ -212,18 +214,23 @@ def _record_sample(call: SamplingCall, **columns: Any) -> None:
     )
 
 
+def find_slot(call: SamplingCall) -> dict[str, int]:
+    return {"index": call.about["index"], "sample": call.about.get("sample", 0)}
+
+
 def _describe_result(evaluation: Evaluation, call: SamplingCall, answer: Answer) -> dict[str, Any]:
-    sequence = answer.sequences[0]
+    sequence, slot = answer.sequences[0], find_slot(call)
+    digest = find_digest(call, answer)
     suite = read_suite(evaluation.suite_id)
-    scores, error = grade_item(suite, call.about["index"], sequence["text"])
+    grades = grade_item(suite, slot["index"], sequence["text"]) if is_graded_here(suite) else {}
     return {
         "completion": sequence["text"],
         "num_tokens": len(sequence["tokens"]),
         "stop_reason": sequence["stop_reason"],
-        "scores": scores,
         "checkpoint": call.checkpoint,
-        "digest": find_digest(call, answer),
-        "error": error,
+        "digest": digest,
+        "content_key": make_key(digest, call.payload, slot["sample"]),
+        **grades,
     }
 
 
@@ -243,24 +250,12 @@ def read_suite(suite_id: str) -> EvalSuite:
     return EvalSuite.objects.get(pk=suite_id)
 
 
-def grade_item(suite: EvalSuite, index: int, completion: str) -> tuple[dict[str, float], str]:
-    """{grader: score}, or why it cannot be graded."""
-    item, graders = suite.items[index], suite.graders
-    try:
-        return {grader["name"]: grade_one(grader, completion, item) for grader in graders}, ""
-    except InvalidInput as error:
-        return {}, str(error)
+def is_graded_here(suite: EvalSuite) -> bool:
+    """Graders that take their time have a task of their own."""
+    return all(KINDS[grader["name"]].place == "inline" for grader in suite.graders)
 
 
-def grade_one(grader: Mapping[str, Any], completion: str, item: Mapping[str, Any]) -> float:
-    """A grader compares with the row's last answer, or with the column that it names."""
-    own = {key: value for key, value in grader.items() if key not in ("name", "column")}
-    column = choose_column(grader)
-    target = item["columns"][column] if column else item["target"]
-    return grade(grader["name"], completion, target, own)
-
-
-def choose_column(grader: Mapping[str, Any]) -> str:
-    """Accepted values of a call cannot stand in the answer itself: they have their own column."""
-    default = "target" if grader["name"] == "accepted_call" else ""
-    return str(grader.get("column", default))
+def grade_item(suite: EvalSuite, index: int, completion: str) -> dict[str, Any]:
+    """The columns of a result that its graders write."""
+    answer = make_graded(suite.items[index], completion)
+    return write_grades(grade_with_notes(suite.graders, [answer])[0])

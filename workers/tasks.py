@@ -46,6 +46,11 @@ def settle_moves(evaluation_id: str) -> None:
     aliases.settle_moves(evaluation_id)
 
 
+@app.task(name=dispatch.GRADE)
+def grade_evaluation(evaluation_id: str) -> None:
+    _outlive(evaluate.grade_evaluation, evaluate.fail, evaluation_id)
+
+
 @app.task(name=dispatch.EXPORT_CHECKPOINT)
 def export_checkpoint(export_id: str) -> None:
     _outlive(exports.make_export, exports.fail, export_id)

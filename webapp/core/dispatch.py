@@ -20,6 +20,7 @@ GENERATE_PAIRS = "datasets.generate"
 BUILD_SUITE = "evals.build"
 EVALUATE = "evals.evaluate"
 SETTLE_MOVES = "evals.settle_moves"
+GRADE = "evals.grade"
 EXPORT_CHECKPOINT = "checkpoints.export"
 DELIVER = "accounts.deliver"
 

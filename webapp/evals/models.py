@@ -44,7 +44,7 @@ class EvalSuite(models.Model):
     # which rows: {"held_out_share", "seed", "limit"}: the same split a run with them held out
     selection = models.JSONField(default=dict)
     graders = models.JSONField(default=list)  # [{"name", ...settings}]; the first one is the score
-    # max_tokens, temperature (0: greedy), seed, num_samples (of each prompt; absent: 1)
+    # max_tokens, temperature (0: greedy), seed; num_samples of each prompt and pass_at, where many
     sampling = models.JSONField(default=dict)
     items = models.JSONField(default=list)  # [{"messages", "target", "row"}]
     num_items = models.PositiveIntegerField(default=0)
@@ -61,6 +61,21 @@ class EvalSuite(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def num_answers(self) -> int:
+        """Of one evaluation."""
+        return self.num_items * int(self.sampling.get("num_samples", 1))
+
+    @property
+    def source(self) -> str:
+        """Where its items come from, if not from a dataset."""
+        spec = self.spec
+        if spec.get("source") == "reasoning_gym":
+            return f"reasoning-gym: {spec['task']}, seed {spec.get('seed', 0)}"
+        if spec.get("source") == "built_in":
+            return f"built in: {spec['name'].replace('_', ' ')}"
+        return "items that came with it"
 
 
 class EvaluationQuerySet(OwnedQuerySet["Evaluation"]):
@@ -89,7 +104,9 @@ class Evaluation(models.Model):
     error = models.TextField(blank=True)
     served = models.JSONField(default=dict)  # as sampled: with the adapter, digest and template
     num_done = models.PositiveIntegerField(default=0)
-    scores = models.JSONField(default=dict)  # {grader: mean}
+    num_known = models.PositiveIntegerField(default=0)  # taken over from earlier evaluations
+    is_fresh = models.BooleanField(default=False)  # everything is asked, whatever is known
+    scores = models.JSONField(default=dict)  # {grader: mean, "grader/pass@k": ...}
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+"
     )
@@ -121,7 +138,8 @@ class EvalResult(models.Model):
     completion = models.TextField(blank=True)
     num_tokens = models.PositiveIntegerField(default=0)
     stop_reason = models.CharField(max_length=10, blank=True)
-    scores = models.JSONField(default=dict)  # {grader: 0..1}
+    scores = models.JSONField(default=dict)  # {grader: 0..1}; none, and no error: not graded yet
+    notes = models.JSONField(default=dict)  # {grader: what it said}
     checkpoint = models.ForeignKey(
         Checkpoint, on_delete=models.SET_NULL, null=True, related_name="+"
     )

@@ -34,6 +34,8 @@ class SuiteOutput(serializers.ModelSerializer[EvalSuite]):
             "name",
             "status",
             "error",
+            "kind",
+            "spec",
             "dataset_version",
             "selection",
             "graders",
@@ -46,7 +48,15 @@ class SuiteOutput(serializers.ModelSerializer[EvalSuite]):
 
 class SuiteInput(serializers.Serializer[EvalSuite]):
     name = serializers.CharField(max_length=120)
-    dataset_version = serializers.CharField()
+    dataset_version = serializers.CharField(
+        required=False, allow_null=True, default=None, help_text="Or `spec`: one of the two."
+    )
+    spec = serializers.DictField(
+        required=False,
+        default=None,
+        help_text='{"source": "reasoning_gym", "task", "seed", "size", "config"}, or '
+        '{"source": "built_in", "name"}, or {"source": "items", "items": [{"prompt", "target"}]}.',
+    )
     graders = serializers.ListField(
         child=serializers.DictField(), help_text='[{"name": "exact_match"}]; the first scores.'
     )
@@ -54,7 +64,9 @@ class SuiteInput(serializers.Serializer[EvalSuite]):
     seed = serializers.IntegerField(default=0)
     limit = serializers.IntegerField(required=False, allow_null=True, default=None)
     sampling = serializers.DictField(
-        required=False, default=None, help_text="max_tokens, temperature, seed; greedy by default."
+        required=False,
+        default=None,
+        help_text="max_tokens, temperature, seed (greedy by default), num_samples, pass_at.",
     )
 
 
@@ -63,6 +75,14 @@ def find_suite(actor: Actor, suite_id: str) -> EvalSuite:
     if suite is None:
         raise NotFound(f"There is no suite {suite_id}.")
     return suite
+
+
+def find_version(actor: Actor, version_id: str) -> DatasetVersion:
+    version = DatasetVersion.objects.visible_to(actor).filter(pk=version_id).first()
+    if version is None:
+        message = f"There is no dataset version {version_id}."
+        raise UserError(message, field="dataset_version")
+    return version
 
 
 def find_evaluation(actor: Actor, evaluation_id: str) -> Evaluation:
@@ -93,10 +113,7 @@ class SuiteList(ListAPIView[EvalSuite]):
             actor = actor_of(request)
             fields = dict(data.validated_data)
             wanted = fields.pop("dataset_version")
-            version = DatasetVersion.objects.visible_to(actor).filter(pk=wanted).first()
-            if version is None:
-                message = f"There is no dataset version {wanted}."
-                raise UserError(message, field="dataset_version")
+            version = find_version(actor, wanted) if wanted else None
             suite = create_suite(actor=actor, dataset_version=version, **fields)
             return Response(SuiteOutput(suite).data, status=status.HTTP_202_ACCEPTED)
 
@@ -129,6 +146,7 @@ class EvaluationOutput(serializers.ModelSerializer[Evaluation]):
             "error",
             "served",
             "num_done",
+            "num_known",
             "scores",
             "created_at",
             "ended_at",
@@ -139,6 +157,9 @@ class EvaluationInput(serializers.Serializer[Evaluation]):
     suite = serializers.CharField()
     checkpoint = serializers.CharField(required=False)
     base_model = serializers.CharField(required=False)
+    is_fresh = serializers.BooleanField(
+        default=False, help_text="Ask everything, whatever is known of these weights."
+    )
 
 
 class EvaluationList(ListAPIView[Evaluation]):
@@ -161,6 +182,7 @@ class EvaluationList(ListAPIView[Evaluation]):
             evaluation = request_evaluation(
                 actor=actor,
                 suite=find_suite(actor, data.validated_data["suite"]),
+                is_fresh=data.validated_data["is_fresh"],
                 **find_target(request, data.validated_data),
             )
             return Response(EvaluationOutput(evaluation).data, status=status.HTTP_202_ACCEPTED)
@@ -189,10 +211,12 @@ class ResultOutput(serializers.ModelSerializer[EvalResult]):
         model = EvalResult
         fields = (
             "index",
+            "sample",
             "completion",
             "num_tokens",
             "stop_reason",
             "scores",
+            "notes",
             "checkpoint",
             "digest",
             "error",

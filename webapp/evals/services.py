@@ -10,38 +10,39 @@ from django.db import IntegrityError, transaction
 from django.db.models import Q, QuerySet
 from django.utils.timezone import now
 
+from training.recipes.graders import KINDS
 from webapp.accounts.models import Actor
 from webapp.accounts.permissions import check_can_write
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import check_loadable
-from webapp.core.dispatch import BUILD_SUITE, EVALUATE, SETTLE_MOVES, send_task
+from webapp.core.dispatch import BUILD_SUITE, EVALUATE, GRADE, SETTLE_MOVES, send_task
 from webapp.core.errors import NotFound, UserError
 from webapp.core.events import project_group, publish, run_group
 from webapp.datasets.models import DatasetVersion
 from webapp.deployments import calls
 from webapp.deployments.calls import cancel_calls, digest_payload, submit_calls
 from webapp.deployments.models import SamplingCall
-from webapp.deployments.services import check_params
+from webapp.evals.checks import check_graders, check_sampling, check_selection, check_spec
+from webapp.evals.figures import compute_figures
+from webapp.evals.known import (
+    Slot,
+    choose_params,
+    find_known,
+    list_slots,
+    make_key,
+)
 from webapp.evals.models import AliasMove, EvalResult, EvalSuite, Evaluation
 from webapp.fleet.models import BaseModel
+from webapp.runs.annotations import annotate
+from webapp.runs.history import record_metrics
 from webapp.runs.models import Run
+from webapp.runs.records import Annotation
 
 Status = Evaluation.Status
 
 LIVE = (Status.QUEUED, Status.RUNNING)
 ANNOUNCED = timedelta(seconds=10)  # then a message should have been heard
-GRADERS = (
-    "exact_match",
-    "contains",
-    "numeric",
-    "regex",
-    "valid_json",
-    "json_equal",
-    "accepted_call",
-)
-MAX_ITEMS = 2000
-# Greedy: the same weights give the same answers, so a difference is the weights'.
-SAMPLING = {"max_tokens": 256, "temperature": 0.0, "seed": 0}
+GRADERS = tuple(KINDS)
 HINTS_AN_EVALUATION = 50  # a page that follows a long one is told this often
 
 
@@ -49,36 +50,49 @@ def create_suite(  # noqa: PLR0913 - the form's fields, by name
     *,
     actor: Actor,
     name: str,
-    dataset_version: DatasetVersion,
     graders: Sequence[Mapping[str, Any]],
+    dataset_version: DatasetVersion | None = None,
+    spec: Mapping[str, Any] | None = None,
     held_out_share: float = 0.1,
     seed: int = 0,
     limit: int | None = None,
     sampling: Mapping[str, Any] | None = None,
 ) -> EvalSuite:
-    """Freeze prompts: the rows that a run with this share and seed holds out. A task builds it."""
+    """Freeze prompts: the rows that a run with this share and seed holds out, or what `spec` says.
+    A task builds it.
+    """
     name = name.strip()
     if not name:
         raise UserError("A suite needs a name.", field="name")
-    if dataset_version.status != DatasetVersion.Status.READY:
-        raise UserError(f"{dataset_version} is not ready.", field="dataset_version")
+    _check_version(dataset_version, spec)
     selection = {"held_out_share": held_out_share, "seed": seed, "limit": limit}
-    _check_selection(selection)
+    check_selection(selection)
     try:
         with transaction.atomic():
             suite = EvalSuite.objects.create(
                 project=actor.project,
                 name=name,
                 dataset_version=dataset_version,
-                selection=selection,
-                graders=_check_graders(graders),
-                sampling=check_params({**SAMPLING, **(sampling or {})}),
+                spec=check_spec(spec) if spec else {},
+                selection=selection if dataset_version else {},
+                graders=check_graders(graders),
+                sampling=check_sampling(sampling),
             )
     except IntegrityError:
         raise UserError(f"There is a suite named {name} already.", field="name") from None
     send_task(BUILD_SUITE, suite.pk)
     publish(project_group(suite.project_id), "evals")
     return suite
+
+
+def _check_version(version: DatasetVersion | None, spec: Mapping[str, Any] | None) -> None:
+    if (version is None) == (not spec):
+        raise UserError(
+            "A suite takes its items from a dataset version or from another source: give one.",
+            field="dataset_version",
+        )
+    if version is not None and version.status != DatasetVersion.Status.READY:
+        raise UserError(f"{version} is not ready.", field="dataset_version")
 
 
 def mark_built(suite: EvalSuite, items: Sequence[Mapping[str, Any]]) -> bool:
@@ -120,8 +134,11 @@ def request_evaluation(
     checkpoint: Checkpoint | None = None,
     base_model: BaseModel | None = None,
     run: Run | None = None,
+    is_fresh: bool = False,
 ) -> Evaluation:
-    """Queue one pass. Without an actor it is a run's own, at its cadence."""
+    """Queue one pass. Without an actor it is a run's own, at its cadence. What is known of these
+    weights is taken over, unless it `is_fresh`.
+    """
     if actor is not None:
         check_can_write(actor, project_id=suite.project_id)
     if suite.status == EvalSuite.Status.FAILED:
@@ -142,6 +159,7 @@ def request_evaluation(
         checkpoint=checkpoint,
         run=run or (checkpoint.run if checkpoint else None),
         created_by=actor.user if actor else None,
+        is_fresh=is_fresh,
     )
     send_task(EVALUATE, evaluation.pk)
     _announce(evaluation)
@@ -149,7 +167,10 @@ def request_evaluation(
 
 
 def begin_evaluation(evaluation: Evaluation) -> bool:
-    """Submit a call for every item, once. False: it has begun, was cancelled, or must wait."""
+    """Take over what is known and submit calls for the rest, once.
+
+    False: it has begun, was cancelled, or must wait.
+    """
     suite = evaluation.suite
     if suite.status != EvalSuite.Status.READY:
         return False
@@ -158,30 +179,73 @@ def begin_evaluation(evaluation: Evaluation) -> bool:
         served = {"sampling": suite.sampling, "suite": suite.digest}
         if queued.update(status=Status.RUNNING, started_at=now(), served=served) != 1:
             return False
-        submit_calls([_make_call(evaluation, index) for index in range(suite.num_items)])
+        evaluation.served, evaluation.status = served, Status.RUNNING
+        asked = {slot: _make_call(evaluation, *slot) for slot in list_slots(suite)}
+        known = _take_over(evaluation, asked)
+        submit_calls([call for slot, call in asked.items() if slot not in known])
     _announce(evaluation)
+    if known:
+        settle(evaluation)
     return True
 
 
+def _take_over(evaluation: Evaluation, asked: Mapping[Slot, SamplingCall]) -> set[Slot]:
+    if evaluation.is_fresh:
+        return set()
+    weights = evaluation.checkpoint or evaluation.base_model
+    keys = {slot: make_key(weights.digest, call.payload, slot[1]) for slot, call in asked.items()}
+    known = find_known(evaluation, keys)
+    EvalResult.objects.bulk_create(known, batch_size=200)
+    if known and (digest := known[0].digest):
+        evaluation.served |= {"digest": digest}
+    running = {"num_known": len(known), "served": evaluation.served}
+    _running(evaluation).update(**running)
+    return {(result.index, result.sample) for result in known}
+
+
 def record_result(
-    evaluation: Evaluation, index: int, *, served: Mapping[str, Any], **columns: Any
+    evaluation: Evaluation,
+    index: int,
+    *,
+    served: Mapping[str, Any],
+    sample: int = 0,
+    **columns: Any,
 ) -> None:
-    """Keep one graded answer, or why there is none. `settle` ends the evaluation, once committed:
+    """Keep one answer, or why there is none. `settle` ends the evaluation, once committed:
     two samplers that record the last two answers do not see each other's before.
     """
-    EvalResult.objects.update_or_create(evaluation=evaluation, index=index, defaults=columns)
+    EvalResult.objects.update_or_create(
+        evaluation=evaluation, index=index, sample=sample, defaults=columns
+    )
     if served and "server" not in evaluation.served:
         evaluation.served |= served
         _running(evaluation).update(served=evaluation.served)
 
 
+def record_grades(results: Sequence[EvalResult]) -> None:
+    """What graders that take their time have found."""
+    EvalResult.objects.bulk_update(results, ["scores", "notes", "error"], batch_size=100)
+
+
+def list_ungraded(evaluation: Evaluation) -> QuerySet[EvalResult]:
+    return evaluation.results.filter(scores={}, error="")
+
+
 def settle(evaluation: Evaluation) -> None:
-    """Count what is done, and end with the last one."""
-    num_done, num_items = evaluation.results.count(), evaluation.suite.num_items
+    """Count what is done, and end with the last one, or have the answers graded."""
+    num_done, num_answers = evaluation.results.count(), evaluation.suite.num_answers
     _running(evaluation).update(num_done=num_done)
-    if num_done >= num_items:
+    if num_done >= num_answers:
+        _grade_or_finish(evaluation)
+    elif num_done % max(1, num_answers // HINTS_AN_EVALUATION) == 0:
+        _announce(evaluation)
+
+
+def _grade_or_finish(evaluation: Evaluation) -> None:
+    if not list_ungraded(evaluation).exists():
         _finish(evaluation)
-    elif num_done % max(1, num_items // HINTS_AN_EVALUATION) == 0:
+    elif _running(evaluation).exists():
+        send_task(GRADE, evaluation.pk)
         _announce(evaluation)
 
 
@@ -200,8 +264,8 @@ def settle_abandoned() -> None:
     """Ends what nothing works on any more: a sampler died between an answer and its count."""
     for evaluation in Evaluation.objects.filter(status=Status.RUNNING).select_related("suite"):
         if not any(_find_calls(evaluation, status).exists() for status in calls.LIVE):
-            settle(evaluation)
-            _finish(evaluation)
+            _running(evaluation).update(num_done=evaluation.results.count())
+            _grade_or_finish(evaluation)
 
 
 def _find_calls(evaluation: Evaluation, status: str) -> QuerySet[SamplingCall]:
@@ -220,13 +284,13 @@ def mark_failed(evaluation: Evaluation, error: str) -> None:
         cancel_calls(about={"evaluation": evaluation.pk})
 
 
-def _make_call(evaluation: Evaluation, index: int) -> SamplingCall:
+def _make_call(evaluation: Evaluation, index: int, sample: int) -> SamplingCall:
     item = evaluation.suite.items[index]
     payload = {
         "messages": item["messages"],
         "tools": item.get("tools"),
         "num_samples": 1,
-        "params": evaluation.suite.sampling,
+        "params": choose_params(evaluation.suite, sample),
         "prompt_logprobs": False,
     }
     return SamplingCall(
@@ -236,7 +300,7 @@ def _make_call(evaluation: Evaluation, index: int) -> SamplingCall:
         checkpoint=evaluation.checkpoint,
         payload=payload,
         digest=digest_payload(payload),
-        about={"evaluation": evaluation.pk, "index": index},
+        about={"evaluation": evaluation.pk, "index": index, "sample": sample},
     )
 
 
@@ -245,20 +309,30 @@ def _running(evaluation: Evaluation) -> QuerySet[Evaluation]:
 
 
 def _finish(evaluation: Evaluation) -> None:
-    """The mean of every grader over what was answered; where nothing was, it has failed."""
+    """With its figures over what was graded; where nothing was, it has failed."""
     live = _running(evaluation)
-    answered = list(evaluation.results.filter(error=""))
-    if not answered:
+    graded = list(evaluation.results.exclude(scores={}).defer("completion"))
+    if not graded:
         first = evaluation.results.first()
         error = first.error if first else "No prompt of it was answered."
         _end(live, evaluation, status=Status.FAILED, error=error)
         return
-    names = [grader["name"] for grader in evaluation.suite.graders]
-    scores = {
-        name: sum(result.scores.get(name, 0.0) for result in answered) / len(answered)
-        for name in names
-    }
-    _end(live, evaluation, status=Status.DONE, scores=scores)
+    scores = compute_figures(evaluation.suite, graded)
+    if _end(live, evaluation, status=Status.DONE, scores=scores):
+        _draw_on_run(evaluation, scores)
+
+
+def _draw_on_run(evaluation: Evaluation, scores: Mapping[str, float]) -> None:
+    """On the curves of the run that saved the checkpoint, at its step."""
+    checkpoint, run = evaluation.checkpoint, evaluation.run
+    if checkpoint is None or run is None or checkpoint.run_id != run.pk:
+        return
+    name = evaluation.suite.name
+    keys = {f"eval/{name[:60]}/{figure}"[:100]: value for figure, value in scores.items()}
+    record_metrics(run, checkpoint.step, keys)
+    first, score = next(iter(scores.items()))
+    text = f"{name}: {first.replace('_', ' ')} {100 * score:.1f}%"
+    annotate(run, checkpoint.step, Annotation.Kind.EVALUATION, text)
 
 
 def _end(live: QuerySet[Evaluation], evaluation: Evaluation, **columns: Any) -> bool:
@@ -281,28 +355,3 @@ def _announce(evaluation: Evaluation) -> None:
     publish(project_group(evaluation.project_id), "evals")
     if evaluation.run_id:
         publish(run_group(evaluation.run_id), "evals")
-
-
-def _check_selection(selection: Mapping[str, Any]) -> None:
-    share, limit = selection["held_out_share"], selection["limit"]
-    if not 0 < share <= 1:
-        raise UserError(
-            f"held_out_share is {share!r}; it lies above 0 and up to 1 (every row).",
-            field="held_out_share",
-        )
-    if limit is not None and not 1 <= limit <= MAX_ITEMS:
-        raise UserError(f"limit is {limit!r}; it lies between 1 and {MAX_ITEMS}.", field="limit")
-
-
-def _check_graders(graders: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    if not graders:
-        raise UserError("A suite needs a grader; the first one is the score.", field="graders")
-    names = [grader.get("name") for grader in graders]
-    for name in names:
-        if name not in GRADERS:
-            raise UserError(
-                f"There is no grader {name!r}; there are {', '.join(GRADERS)}.", field="graders"
-            )
-    if len(set(names)) < len(names):
-        raise UserError("Name each grader once.", field="graders")
-    return [dict(grader) for grader in graders]

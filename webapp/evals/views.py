@@ -221,7 +221,7 @@ def show_evaluation(request: ActorRequest, evaluation_id: str) -> HttpResponse:
         "filters": FILTERS,
         "sampling": evaluation.served.get("sampling", evaluation.suite.sampling),
         "took": make_line(evaluation).took,
-        "items_note": f"of {evaluation.suite.num_items:,} items",
+        "items_note": f"of {evaluation.suite.num_answers:,}",
         "page": page,
         "rows": [show_result(evaluation.suite, each, grader) for each in page],
         "others": [make_line(each) for each in done[:ROWS_A_PAGE]],

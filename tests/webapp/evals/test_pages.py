@@ -173,7 +173,7 @@ def test_a_suite_freezes_its_graders_and_its_sampling(
     ]
     assert made.selection == {"held_out_share": 0.1, "seed": 0, "limit": None}
     assert made.sampling == {"max_tokens": 64, "temperature": 0.0, "seed": 0}
-    assert "a worker is choosing them" in read(browser, answer.headers["Location"])
+    assert "a worker is making them" in read(browser, answer.headers["Location"])
 
 
 @pytest.mark.parametrize(

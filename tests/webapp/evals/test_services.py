@@ -80,6 +80,18 @@ def answer(evaluation: Evaluation, index: int, score: float) -> None:
         ({"graders": []}, "graders"),
         ({"graders": [{"name": "taste"}]}, "graders"),
         ({"graders": [{"name": "regex"}, {"name": "regex"}]}, "graders"),
+        ({"graders": [{"name": "regex", "pattern": "("}]}, "graders"),
+        ({"graders": [{"name": "numeric", "taste": 1}]}, "graders"),
+        ({"graders": [{"name": "llm_judge", "judge": "tiny"}]}, "graders"),
+        ({"sampling": {"num_samples": 0}}, "num_samples"),
+        ({"sampling": {"num_samples": 65}}, "num_samples"),
+        ({"sampling": {"num_samples": 4, "pass_at": [5]}}, "pass_at"),
+        ({"dataset_version": None}, "dataset_version"),
+        ({"spec": {"source": "built_in", "name": "bfcl_simple"}}, "dataset_version"),
+        ({"dataset_version": None, "spec": {"source": "taste"}}, "source"),
+        ({"dataset_version": None, "spec": {"source": "reasoning_gym"}}, "source"),
+        ({"dataset_version": None, "spec": {"source": "built_in", "name": "mmlu"}}, "source"),
+        ({"dataset_version": None, "spec": {"source": "items", "items": []}}, "source"),
         ({"sampling": {"max_tokens": 0}}, "max_tokens"),
     ],
 )
@@ -120,7 +132,7 @@ def test_every_item_is_asked_with_the_suites_settings(
     evaluation = begin(services.request_evaluation(actor=alice, suite=suite, base_model=base_model))
     calls = list(SamplingCall.objects.all())
     assert [call.about for call in calls] == [
-        {"evaluation": evaluation.pk, "index": index} for index in range(3)
+        {"evaluation": evaluation.pk, "index": index, "sample": 0} for index in range(3)
     ]
     assert {call.payload["params"]["temperature"] for call in calls} == {0.0}
     assert evaluation.served == {"sampling": suite.sampling, "suite": suite.digest}

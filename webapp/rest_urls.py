@@ -18,6 +18,7 @@ from webapp.evals import rest as evals
 from webapp.fleet import rest as fleet
 from webapp.lineage import rest as lineage
 from webapp.runs import annotation_rest as annotations
+from webapp.runs import finding_rest as findings
 from webapp.runs import group_rest as groups
 from webapp.runs import rest as runs
 from webapp.runs import steering_rest as steering
@@ -60,6 +61,8 @@ urlpatterns = [
     path("runs/<str:run_id>/metrics", runs.RunMetrics.as_view()),
     path("runs/<str:run_id>/samples", runs.RunSamples.as_view()),
     path("runs/<str:run_id>/log", runs.RunLog.as_view()),
+    path("runs/<str:run_id>/findings", findings.RunFindings.as_view()),
+    path("runs/<str:run_id>/findings/<slug:key>/dismissal", findings.FindingDismissal.as_view()),
     path("runs/<str:run_id>/annotations", annotations.RunAnnotations.as_view()),
     path("runs/<str:run_id>/pause", runs.RunPause.as_view()),
     path("runs/<str:run_id>/resume", runs.RunResume.as_view()),

@@ -37,7 +37,9 @@ from webapp.runs.models import Operation, Run
 from webapp.runs.services import finish_client_run, note_shared_head
 from webapp.wire.passes import JSON, PROTOBUF, decode_forward_backward, encode_output
 from workers.disagreement import Disagreement, Seen
+from workers.repeats import Passes
 from workers.saves import choose_previous, export_weights, make_folder_name, save_sampler
+from workers.signal import Signal
 
 EPHEMERAL_SECONDS = 86_400  # of a sampling client's weights, after its session has ended
 NO_PAYLOAD: Mapping[str, Any] = {}
@@ -59,6 +61,7 @@ class Tally:
     custom: dict[str, float] = field(default_factory=dict)  # a custom loss's; means times datums
     custom_datums: dict[str, float] = field(default_factory=dict)  # behind each of its means
     disagreement: Disagreement = field(default_factory=Disagreement)  # with who sampled
+    signal: Signal = field(default_factory=Signal)  # what there is to learn from samples
     seconds: float = 0.0  # of the device, this run's share
     spoiled_by: int | None = None  # the seq of a forward_backward whose gradients are missing
 
@@ -77,6 +80,7 @@ class Held:
     measured_tokens: int = 0  # of the largest pass whose memory was measured
     page: Page | None = None  # while it is not on the device
     seen: Seen = field(default_factory=Seen)  # samples that were learned from before
+    passes: Passes = field(default_factory=Passes)  # forward only: a client's own evaluation
     is_settled: bool = False  # nothing but weights and optimizer to lose: time for an autosave
 
 
@@ -150,6 +154,8 @@ def note_pass(
     if not request.forward_only:
         count_output(held, output, request, seconds)
         held.is_settled = False
+    elif not held.run.recipe:
+        held.passes.count(request, output)
     return Done(result=encode_output(output), content_type=PROTOBUF)
 
 
@@ -170,6 +176,7 @@ def count_output(
     count_policy(tally, output.metrics, request)
     count_custom(tally, output.metrics)
     tally.disagreement.count(request, output, held.seen)
+    tally.signal.count(request)
 
 
 def count_policy(tally: Tally, metrics: Mapping[str, float], request: ForwardBackward) -> None:
@@ -242,7 +249,7 @@ def optim_step(held: Held, _operation: Operation, payload: Mapping[str, Any]) ->
     output = held.engine.optim_step(held.run.pk, read_params(payload), read_options(payload))
     seconds = tally.seconds + time.perf_counter() - started
     held.is_settled = True
-    metrics = {**output.metrics, **describe_tally(tally, seconds)}
+    metrics = {**output.metrics, **describe_tally(tally, seconds), **held.passes.take()}
     if held.run.recipe and METHODS[held.run.recipe].config.TELLS_LOSS:
         metrics.pop("loss", None)
     done = answer({"metrics": dict(output.metrics)})
@@ -280,7 +287,7 @@ def describe_tally(tally: Tally, seconds: float) -> dict[str, float]:
             numbers[key] = total / tally.policy_tokens
     for key, total in tally.custom.items():
         numbers[key] = total / tally.custom_datums.get(key, 1.0)
-    numbers |= tally.disagreement.describe()
+    numbers |= {**tally.disagreement.describe(), **tally.signal.describe()}
     if tally.num_tokens and seconds > 0:
         numbers["tokens_per_second"] = tally.num_tokens / seconds
     return numbers

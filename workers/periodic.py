@@ -25,10 +25,11 @@ from webapp.runs import driving, queue
 from webapp.runs.models import Run
 from webapp.runs.retention import forget_logs
 from webapp.runs.services import reap_sessions
-from workers import recipe
+from workers import diagnose, recipe
 from workers.celery import app
 
 KICK_SECONDS = 5.0
+LOOK_SECONDS = 5.0
 SWEEP_SECONDS = 15.0
 CLEAN_SECONDS = 60.0
 AUTOSAVE_REST = timedelta(minutes=10)  # its worker drops it itself, between two turns
@@ -64,6 +65,12 @@ def sweep() -> None:
     announce_deliveries()
 
 
+@app.task(name="beat.look")
+def look() -> None:
+    """At what the diagnostics have not seen yet."""
+    diagnose.announce_due()
+
+
 @app.task(name="beat.clean")
 def clean() -> None:
     """What has outlived its use."""
@@ -93,6 +100,7 @@ app.conf.beat_schedule = {
     name: {"task": f"beat.{name}", "schedule": seconds, "options": {"expires": seconds}}
     for name, seconds in (
         ("kick", KICK_SECONDS),
+        ("look", LOOK_SECONDS),
         ("sweep", SWEEP_SECONDS),
         ("clean", CLEAN_SECONDS),
     )

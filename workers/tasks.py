@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from webapp.core import dispatch
 from webapp.evals import aliases
-from workers import analyses, evaluate, exports, ingest, recipe, webhooks
+from workers import analyses, diagnose, evaluate, exports, ingest, recipe, webhooks
 from workers.celery import app
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,11 @@ def grade_evaluation(evaluation_id: str) -> None:
 @app.task(name=dispatch.EXPORT_CHECKPOINT)
 def export_checkpoint(export_id: str) -> None:
     _outlive(exports.make_export, exports.fail, export_id)
+
+
+@app.task(name=dispatch.DIAGNOSE_RUN)
+def diagnose_run(run_id: str) -> None:
+    _outlive(diagnose.diagnose, diagnose.fail, run_id)
 
 
 @app.task(name=dispatch.DELIVER)

@@ -16,6 +16,7 @@ const TITLES = {
     clipped: "Clipped share of tokens",
     kl_sample_train: "Divergence from the sampling policy",
     sampler: "Sampler against trainer, nats",
+    advantages: "Answers and their advantages",
     custom: "Custom loss's own numbers",
     tokens: "Tokens a step",
     epoch: "Epoch",
@@ -23,6 +24,7 @@ const TITLES = {
 // Keys that belong on one card though they share no prefix.
 const CARD_OF = {
     held_out_loss: "loss",
+    forward_loss: "loss",
     num_tokens: "tokens",
     num_weighted_tokens: "tokens",
     kl_sample_train_k1: "kl_sample_train",
@@ -31,6 +33,11 @@ const CARD_OF = {
 const LABELS = {
     loss: "training",
     held_out_loss: "held out",
+    forward_loss: "forward passes over the same data",
+    "advantages/zero_share": "share without an advantage",
+    "advantages/length_correlation": "length against advantage",
+    "advantages/repeated_share": "repeated in rewarded ones",
+    "advantages/length_mean": "mean length, tokens",
     num_tokens: "all",
     num_weighted_tokens: "learned from",
     "sampler/logprob_difference_mean": "mean difference",

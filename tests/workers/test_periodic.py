@@ -93,7 +93,7 @@ def test_autosaves_of_runs_that_are_over_go(settings: Any, tmp_path: Path) -> No
 
 def test_every_beat_names_a_task_that_exists() -> None:
     names = {entry["task"] for entry in app.conf.beat_schedule.values()}
-    assert names == {"beat.kick", "beat.sweep", "beat.clean"}
+    assert names == {"beat.kick", "beat.look", "beat.sweep", "beat.clean"}
     assert names <= set(app.tasks)
 
 

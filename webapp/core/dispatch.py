@@ -23,6 +23,7 @@ SETTLE_MOVES = "evals.settle_moves"
 GRADE = "evals.grade"
 EXPORT_CHECKPOINT = "checkpoints.export"
 DELIVER = "accounts.deliver"
+DIAGNOSE_RUN = "runs.diagnose"
 
 GPU_QUEUE = "gpu.{name}"  # one queue for each gpu worker; `gpu` reaches any of them
 ANY_GPU_QUEUE = "gpu"

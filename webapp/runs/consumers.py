@@ -7,7 +7,7 @@ from webapp.runs.models import Run
 
 
 class RunConsumer(HintConsumer):
-    """Hints: metrics, samples, status, log, checkpoints, evals, annotations."""
+    """Hints: metrics, samples, status, log, checkpoints, evals, annotations, findings."""
 
     def find_group(self) -> str:
         user = self.scope["user"]

@@ -17,6 +17,7 @@ from webapp.accounts.models import Project
 from webapp.datasets.models import DatasetVersion
 from webapp.fleet.capacity import Capacity, read_capacity
 from webapp.fleet.workers import list_workers
+from webapp.runs.findings import list_newest, read_badges
 from webapp.runs.holdings import read_holdings
 from webapp.runs.models import Run
 from webapp.runs.progress import estimate_rests, read_loss_trends
@@ -46,14 +47,16 @@ def show_overview(request: ActorRequest) -> HttpResponse:
     url = request.build_absolute_uri("/").rstrip("/")
     queued = runs.filter(status=Run.Status.QUEUED).order_by("created_at")
     capacity = read_capacity(workers)
+    latest = list(runs.filter(status__in=ENDED).order_by("-ended_at")[:LATEST])
+    running = make_cards(runs.filter(status__in=(Run.Status.RUNNING, Run.Status.PAUSED)), capacity)
     context = {
         "holdings": read_holdings(request.actor, workers),
-        "running": make_cards(
-            runs.filter(status__in=(Run.Status.RUNNING, Run.Status.PAUSED)), capacity
-        ),
+        "running": running,
+        "badges": read_badges([*(card.run.pk for card in running), *(run.pk for run in latest)]),
+        "found": list_newest(request.actor.project, LATEST),
         "queued": explain_waits(queued[:SHOWN], capacity),
         "failed": runs.filter(status=Run.Status.FAILED, ended_at__gt=now() - RECENT)[:5],
-        "latest": runs.filter(status__in=ENDED).order_by("-ended_at")[:LATEST],
+        "latest": latest,
         **read_results(request.actor.project),
         "has_runs": runs.exists(),
         "has_dataset": versions.filter(status=DatasetVersion.Status.READY).exists(),

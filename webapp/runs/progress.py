@@ -15,16 +15,6 @@ from webapp.runs.models import Metric, Run
 TREND_POINTS = 40
 PAUSE_FACTOR = 10  # of the usual gap between steps: longer ones are no work
 TREND_KEYS = ("loss", "held_out_loss", "tokens_per_second")
-SAMPLER_DIFFERENCE = "sampler/logprob_difference_mean"
-MOST_DIFFERENCE = 0.01  # nats: more is no matter of rounding
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Disagreement:
-    """Samples came with other log-probabilities than the trainer finds for them."""
-
-    step: int
-    difference: float  # nats, the mean over tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +25,6 @@ class Stats:
     eta_seconds: float | None = None
     elapsed_seconds: float | None = None
     tokens_per_second: float | None = None
-    disagreement: Disagreement | None = None
 
 
 def read_stats(run: Run) -> Stats:
@@ -49,17 +38,7 @@ def read_stats(run: Run) -> Stats:
         eta_seconds=estimate_rests([run]).get(run.pk),
         elapsed_seconds=read_elapsed(run),
         tokens_per_second=read_speed(run),
-        disagreement=find_disagreement(run),
     )
-
-
-def find_disagreement(run: Run) -> Disagreement | None:
-    """At the newest step that learned from samples. None: there it is no more than rounding."""
-    points = run.metrics.filter(key=SAMPLER_DIFFERENCE).order_by("-step")
-    newest = points.values_list("step", "value").first()
-    if newest is None or newest[1] <= MOST_DIFFERENCE:
-        return None
-    return Disagreement(step=newest[0], difference=newest[1])
 
 
 def _read_newest(run: Run) -> dict[str, list[tuple[int, float]]]:

@@ -6,6 +6,8 @@ from django.conf import settings
 from django.db import models
 from django.utils.timezone import now
 
+from webapp.runs.diagnostics import BY_KEY, Diagnostic
+
 
 class Annotation(models.Model):
     """What happened at a step, drawn on the run's curves: somebody steered, something was found."""
@@ -67,6 +69,10 @@ class Finding(models.Model):
 
     def __str__(self) -> str:
         return f"{self.run_id} {self.diagnostic}"
+
+    @property
+    def known(self) -> Diagnostic:
+        return BY_KEY[self.diagnostic]
 
 
 class Look(models.Model):

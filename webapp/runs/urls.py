@@ -3,13 +3,13 @@
 from django.urls import path, register_converter
 from django.urls.converters import StringConverter
 
-from webapp.runs import group_views, launch, overview, views
+from webapp.runs import finding_views, group_views, launch, overview, views
 
 
 class PartConverter(StringConverter):
     """The pieces of a run's page that refetch themselves."""
 
-    regex = "stats|actions|annotations"
+    regex = "stats|actions|annotations|findings"
 
 
 register_converter(PartConverter, "run_part")
@@ -32,6 +32,16 @@ urlpatterns = [
     path("runs/<str:run_id>/learning-rate/", views.change_learning_rate, name="run-rate"),
     path("runs/<str:run_id>/kl-coefficient/", views.change_kl_coefficient, name="run-kl"),
     path("runs/<str:run_id>/parts/<run_part:part>/", views.show_part, name="run-part"),
+    path(
+        "runs/<str:run_id>/findings/<slug:key>/dismiss/",
+        finding_views.dismiss,
+        name="finding-dismiss",
+    ),
+    path(
+        "runs/<str:run_id>/findings/<slug:key>/restore/",
+        finding_views.restore,
+        name="finding-restore",
+    ),
     path("runs/<str:run_id>/samples/<int:sample_id>/", views.show_tokens, name="run-tokens"),
     path("runs/<str:run_id>/actions/<str:action>/", views.act_on_run, name="run-act"),
 ]

@@ -1,7 +1,7 @@
 """Pages of runs: the list, one run, and what a person may press."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from django.contrib import messages
@@ -21,6 +21,7 @@ from webapp.runs import steering
 from webapp.runs.annotations import read_annotations
 from webapp.runs.export import Export, export_run
 from webapp.runs.filmstrip import arrange_samples
+from webapp.runs.findings import list_entries, list_open, read_badges
 from webapp.runs.history import list_keys, read_metrics
 from webapp.runs.lists import RunQuery, list_runs
 from webapp.runs.models import Run, Sample
@@ -30,7 +31,6 @@ from webapp.runs.steering_forms import KlCoefficientForm, LearningRateForm
 
 MAX_POINTS = 5_000  # of one curve at once; more are thinned, and the extremes stay
 LOG_LINES = 500
-TABS = ("charts", "samples", "checkpoints", "evals", "config", "log")
 HEADINGS = (
     ("name", "name", "Name", ""),
     ("status", "status", "Status", ""),
@@ -52,6 +52,7 @@ def show_runs(request: ActorRequest) -> HttpResponse:
     context = {
         "page": page,
         "standings": explain_waits(page.rows, read_capacity()),
+        "badges": read_badges(run.pk for run in page.rows),
         "query": query,
         "headings": [_make_heading(query, *heading) for heading in HEADINGS],
         "statuses": Run.Status.values,
@@ -87,7 +88,7 @@ def find_run(actor: Actor, run_id: str) -> Run:
 def show_run(request: ActorRequest, run_id: str) -> HttpResponse:
     run = find_run(request.actor, run_id)
     tab = request.GET.get("tab", "charts")
-    if tab not in TABS:
+    if tab not in TAB_READERS:
         raise NotFound("There is no such tab.")
     context = {
         "run": run,
@@ -95,6 +96,7 @@ def show_run(request: ActorRequest, run_id: str) -> HttpResponse:
         "stats": read_stats(run),
         "wait": explain_wait(run),
         "newest": find_newest(run),
+        "findings": list_open(run),
         "rate_form": LearningRateForm(initial={"learning_rate": _read_now(run, "learning_rate")}),
         "kl_form": KlCoefficientForm(initial={"kl_coefficient": _read_now(run, "kl_coefficient")}),
         **_read_tab(request, run, tab),
@@ -117,17 +119,47 @@ def _read_now(run: Run, setting: str) -> float | None:
 
 
 def _read_tab(request: HttpRequest, run: Run, tab: str) -> dict[str, Any]:
-    if tab == "samples":
-        return {"film": arrange_samples(run, until=request.GET.get("until", ""))}
-    if tab == "checkpoints":
-        return {"checkpoints": run.checkpoints.order_by("-step", "-created_at"), "now": now()}
-    if tab == "evals":
-        return {"evaluations": run.evaluations.select_related("suite", "checkpoint")}
-    if tab == "config":
-        adapter = {key: value for key, value in run.lora.items() if key not in run.config}
-        return {"export": make_export(request, run), "adapter": adapter}
-    lines = run.log_lines.order_by("-pk")[:LOG_LINES]
-    return {"keys": list_keys(run), "lines": lines, **read_annotations(run)}
+    return TAB_READERS[tab](request, run)
+
+
+def _read_charts(_: HttpRequest, run: Run) -> dict[str, Any]:
+    return {"keys": list_keys(run), **read_annotations(run)}
+
+
+def _read_samples(request: HttpRequest, run: Run) -> dict[str, Any]:
+    return {"film": arrange_samples(run, until=request.GET.get("until", ""))}
+
+
+def _read_checkpoints(_: HttpRequest, run: Run) -> dict[str, Any]:
+    return {"checkpoints": run.checkpoints.order_by("-step", "-created_at"), "now": now()}
+
+
+def _read_evals(_: HttpRequest, run: Run) -> dict[str, Any]:
+    return {"evaluations": run.evaluations.select_related("suite", "checkpoint")}
+
+
+def _read_config(request: HttpRequest, run: Run) -> dict[str, Any]:
+    adapter = {key: value for key, value in run.lora.items() if key not in run.config}
+    return {"export": make_export(request, run), "adapter": adapter}
+
+
+def _read_log(_: HttpRequest, run: Run) -> dict[str, Any]:
+    return {"lines": run.log_lines.order_by("-pk")[:LOG_LINES]}
+
+
+def _read_integrity(_: HttpRequest, run: Run) -> dict[str, Any]:
+    return {"entries": list_entries(run)}
+
+
+TAB_READERS: Mapping[str, Callable[[HttpRequest, Run], dict[str, Any]]] = {
+    "charts": _read_charts,
+    "samples": _read_samples,
+    "checkpoints": _read_checkpoints,
+    "evals": _read_evals,
+    "config": _read_config,
+    "log": _read_log,
+    "integrity": _read_integrity,
+}
 
 
 def make_export(request: HttpRequest, run: Run) -> Export | None:
@@ -154,6 +186,8 @@ def show_part(request: ActorRequest, run_id: str, part: str) -> HttpResponse:
     context: dict[str, Any] = {"run": run, "newest": find_newest(run)}
     if part == "stats":
         context |= {"stats": read_stats(run), "wait": explain_wait(run)}
+    if part == "findings":
+        context |= {"findings": list_open(run)}
     if part == "annotations":
         context |= read_annotations(run)
     return render(request, f"runs/_{part}.html", context)

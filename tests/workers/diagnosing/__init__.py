@@ -1,0 +1,1 @@
+"""What each diagnostic says, just below and just above its bounds."""

@@ -1,0 +1,38 @@
+"""Log-probabilities that samples came with, against the learner's own: see workers.disagreement."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from webapp.runs.models import Run
+from workers.diagnosing.points import Point, mean, read_newest
+from workers.diagnosing.thresholds import DIFFERENCE, MEASURED
+from workers.diagnosing.verdict import NOTHING, Verdict, clear, found, not_applicable
+from workers.disagreement import DIFFERENCE as DIFFERENCE_KEY
+from workers.disagreement import KL as KL_KEY
+
+ADVICE = (
+    "Look at the renderer or chat template that made the prompts, at how old the sampled weights"
+    " are, at a temperature other than 1, and at the sampler's precision."
+)
+
+
+def look(run: Run, _memory: Mapping[str, Any] = NOTHING) -> Verdict:
+    return judge(read_newest(run, DIFFERENCE_KEY, MEASURED), read_newest(run, KL_KEY, MEASURED))
+
+
+def judge(differences: Sequence[Point], kls: Sequence[Point]) -> Verdict:
+    points = list(differences)
+    if not points:
+        return not_applicable("No step has learned from samples with log-probabilities yet.")
+    whole, newest = mean(points), points[-1]
+    if whole <= DIFFERENCE:
+        return clear(f"They differ by {whole:.2g} nats a token; {DIFFERENCE} is the most allowed.")
+    kl = f" (KL {mean(list(kls)):.2g})" if kls else ""
+    text = (
+        f"The log-probabilities that samples came with differ from the trainer's by {whole:.2g}"
+        f" nats a token{kl} at step {newest.step:,}; {DIFFERENCE} is the most that rounding"
+        f" explains. {ADVICE}"
+    )
+    first = next(point for point in points if point.value > DIFFERENCE)
+    numbers = {f"at step {point.step:,}": f"{point.value:.4g} nats a token" for point in points}
+    return found(text, step=first.step, facts={"numbers": numbers})

@@ -5,6 +5,7 @@ import { fade, makeTheme, readSeries } from "./plots.js";
 const card = document.getElementById("group-chart");
 const plot = card?.querySelector(".plot");
 const DASHES = ["solid", "dash", "dot", "dashdot"]; // six colours, and again in another stroke
+const SPARSE = 40; // curves of fewer points show each of them
 let answer = { lines: [], bands: [] };
 
 async function fetchPoints() {
@@ -24,7 +25,7 @@ function makeLine(line) {
         x: line.steps,
         y: line.values,
         name: line.name,
-        mode: line.steps.length < 3 ? "markers" : "lines",
+        mode: line.steps.length <= SPARSE ? "lines+markers" : "lines",
         line: { color: isFaint ? fade(colour, 0.35) : colour, width: isFaint ? 1 : 1.75, dash: DASHES[Math.floor(line.place / 6) % DASHES.length] },
         marker: { color: colour, size: 6 },
         hovertemplate: "%{y:.5g}",
@@ -42,7 +43,9 @@ function makeBand(band, place) {
 
 function draw() {
     const traces = [...answer.lines.filter((line) => line.steps.length).map(makeLine), ...answer.bands.flatMap(makeBand)];
-    const layout = { ...makeTheme({ tickformat: ",~d", unifiedhovertitle: { text: "step %{x}" } }), hovermode: "x unified", uirevision: "group" };
+    const steps = answer.lines.flatMap((line) => line.steps);
+    const dtick = steps.length && Math.max(...steps) - Math.min(...steps) < 6 ? 1 : undefined; // 1.5 would be written 2
+    const layout = { ...makeTheme({ dtick, tickformat: ",~d", unifiedhovertitle: { text: "step %{x}" } }), hovermode: "x unified", uirevision: "group" };
     Plotly.react(plot, traces, layout, { displayModeBar: false, responsive: true });
 }
 

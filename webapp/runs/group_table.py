@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from webapp.runs.grids import NOT_SWEPT
 from webapp.runs.history import History, Point, read_metrics
 from webapp.runs.models import Metric, Run, RunGroup
 
@@ -25,6 +26,12 @@ class Row:
     best: Point | None
     last: Point | None
     is_first: bool = False
+
+    @property
+    def name(self) -> str:
+        """Without the group's, which every run of it begins with."""
+        group = self.run.group
+        return self.run.name.removeprefix(f"{group}: ") if group else self.run.name
 
     @property
     def colour(self) -> int:
@@ -56,7 +63,9 @@ class Band:
 
 
 def read_table(group: RunGroup, metric: str = "") -> Table:
-    runs = list(group.runs.select_related("base_model", "after").order_by("created_at", "pk"))
+    runs = list(
+        group.runs.select_related("base_model", "after", "group").order_by("created_at", "pk")
+    )
     metrics = list_metrics(runs)
     chosen = metric if metric in metrics else choose_metric(metrics)
     varied = find_varied(runs)
@@ -89,7 +98,7 @@ def find_varied(runs: Sequence[Run]) -> list[str]:
     """Settings that differ between the runs. Of a pipeline's stages, which share none: nothing."""
     if len({run.recipe for run in runs}) > 1:
         return []
-    keys = sorted({key for run in runs for key in run.config})
+    keys = sorted({key for run in runs for key in run.config if key not in NOT_SWEPT})
     return [key for key in keys if not is_same([run.config.get(key) for run in runs])]
 
 

@@ -122,6 +122,8 @@ def test_a_grid_is_read_line_by_line() -> None:
 def test_the_best_run_stands_first_and_unmeasured_ones_last(actor: Actor) -> None:
     group = sweep(actor)
     runs = list(group.runs.order_by("created_at"))
+    pinned = runs[0].config["sampling"] | {"prompts": ["What is 1 + 1?"]}
+    Run.objects.filter(pk=runs[0].pk).update(config={**runs[0].config, "sampling": pinned})
     for run, losses in zip(runs, ([3.0, 2.0], [3.0, 1.0, 1.5], [4.0]), strict=False):
         for step, loss in enumerate(losses, start=1):
             record_metrics(run, step, {"held_out_loss": loss, "loss": 9.0})

@@ -21,6 +21,7 @@ from webapp.runs import annotation_rest as annotations
 from webapp.runs import finding_rest as findings
 from webapp.runs import group_rest as groups
 from webapp.runs import rest as runs
+from webapp.runs import rollout_rest as rollouts
 from webapp.runs import steering_rest as steering
 from webapp.runs import wait_rest as waits
 from webapp.tinker import rest as tinker
@@ -60,6 +61,7 @@ urlpatterns = [
     path("runs/<str:run_id>/wait", waits.RunWait.as_view()),
     path("runs/<str:run_id>/metrics", runs.RunMetrics.as_view()),
     path("runs/<str:run_id>/samples", runs.RunSamples.as_view()),
+    path("runs/<str:run_id>/rollouts", rollouts.RunRollouts.as_view()),
     path("runs/<str:run_id>/log", runs.RunLog.as_view()),
     path("runs/<str:run_id>/findings", findings.RunFindings.as_view()),
     path("runs/<str:run_id>/findings/<slug:key>/dismissal", findings.FindingDismissal.as_view()),

@@ -24,6 +24,7 @@ from webapp.fleet.isolation import settle_isolation_tests
 from webapp.runs import driving, queue
 from webapp.runs.models import Run
 from webapp.runs.retention import forget_logs
+from webapp.runs.rollouts import thin_rollouts
 from webapp.runs.services import reap_sessions
 from workers import diagnose, recipe
 from workers.celery import app
@@ -80,6 +81,7 @@ def clean() -> None:
     retire_samplers()
     discard_autosaves()
     forget_logs()
+    thin_rollouts()
     forget_calls()
     forget_sessions()
     forget_analyses()

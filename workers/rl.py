@@ -1,18 +1,20 @@
 """Drives reinforcement learning with verifiable rewards."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
+from training.data.tokenizer import ChatTokenizer
 from training.recipes import rl
 from training.recipes.grading import Answer
 from training.recipes.policy import Ask
 from training.recipes.rl import Prepared, Questions, Scores
-from training.recipes.rl_config import RlConfig
+from training.recipes.rl_config import PREFERENCE, RlConfig, is_preference
 from training.recipes.rollouts import Group, Prompt
 from training.types import SampleRequest
 from workers.grade import grade_answers
 from workers.policy import PolicyDrive
+from workers.preferences import Preferences, find_reward_model
 
 MOST_HELD_OUT = 64  # prompts that a measurement asks
 
@@ -23,6 +25,7 @@ class Rl(PolicyDrive[RlConfig]):
 
     prepared: Prepared = field(init=False)
     questions: Questions = field(init=False)
+    preferences: Preferences | None = None  # opened when it is first asked
 
     def prepare(self) -> str:
         self.tokenizer = self.load_tokenizer()
@@ -40,13 +43,32 @@ class Rl(PolicyDrive[RlConfig]):
     def find_ask(self) -> Ask:
         return self.questions.ask
 
-    def reward(self, _step: int, asked: Sequence[tuple[Prompt, Group]]) -> list[Scores]:
+    def reward(self, step: int, asked: Sequence[tuple[Prompt, Group]]) -> list[Scores]:
         """All answers are graded at once: a judge then reads them side by side."""
         answers = [
             make_answer(prompt, each.text) for prompt, group in asked for each in group.rollouts
         ]
-        scores = iter(grade_answers(self.config.graders, answers, keep_going=self.keep))
-        return [[next(scores) for _ in group.rollouts] for _, group in asked]
+        graders = [each for each in self.config.graders if not is_preference(each)]
+        graded = iter(grade_answers(graders, answers, keep_going=self.keep))
+        scores = [[next(graded) for _ in group.rollouts] for _, group in asked]
+        for reward_model in filter(is_preference, self.config.graders):
+            preferences = self.open_reward_model(reward_model["checkpoint"])
+            preferred = preferences.score({"step": step, "by": PREFERENCE}, asked)
+            for of_group, values in zip(scores, preferred, strict=True):
+                for each, value in zip(of_group, values, strict=True):
+                    each[PREFERENCE] = value
+        return scores
+
+    def open_reward_model(self, name: str) -> Preferences:
+        """Its weights may be of another base model than those that learn."""
+        if self.preferences is None:
+            checkpoint = find_reward_model(self.run, name)
+            sampler = self.open_sampler(checkpoint)
+            self.preferences = Preferences(
+                sampler=replace(sampler, base_model=checkpoint.base_model),
+                tokenizer=ChatTokenizer.load(checkpoint.base_model.path),
+            )
+        return self.preferences
 
     def measure(self) -> Mapping[str, float]:
         """The mean reward of held-out prompts, each answered once as rollouts are."""

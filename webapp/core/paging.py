@@ -16,7 +16,7 @@ M = TypeVar("M")
 class CreatedCursorPagination(CursorPagination):
     """Newest first; `?cursor=` is opaque, `?page_size=` up to 200."""
 
-    ordering = "-created_at"
+    ordering: str | tuple[str, ...] = "-created_at"
     page_size_query_param = "page_size"
     max_page_size = 200
 

@@ -3,7 +3,7 @@
 from django.urls import path, register_converter
 from django.urls.converters import StringConverter
 
-from webapp.runs import finding_views, group_views, launch, overview, views
+from webapp.runs import finding_views, group_views, launch, overview, rollout_pages, views
 
 
 class PartConverter(StringConverter):
@@ -41,6 +41,11 @@ urlpatterns = [
         "runs/<str:run_id>/findings/<slug:key>/restore/",
         finding_views.restore,
         name="finding-restore",
+    ),
+    path(
+        "runs/<str:run_id>/rollouts/<int:rollout_id>/",
+        rollout_pages.show_rollout,
+        name="run-rollout",
     ),
     path("runs/<str:run_id>/samples/<int:sample_id>/", views.show_tokens, name="run-tokens"),
     path("runs/<str:run_id>/actions/<str:action>/", views.act_on_run, name="run-act"),

@@ -26,6 +26,7 @@ from webapp.runs.history import list_keys, read_metrics
 from webapp.runs.lists import RunQuery, list_runs
 from webapp.runs.models import Run, Sample
 from webapp.runs.progress import read_stats
+from webapp.runs.rollout_pages import RECIPES, read_rollouts
 from webapp.runs.standing import explain_wait, explain_waits
 from webapp.runs.steering_forms import KlCoefficientForm, LearningRateForm
 
@@ -93,6 +94,7 @@ def show_run(request: ActorRequest, run_id: str) -> HttpResponse:
     context = {
         "run": run,
         "tab": tab,
+        "has_rollouts": run.recipe in RECIPES,
         "stats": read_stats(run),
         "wait": explain_wait(run),
         "newest": find_newest(run),
@@ -130,6 +132,10 @@ def _read_samples(request: HttpRequest, run: Run) -> dict[str, Any]:
     return {"film": arrange_samples(run, until=request.GET.get("until", ""))}
 
 
+def _read_rollouts(request: HttpRequest, run: Run) -> dict[str, Any]:
+    return read_rollouts(run, request.GET.dict())
+
+
 def _read_checkpoints(_: HttpRequest, run: Run) -> dict[str, Any]:
     return {"checkpoints": run.checkpoints.order_by("-step", "-created_at"), "now": now()}
 
@@ -154,6 +160,7 @@ def _read_integrity(_: HttpRequest, run: Run) -> dict[str, Any]:
 TAB_READERS: Mapping[str, Callable[[HttpRequest, Run], dict[str, Any]]] = {
     "charts": _read_charts,
     "samples": _read_samples,
+    "rollouts": _read_rollouts,
     "checkpoints": _read_checkpoints,
     "evals": _read_evals,
     "config": _read_config,

@@ -110,6 +110,12 @@ def digits(value: float | None) -> str:
 loss = register.filter("loss", digits)
 
 
+@register.filter
+def signed(value: float | None) -> str:
+    """As `digits`, and what is above 0 says so: `+0.2500`."""
+    return f"+{digits(value)}" if value is not None and value > 0 else digits(value)
+
+
 def scientific(value: float, *, places: int) -> str:
     mantissa, _, exponent = f"{value:.{places}e}".partition("e")
     return f"{mantissa}e{int(exponent)}"

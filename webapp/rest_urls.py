@@ -8,6 +8,7 @@ from webapp.accounts import schema as _schema  # noqa: F401 - registers how keys
 from webapp.accounts import webhook_rest as webhooks
 from webapp.checkpoints import export_rest as exports
 from webapp.checkpoints import rest as checkpoints
+from webapp.checkpoints import retention_rest as retention
 from webapp.datasets import derive_rest
 from webapp.datasets import rest as datasets
 from webapp.deployments import call_rest as calls
@@ -80,12 +81,17 @@ urlpatterns = [
     path("run-groups/<str:group_id>/stop", groups.GroupStop.as_view()),
     # /rest/checkpoints/<str:id>
     path("checkpoints", checkpoints.CheckpointList.as_view()),
+    path("checkpoints/many", retention.ManyCheckpoints.as_view()),
     path("checkpoints/<str:checkpoint_id>", checkpoints.CheckpointDetail.as_view()),
     path("checkpoints/<str:checkpoint_id>/keep", checkpoints.CheckpointKeep.as_view()),
+    path("checkpoints/<str:checkpoint_id>/pin", retention.CheckpointPin.as_view()),
     path("checkpoints/<str:checkpoint_id>/download", checkpoints.CheckpointDownload.as_view()),
     path("checkpoints/<str:checkpoint_id>/exports", exports.ExportList.as_view()),
     path("exports/<str:export_id>", exports.ExportDetail.as_view()),
     path("exports/<str:export_id>/download", exports.ExportDownload.as_view()),
+    path("retention", retention.Retention.as_view()),
+    path("retention/plan", retention.RetentionPlan.as_view()),
+    path("retention/apply", retention.RetentionApplication.as_view()),
     path("lineage/", lineage.Lineage.as_view()),
     # /rest/deployments/<str:id>
     path("deployments", deployments.DeploymentList.as_view()),

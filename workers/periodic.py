@@ -11,6 +11,7 @@ from django.utils.timezone import now
 from webapp.accounts.webhooks import announce_deliveries, forget_deliveries
 from webapp.checkpoints.exports import announce_exports
 from webapp.checkpoints.retention import retire_samplers
+from webapp.checkpoints.retention_services import apply_active_rules
 from webapp.checkpoints.services import expire_checkpoints
 from webapp.datasets.analyses import announce_analyses, forget_analyses
 from webapp.datasets.services import announce_validating
@@ -79,6 +80,7 @@ def clean() -> None:
     reap_sessions()
     expire_checkpoints()
     retire_samplers()
+    apply_active_rules()
     discard_autosaves()
     forget_logs()
     thin_rollouts()

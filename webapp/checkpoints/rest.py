@@ -43,6 +43,7 @@ class CheckpointOutput(serializers.ModelSerializer[Checkpoint]):
             "has_optimizer",
             "is_encrypted",
             "is_ephemeral",
+            "is_pinned",
             "tinker_path",
             "created_at",
             "expires_at",

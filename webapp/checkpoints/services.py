@@ -178,6 +178,15 @@ def set_lifetime(*, actor: Actor, checkpoint: Checkpoint, ttl_seconds: int | Non
     _change(actor, checkpoint, "checkpoint_ttl_set", expires_at=expires_at)
 
 
+def set_pinned(*, actor: Actor, checkpoint: Checkpoint, is_pinned: bool) -> None:
+    """No rule deletes one that is pinned, and its time does not run out."""
+    if is_pinned:
+        kept: dict[str, Any] = {"is_pinned": True, "expires_at": None, "is_ephemeral": False}
+        _change(actor, checkpoint, "checkpoint_pinned", **kept)
+    else:
+        _change(actor, checkpoint, "checkpoint_unpinned", is_pinned=False)
+
+
 def set_public(*, actor: Actor, checkpoint: Checkpoint, is_public: bool) -> None:
     """A public one may be sampled and branched from in every project."""
     event = "checkpoint_published" if is_public else "checkpoint_unpublished"

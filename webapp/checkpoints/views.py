@@ -14,7 +14,7 @@ from webapp.checkpoints.downloads import stream_archive
 from webapp.checkpoints.forms import CheckpointFilter, offer_runs
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.scores import describe_score, read_evaluations
-from webapp.checkpoints.services import delete_checkpoint, keep_checkpoint
+from webapp.checkpoints.services import delete_checkpoint, keep_checkpoint, set_pinned
 from webapp.core.curl import JSON, KEY
 from webapp.core.errors import NotFound
 from webapp.core.templatetags.hone import count, exact, percent, size
@@ -93,6 +93,8 @@ def describe_shape(checkpoint: Checkpoint) -> tuple[str, str, str]:
 def describe_end(checkpoint: Checkpoint) -> str:
     if checkpoint.deleted_at is not None:
         return "deleted"
+    if checkpoint.is_pinned:
+        return "pinned"
     return f"until {exact(checkpoint.expires_at)}" if checkpoint.expires_at else "kept"
 
 
@@ -115,6 +117,19 @@ def keep(request: ActorRequest, checkpoint_id: str) -> HttpResponse:
     check_can_write(request.actor, project_id=checkpoint.project_id)
     keep_checkpoint(actor=request.actor, checkpoint=checkpoint)
     messages.success(request, f"{checkpoint.name} stays until somebody deletes it.")
+    return redirect("checkpoint", checkpoint.pk)
+
+
+@login_required
+@require_POST
+def pin(request: ActorRequest, checkpoint_id: str) -> HttpResponse:
+    """Pressed again it is unpinned: the form says which."""
+    checkpoint = find_checkpoint(request.actor, checkpoint_id)
+    check_can_write(request.actor, project_id=checkpoint.project_id)
+    is_pinned = request.POST.get("pinned") != "0"
+    set_pinned(actor=request.actor, checkpoint=checkpoint, is_pinned=is_pinned)
+    said = "No rule deletes it." if is_pinned else "Rules may delete it again."
+    messages.success(request, said)
     return redirect("checkpoint", checkpoint.pk)
 
 

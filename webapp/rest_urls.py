@@ -9,6 +9,7 @@ from webapp.accounts import webhook_rest as webhooks
 from webapp.checkpoints import export_rest as exports
 from webapp.checkpoints import rest as checkpoints
 from webapp.checkpoints import retention_rest as retention
+from webapp.checkpoints import storage_rest as storage
 from webapp.datasets import derive_rest
 from webapp.datasets import rest as datasets
 from webapp.deployments import call_rest as calls
@@ -89,6 +90,7 @@ urlpatterns = [
     path("checkpoints/<str:checkpoint_id>/exports", exports.ExportList.as_view()),
     path("exports/<str:export_id>", exports.ExportDetail.as_view()),
     path("exports/<str:export_id>/download", exports.ExportDownload.as_view()),
+    path("storage", storage.Storage.as_view()),
     path("retention", retention.Retention.as_view()),
     path("retention/plan", retention.RetentionPlan.as_view()),
     path("retention/apply", retention.RetentionApplication.as_view()),

@@ -64,6 +64,8 @@ HONE_HOME = Path(os.environ.get("HONE_HOME", ROOT / ".hone")).resolve()
 # Everybody's rows, weights and sessions: other users of the machine do not look into it.
 HONE_HOME.mkdir(mode=0o700, parents=True, exist_ok=True)
 PORT = read_int("PORT", 8000)
+# What saves leave free on the disk of HONE_HOME, for the database and autosaves.
+DISK_RESERVE_BYTES = read_int("HONE_DISK_RESERVE_MIB", 512) * 2**20
 DEBUG = read_bool("DEBUG", False)
 HTTPS = read_bool("HONE_HTTPS", False)  # behind a proxy that ends TLS
 SECRET_KEY = read_secret_key()

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from training.errors import InvalidInput
 from training.recipes.config import RecipeConfig
 from webapp.checkpoints.models import Checkpoint
 from webapp.core.errors import UserError
@@ -48,6 +49,14 @@ class Errand:
     wanted: Wanted
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A checkpoint that was not saved, as the caller is to blame: there was no room for it."""
+
+    step: int
+    error: InvalidInput
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Errands:
     """Each is done once, also where a replay comes by again."""
@@ -57,6 +66,7 @@ class Errands:
     config: RecipeConfig
     measure: Callable[[], Mapping[str, float]]  # of what is held out; empty: nothing is
     open: deque[Errand] = field(default_factory=deque)
+    refused: Refused | None = None  # the last checkpoint that could not be saved
 
     def begin(self, *, sampling: bool) -> None:
         """What the run begins with answers the prompts too."""
@@ -78,8 +88,11 @@ class Errands:
             self._go_on(self.open.popleft())
 
     def finish(self) -> None:
+        """InvalidInput where the weights that the run ends with could not be saved."""
         while self.open:
             self._go_on(self.open.popleft())
+        if self.refused is not None and self.refused.step == self.model.num_steps:
+            raise InvalidInput(f"the last checkpoint could not be saved: {self.refused.error}")
 
     def _save(self, step: int, wanted: Wanted) -> RemoteFuture[Checkpoint]:
         if wanted.checkpoint:
@@ -89,7 +102,11 @@ class Errands:
         return self.model.save_checkpoint(name, kind="sampler", ttl_seconds=seconds)
 
     def _go_on(self, errand: Errand) -> None:
-        checkpoint = errand.saved.result()
+        try:
+            checkpoint = errand.saved.result()
+        except InvalidInput as error:
+            self._note_refused(errand, error)
+            return
         if errand.wanted.checkpoint:
             self.say(f"Saved the checkpoint {checkpoint.name}.", errand.step)
         if checkpoint.deleted_at is not None:
@@ -98,6 +115,13 @@ class Errands:
             self._ask(errand.step, checkpoint)
         if errand.wanted.evaluation:
             self._evaluate(errand.step, checkpoint)
+
+    def _note_refused(self, errand: Errand, error: InvalidInput) -> None:
+        """No room on the disk is no reason to lose what is being learned: the run goes on."""
+        what = "Not saved" if errand.wanted.checkpoint else "No samples and no evaluation"
+        self.say(f"{what} after step {errand.step}: {error}", errand.step, LogLine.Level.WARNING)
+        if errand.wanted.checkpoint:
+            self.refused = Refused(step=errand.step, error=error)
 
     def _ask(self, step: int, checkpoint: Checkpoint | None) -> None:
         sampling = self.config.sampling
@@ -134,10 +158,10 @@ class Errands:
         record_metrics(self.run, step, measured)
         self.say(describe_measured(measured, step), step)
 
-    def say(self, text: str, step: int) -> None:
+    def say(self, text: str, step: int, level: str = LogLine.Level.INFO) -> None:
         """Once, also where a replay comes by again."""
         if not self.run.log_lines.filter(step=step, text=text).exists():
-            add_log(self.run, text, step=step)
+            add_log(self.run, text, level, step=step)
 
     def _find_suite(self) -> EvalSuite | None:
         suite_id = self.run.config.get("eval_suite")

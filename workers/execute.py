@@ -40,6 +40,7 @@ from workers.disagreement import Disagreement, Seen
 from workers.repeats import Passes
 from workers.saves import choose_previous, export_weights, make_folder_name, save_sampler
 from workers.signal import Signal
+from workers.space import check_save
 
 EPHEMERAL_SECONDS = 86_400  # of a sampling client's weights, after its session has ended
 NO_PAYLOAD: Mapping[str, Any] = {}
@@ -338,14 +339,16 @@ def save_checkpoint(
     check_name(held.run, kind, name, overwrite=overwrite)
     path = f"checkpoints/{held.run.pk}/{make_folder_name(name)}-{operation.seq}"
     folder = Path(settings.HONE_HOME) / path
-    previous = None
+    is_sampler = kind == Checkpoint.Kind.SAMPLER
+    previous = choose_previous(held.run, payload) if is_sampler else None
+    is_delta = previous is not None
+    check_save(held.engine, held.run, kind, name, is_delta=is_delta, overwrite=overwrite)
     started = time.perf_counter()
     if kind == Checkpoint.Kind.EXTERNAL:
         saved = export_weights(held.engine, held.run, folder, payload)
     elif kind == Checkpoint.Kind.TRAINING:
         saved = held.engine.save_weights(held.run.pk, folder, optimizer=True)
     else:
-        previous = choose_previous(held.run, payload)
         saved = save_sampler(held.engine, held.run, folder, previous)
     default_ttl = EPHEMERAL_SECONDS if is_ephemeral else None
     register = partial(

@@ -110,6 +110,11 @@ class Tenancy:
             raise InvalidInput(f"run {run!r} has no weights here: create or load them first")
         return self.adapters.by_run[run]
 
+    def count_adapter_bytes(self, run: str) -> int:
+        """Of its weights alone; an optimizer keeps twice as much beside them."""
+        tensors = self._adapter(run).tensors.values()
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
     def joins_experts(self, run: str) -> bool:
         """Whether an export of the run has experts as Tinker has them, and not as PEFT has."""
         if self.full is not None and self.full.name == run:

@@ -1,6 +1,6 @@
 """Who may do what, as one-line checks that raise a sentence."""
 
-from webapp.accounts.models import Actor, Membership
+from webapp.accounts.models import Actor, Membership, Role
 from webapp.core.errors import NotFound, UserError
 
 
@@ -25,6 +25,11 @@ def _find_actor(actor: Actor, project_id: str) -> Actor:
 def may_administer(actor: Actor) -> bool:
     """Base models are directories of the machine, shared by all projects."""
     return actor.may_administer
+
+
+def may_set_budget(actor: Actor) -> bool:
+    """Of the disk, for the current project."""
+    return actor.role == Role.OWNER or actor.may_administer
 
 
 def check_may_administer(actor: Actor) -> None:

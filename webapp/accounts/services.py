@@ -17,7 +17,7 @@ from webapp.accounts.models import (
     SignInLink,
     User,
 )
-from webapp.accounts.permissions import check_can_write
+from webapp.accounts.permissions import check_can_write, may_set_budget
 from webapp.accounts.tokens import is_token, read_token
 from webapp.core.errors import NotFound, UserError
 
@@ -25,6 +25,7 @@ KEY_PREFIX = "tml-"  # the tinker SDK refuses keys that start otherwise
 OTHER_PREFIX = "fw_"  # the same key as the Fireworks SDK takes it, which refuses tinker's
 LINK_LIFETIME = timedelta(hours=24)
 MIN_SHARE, MAX_SHARE = 0.01, 1000
+MAX_BUDGET = 2**60  # bytes, an exbibyte
 TOUCH_EVERY = timedelta(minutes=1)  # a key's last use is good to the minute
 
 
@@ -85,6 +86,25 @@ def change_share(*, actor: Actor, project_id: str, share: float) -> Project:
         project.save(update_fields=["share"])
         details = {"before": before, "share": share}
         record_audit(project=project, user=actor.user, event="project_share_changed", **details)
+    return project
+
+
+@transaction.atomic
+def change_disk_budget(*, actor: Actor, budget_bytes: int | None) -> Project:
+    """Of the current project's files. None: as far as the disk goes."""
+    if not may_set_budget(actor):
+        raise UserError("Only an owner of this project can change its disk budget.")
+    if budget_bytes is not None and not 0 <= budget_bytes <= MAX_BUDGET:
+        raise UserError(
+            f"A budget is a number of bytes from 0 to {MAX_BUDGET:,}.", field="budget_bytes"
+        )
+    project = Project.objects.select_for_update().get(pk=actor.project.pk)
+    if project.disk_budget_bytes != budget_bytes:
+        details = {"before": project.disk_budget_bytes, "budget_bytes": budget_bytes}
+        project.disk_budget_bytes = budget_bytes
+        project.save(update_fields=["disk_budget_bytes"])
+        event = "project_disk_budget_changed"
+        record_audit(project=project, user=actor.user, event=event, **details)
     return project
 
 

@@ -17,6 +17,7 @@ from training.manifest import MANIFEST_FILE, read_manifest
 from training.model_files import digest_file
 from webapp.accounts.audit import record_audit
 from webapp.accounts.models import Actor, Membership, Project, Role
+from webapp.checkpoints.budgets import check_room
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import announce, find_folder
 from webapp.core import ids
@@ -42,6 +43,7 @@ def copy_checkpoint(
     first = _find_first(source, project, key, session, model_seq_id)
     if first is not None:
         return first
+    check_room(project, source.size_bytes, what=f"the copy of {source.name}")
     run_id = ids.make_run_id()
     path = f"checkpoints/{run_id}/{Path(source.path).name}"
     _copy_folder(source, Path(settings.HONE_HOME) / path)

@@ -12,6 +12,7 @@ from django.utils.timezone import now
 from webapp.accounts.audit import record_audit
 from webapp.accounts.models import Actor, User
 from webapp.accounts.permissions import check_can_write
+from webapp.checkpoints.budgets import check_room
 from webapp.checkpoints.chains import lock
 from webapp.checkpoints.models import Checkpoint, Export
 from webapp.checkpoints.services import announce, exports_folder
@@ -60,6 +61,7 @@ def _open(
     first = same.exclude(status=Status.FAILED).first()
     if first is not None:
         return first, False
+    check_room(checkpoint.project, estimate_bytes(checkpoint, kind), what="the export")
     export = Export.objects.create(
         project_id=checkpoint.project_id,
         checkpoint=checkpoint,
@@ -70,6 +72,13 @@ def _open(
     send_task(EXPORT_CHECKPOINT, export.pk)
     announce(checkpoint)
     return export, True
+
+
+def estimate_bytes(checkpoint: Checkpoint, kind: str) -> int:
+    """An adapter without its optimizer at most; a merged model has weights of two bytes or more."""
+    if kind == Kind.PEFT:
+        return checkpoint.size_bytes
+    return 2 * checkpoint.base_model.num_parameters
 
 
 def check_exportable(checkpoint: Checkpoint, kind: str, precision: str) -> None:

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from webapp.checkpoints import export_views, file_views, retention_views, views
+from webapp.checkpoints import export_views, file_views, retention_views, storage_views, views
 
 urlpatterns = [
     path("checkpoints/", views.list_checkpoints, name="checkpoints"),
@@ -20,6 +20,7 @@ urlpatterns = [
     # /exports/<id>/
     path("exports/<str:export_id>/download/", export_views.download, name="export-download"),
     path("exports/<str:export_id>/delete/", export_views.delete, name="export-delete"),
+    path("settings/storage/", storage_views.show_storage, name="settings-storage"),
     # What a program fetches by a link that it was given, without a key.
     path("files/<str:checkpoint_id>/<str:file>", file_views.fetch_file, name="checkpoint-file"),
 ]

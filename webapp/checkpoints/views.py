@@ -10,8 +10,10 @@ from django.views.decorators.http import require_GET, require_POST
 from webapp.accounts.middleware import ActorRequest
 from webapp.accounts.models import Actor
 from webapp.accounts.permissions import check_can_write
+from webapp.checkpoints.budgets import read_use
 from webapp.checkpoints.downloads import stream_archive
 from webapp.checkpoints.forms import CheckpointFilter, offer_runs
+from webapp.checkpoints.lists import Sort, sum_sizes
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.scores import describe_score, read_evaluations
 from webapp.checkpoints.services import delete_checkpoint, keep_checkpoint, set_pinned
@@ -29,7 +31,8 @@ DELTAS_SHOWN = 20
 def list_checkpoints(request: ActorRequest) -> HttpResponse:
     form = CheckpointFilter(request.GET)
     alive = Checkpoint.objects.in_project(request.actor).alive()
-    rows = form.apply(alive).select_related("run__parent", "base_model")
+    sort = Sort.read(request.GET)
+    rows = sort.apply(form.apply(alive).select_related("run__parent", "base_model"))
     page = Paginator(
         rows.prefetch_related("base_model__names", "deployments"), CHECKPOINTS_A_PAGE
     ).get_page(request.GET.get("page"))
@@ -37,6 +40,9 @@ def list_checkpoints(request: ActorRequest) -> HttpResponse:
         "page": page,
         "chosen": form.cleaned_data,
         "runs": offer_runs(request.actor),
+        "headings": sort.make_headings(),
+        "shown": sum_sizes(rows),
+        "use": read_use(request.actor.project),
         "is_filtered": any(form.cleaned_data.values()),
         "is_first": not any(request.GET.values()) and not page.object_list,
     }

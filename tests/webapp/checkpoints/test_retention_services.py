@@ -22,7 +22,7 @@ from webapp.checkpoints.retention_needs import list_needs
 from webapp.checkpoints.retention_plans import make_plan
 from webapp.checkpoints.retention_rules import Keep
 from webapp.checkpoints.retention_services import apply_active_rules, apply_rule, save_rule
-from webapp.checkpoints.services import find_folder, set_pinned
+from webapp.checkpoints.services import find_folder, remove_folder, set_pinned
 from webapp.core.errors import UserError
 from webapp.deployments.models import Deployment, DeploymentChange, SamplingCall, SamplingSession
 from webapp.evals.models import Alias, AliasMove, EvalSuite, Evaluation
@@ -312,10 +312,9 @@ def test_what_has_become_needed_since_the_look_stays(
         lambda: need_alias(saved[2]),
         lambda: need_evaluation(saved[3]),
     ]
-    remove = retention_services.remove_folder
 
     def remove_and_act(checkpoint: Checkpoint) -> None:
-        remove(checkpoint)
+        remove_folder(checkpoint)
         while acts:
             acts.pop()()
 

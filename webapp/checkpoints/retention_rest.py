@@ -66,7 +66,7 @@ class AppliedOutput(serializers.Serializer[Any]):
     freed_bytes = serializers.IntegerField()
 
 
-class ManyInput(serializers.Serializer[Any]):
+class ActInput(serializers.Serializer[Any]):
     ids = serializers.ListField(child=serializers.CharField(max_length=80), max_length=1000)
     action = serializers.ChoiceField(choices=list(ACTIONS))
 
@@ -76,7 +76,7 @@ class RefusedOutput(serializers.Serializer[Any]):
     message = serializers.CharField()
 
 
-class ManyOutput(serializers.Serializer[Any]):
+class ActOutput(serializers.Serializer[Any]):
     done = serializers.ListField(child=serializers.CharField())
     size_bytes = serializers.IntegerField()
     refused = RefusedOutput(many=True)
@@ -174,10 +174,10 @@ class RetentionApplication(APIView):
 class ManyCheckpoints(APIView):
     """The same for many checkpoints."""
 
-    @extend_schema(request=ManyInput, responses=ManyOutput)
+    @extend_schema(request=ActInput, responses=ActOutput)
     def post(self, request: Request) -> Response:
         """Delete, pin, unpin or keep them; each is done or says why not."""
-        data = ManyInput(data=request.data)
+        data = ActInput(data=request.data)
         data.is_valid(raise_exception=True)
         outcome = act_on_many(actor=actor_of(request), **data.validated_data)
         refused = [{"checkpoint": each.pk, "message": why} for each, why in outcome.refused]

@@ -34,6 +34,22 @@ function tell(what) {
     document.body.dispatchEvent(new CustomEvent(`live:${what}`, { detail: { what } }));
 }
 
+// An element that is fetching itself when a hint comes is gone once it has, and htmx drops what waits for it: the hint
+// is told once more to what stands in its place.
+const missed = new Map(); // element -> the hints that came while it was fetching itself
+
+document.addEventListener("htmx:confirm", ({ detail: { elt, triggeringEvent } }) => {
+    const what = triggeringEvent?.detail?.what;
+    if (!what || !elt.classList.contains("htmx-request")) return;
+    missed.set(elt, (missed.get(elt) ?? new Set()).add(what));
+});
+
+document.addEventListener("htmx:afterRequest", ({ detail: { requestConfig } }) => {
+    const hints = missed.get(requestConfig.elt) ?? [];
+    missed.delete(requestConfig.elt);
+    if (!requestConfig.elt.isConnected) hints.forEach(tell);
+});
+
 function connect() {
     const scheme = location.protocol === "https:" ? "wss" : "ws";
     const socket = new WebSocket(`${scheme}://${location.host}${path}`);

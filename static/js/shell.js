@@ -131,7 +131,7 @@ function refreshTimes() {
 setInterval(refreshTimes, 20000);
 document.addEventListener("visibilitychange", () => document.hidden || refreshTimes());
 
-// An element that fetched itself again keeps what a person did to it: scrolled, opened, focused.
+// An element that fetched itself again keeps what a person did to it: scrolled, opened, focused, chosen.
 const SCROLLED = ".table-wrap, .lineage";
 const kept = new Map();
 
@@ -143,6 +143,26 @@ function nameOf(element) {
     return "";
 }
 
+const isBox = (control) => ["radio", "checkbox"].includes(control.type);
+
+// What was entered and not sent yet.
+function isEntered(control) {
+    if (control.options) return [...control.options].some((each) => each.selected !== each.defaultSelected);
+    return isBox(control) ? control.checked !== control.defaultChecked : control.value !== control.defaultValue;
+}
+
+function readEntry(control) {
+    const place = `[name="${CSS.escape(control.name)}"]`;
+    if (!isBox(control)) return { place, value: control.value };
+    return { place: `${place}[value="${CSS.escape(control.value)}"]`, checked: control.checked };
+}
+
+function enterAgain(target, { place, ...entry }) {
+    const control = target.querySelector(place);
+    const isOffered = !control?.options || [...control.options].some((each) => each.value === entry.value);
+    if (control && isOffered) Object.assign(control, entry);
+}
+
 function keep({ detail: { target } }) {
     if (!target.id) return;
     const wraps = [target.closest(SCROLLED), ...target.querySelectorAll(SCROLLED)];
@@ -150,6 +170,7 @@ function keep({ detail: { target } }) {
         scrolls: wraps.map((wrap) => wrap && [wrap.scrollLeft, wrap.scrollTop]),
         opened: [...target.querySelectorAll("details")].map((details) => details.open),
         focused: target.contains(document.activeElement) ? nameOf(document.activeElement) : "",
+        entries: [...target.querySelectorAll("input, select, textarea")].filter(isEntered).map(readEntry),
     });
 }
 
@@ -157,7 +178,7 @@ document.addEventListener("htmx:beforeSwap", keep);
 document.addEventListener("htmx:oobBeforeSwap", keep);
 
 document.addEventListener("htmx:afterSettle", () => {
-    for (const [id, { scrolls, opened, focused }] of kept) {
+    for (const [id, { scrolls, opened, focused, entries }] of kept) {
         const target = document.getElementById(id);
         if (!target) continue;
         const wraps = [target.closest(SCROLLED), ...target.querySelectorAll(SCROLLED)];
@@ -165,6 +186,7 @@ document.addEventListener("htmx:afterSettle", () => {
         target.querySelectorAll("details").forEach((details, place) => {
             details.open = opened[place] ?? details.open;
         });
+        for (const entry of entries) enterAgain(target, entry);
         if (focused) target.querySelector(focused)?.focus({ preventScroll: true });
     }
     kept.clear();

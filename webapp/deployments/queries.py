@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from django.db.models import Count, Prefetch, Q, QuerySet
+from django.db.models import Count, OuterRef, Prefetch, Q, QuerySet, Subquery
 
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
@@ -61,8 +61,18 @@ def find_last_load(deployment: Deployment) -> HotLoad | None:
     return find_proof(deployment.checkpoint) or loads.first()
 
 
-def find_pending(deployment: Deployment) -> Pending | None:
-    pending = deployment.changes.filter(status=DeploymentChange.Status.LOADING)
+def with_pending(deployments: DeploymentQuerySet) -> DeploymentQuerySet:
+    """With the id of the change that is under way, of the same moment as what is served."""
+    changes = DeploymentChange.objects.filter(
+        deployment=OuterRef("pk"), status=DeploymentChange.Status.LOADING
+    )
+    return deployments.annotate(pending_id=Subquery(changes.values("pk")[:1]))
+
+
+def find_pending(deployment_id: str) -> Pending | None:
+    pending = DeploymentChange.objects.filter(
+        deployment=deployment_id, status=DeploymentChange.Status.LOADING
+    )
     change = pending.select_related("checkpoint__run", "user").defer("checkpoint__probe").first()
     if change is None:
         return None
@@ -72,9 +82,9 @@ def find_pending(deployment: Deployment) -> Pending | None:
     return Pending(change=change, load=loads.select_related("replica").first())
 
 
-def list_changes(deployment: Deployment) -> list[DeploymentChange]:
+def list_changes(deployment_id: str) -> list[DeploymentChange]:
     """The newest first."""
-    changes = deployment.changes.select_related(
+    changes = DeploymentChange.objects.filter(deployment=deployment_id).select_related(
         "checkpoint__run", "previous__run", "user", "hot_load"
     )
     slim = changes.defer("checkpoint__probe", "previous__probe", "hot_load__server_logprobs")

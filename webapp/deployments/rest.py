@@ -24,10 +24,10 @@ from webapp.deployments.models import (
     Replica,
 )
 from webapp.deployments.queries import (
-    find_pending,
     list_replicas_for,
     list_replicas_of,
     name_engine,
+    with_pending,
 )
 from webapp.deployments.replicas import scale_deployment
 from webapp.deployments.services import (
@@ -132,8 +132,10 @@ class DeploymentOutput(serializers.ModelSerializer[Deployment]):
     @extend_schema_field(ChangeOutput(allow_null=True))
     def get_pending_change(self, deployment: Deployment) -> dict[str, Any] | None:
         """What is being loaded and proven; what was served before answers until then."""
-        pending = find_pending(deployment)
-        return dict(ChangeOutput(pending.change).data) if pending else None
+        pending_id = getattr(deployment, "pending_id", None)
+        changes = DeploymentChange.objects.select_related("user", "hot_load")
+        change = changes.filter(pk=pending_id).first() if pending_id else None
+        return dict(ChangeOutput(change).data) if change else None
 
     @extend_schema_field(HotLoadOutput(many=True))
     def get_hot_loads(self, deployment: Deployment) -> list[dict[str, Any]]:
@@ -168,10 +170,16 @@ class ScaleInput(serializers.Serializer[Deployment]):
 
 def find_deployment(actor: Actor, deployment_id: str) -> Deployment:
     rows = Deployment.objects.visible_to(actor).select_related("base_model", "checkpoint")
-    found = rows.filter(pk=deployment_id).first()
+    found = with_pending(rows).filter(pk=deployment_id).first()
     if found is None:
         raise NotFound(f"There is no deployment {deployment_id}.")
     return found
+
+
+def tell(request: Request, deployment_id: str, code: int = status.HTTP_200_OK) -> Response:
+    """How it stands now."""
+    deployment = find_deployment(actor_of(request), deployment_id)
+    return Response(DeploymentOutput(deployment).data, status=code)
 
 
 def find_target(request: Request, data: dict[str, Any]) -> dict[str, Any]:
@@ -192,7 +200,7 @@ class DeploymentList(ListAPIView[Deployment]):
 
     def get_queryset(self) -> DeploymentQuerySet:
         rows = Deployment.objects.visible_to(actor_of(self.request))
-        return rows.prefetch_related("hot_loads")
+        return with_pending(rows).prefetch_related("hot_loads")
 
     @extend_schema(request=DeploymentInput, responses={201: DeploymentOutput})
     def post(self, request: Request) -> Response:
@@ -207,7 +215,7 @@ class DeploymentList(ListAPIView[Deployment]):
                 num_replicas=data.validated_data["num_replicas"],
                 **find_target(request, data.validated_data),
             )
-            return Response(DeploymentOutput(deployment).data, status=status.HTTP_201_CREATED)
+            return tell(request, deployment.pk, status.HTTP_201_CREATED)
 
         return answer_once(request, create)
 
@@ -217,21 +225,21 @@ class DeploymentDetail(APIView):
 
     @extend_schema(responses=DeploymentOutput)
     def get(self, request: Request, deployment_id: str) -> Response:
-        return Response(DeploymentOutput(find_deployment(actor_of(request), deployment_id)).data)
+        return tell(request, deployment_id)
 
     @extend_schema(request=PromotionInput, responses=DeploymentOutput)
     def patch(self, request: Request, deployment_id: str) -> Response:
         """Serve other weights of the same base model, as `promote` does."""
         deployment = find_deployment(actor_of(request), deployment_id)
         promote(request, deployment)
-        return Response(DeploymentOutput(deployment).data)
+        return tell(request, deployment_id)
 
     @extend_schema(responses=DeploymentOutput)
     def delete(self, request: Request, deployment_id: str) -> Response:
         """Stop it. Its loads and their proofs stay readable."""
         deployment = find_deployment(actor_of(request), deployment_id)
         stop_deployment(actor=actor_of(request), deployment=deployment)
-        return Response(DeploymentOutput(deployment).data)
+        return tell(request, deployment_id)
 
 
 def promote(request: Request, deployment: Deployment) -> DeploymentChange:
@@ -286,7 +294,7 @@ class DeploymentScale(APIView):
         data = ScaleInput(data=request.data)
         data.is_valid(raise_exception=True)
         scale_deployment(actor=actor_of(request), deployment=deployment, **data.validated_data)
-        return Response(DeploymentOutput(deployment).data)
+        return tell(request, deployment_id)
 
 
 class DeploymentHistory(ListAPIView[DeploymentChange]):

@@ -143,14 +143,15 @@ def _render(
     form: ChangeForm | None = None,
     scale_form: ScaleForm | None = None,
 ) -> HttpResponse:
+    serving = read_serving(request.actor, deployment.pk)
+    deployment = serving["deployment"]
     form = form or ChangeForm(
         actor=request.actor, deployment=deployment, chosen=request.GET.get("checkpoint", "")
     )
     scale_form = scale_form or ScaleForm(initial={"num_replicas": deployment.num_replicas})
     url = request.build_absolute_uri("/").rstrip("/")
     context = {
-        **read_serving(deployment),
-        "deployment": deployment,
+        **serving,
         "form": form,
         "scale_form": scale_form,
         "examples": write_examples(url, deployment),
@@ -159,13 +160,18 @@ def _render(
     return render(request, "deployments/deployment.html", context, status=status)
 
 
-def read_serving(deployment: Deployment) -> dict[str, Any]:
-    """What changes while the page is open."""
+def read_serving(actor: Actor, deployment_id: str) -> dict[str, Any]:
+    """What changes while the page is open.
+
+    Its changes before itself: of one that is served in between the page then says that it still
+    waits, and looks again. The other way round it would go on showing what was served before.
+    """
+    pending, changes = find_pending(deployment_id), list_changes(deployment_id)
+    deployment = find_deployment(actor, deployment_id)
     load = find_last_load(deployment)
     replicas = list_replicas_of(deployment)
-    changes = list_changes(deployment)
-    pending = find_pending(deployment)
     return {
+        "deployment": deployment,
         "load": load,
         "tokens": compare_probe(load) if load else [],
         "loads": list_loads(deployment),

@@ -1,9 +1,13 @@
 """A deployment's changes: promoted, refused, rolled back, and told in its history."""
 
+from typing import Any
+
+import pytest
 from django.test import Client
 
 from tests.webapp.deployments.conftest import make_checkpoint, make_load, make_replica, read
 from webapp.accounts.models import Actor
+from webapp.deployments import views
 from webapp.deployments.models import Deployment, HotLoad
 from webapp.deployments.services import change_checkpoint, settle_change
 from webapp.runs.models import Run
@@ -27,6 +31,30 @@ def test_a_checkpoint_is_promoted_while_the_old_one_answers(
     replica = make_replica()
     make_load(better, status=HotLoad.Status.LOADING, replica=replica)
     assert "vllm-tiny is loading it, and then proves it" in read(browser, url)
+
+
+@pytest.mark.parametrize("query", ["find_pending", "list_changes", "find_deployment", "list_loads"])
+def test_a_change_that_is_served_while_its_page_is_read_is_not_missed(
+    browser: Client,
+    alice: Actor,
+    run: Run,
+    deployment: Deployment,
+    monkeypatch: pytest.MonkeyPatch,
+    query: str,
+) -> None:
+    """The hint of it comes before the page listens: it shows the new weights, or looks again."""
+    better = make_checkpoint(run, name="better")
+    change = change_checkpoint(actor=alice, deployment=deployment, checkpoint=better)
+    ask = getattr(views, query)
+
+    def ask_late(*asked: Any) -> Any:
+        settle_change(change)
+        return ask(*asked)
+
+    monkeypatch.setattr(views, query, ask_late)
+    page = read(browser, f"/deployments/{deployment.pk}/")
+    answers = page[page.index("<dt>Serves</dt>") : page.index("<dt>Digest</dt>")]
+    assert f"/checkpoints/{better.pk}/" in answers or "every 2s" in page
 
 
 def test_a_promotion_that_failed_says_what_differs_and_that_the_old_one_stays(

@@ -10,8 +10,9 @@ from tests.webapp.deployments.conftest import make_checkpoint, make_load, make_r
 from webapp.accounts.models import Actor
 from webapp.accounts.services import create_key
 from webapp.checkpoints.models import Checkpoint
+from webapp.deployments import rest
 from webapp.deployments.models import Deployment
-from webapp.deployments.services import settle_change
+from webapp.deployments.services import change_checkpoint, settle_change
 from webapp.runs.models import Run
 
 
@@ -70,6 +71,30 @@ def test_a_promotion_is_a_change_that_is_pending_until_it_is_proven(
     assert (past["status"], past["pause_milliseconds"]) == ("served", 3.0)
     assert past["hot_load"]["mean_difference"] == 1e-7
     assert past["hot_load"]["load_milliseconds"] == 41.0
+
+
+def test_nothing_is_pending_means_that_what_was_asked_for_is_told(
+    program: Client,
+    alice: Actor,
+    run: Run,
+    deployment: Deployment,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Although the change is served while the answer is made."""
+    better = make_checkpoint(run, name="better")
+    change = change_checkpoint(actor=alice, deployment=deployment, checkpoint=better)
+    find = rest.find_deployment
+
+    def find_in_time(*asked: Any) -> Deployment:
+        found = find(*asked)
+        settle_change(change)
+        return found
+
+    monkeypatch.setattr(rest, "find_deployment", find_in_time)
+    first, second = (program.get(f"/rest/deployments/{deployment.pk}").json() for _ in range(2))
+    assert first["checkpoint"] == deployment.checkpoint_id
+    assert first["pending_change"]["id"] == change.pk
+    assert (second["checkpoint"], second["pending_change"]) == (better.pk, None)
 
 
 def test_rolling_back_needs_something_to_go_back_to(

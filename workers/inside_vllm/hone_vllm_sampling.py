@@ -1,15 +1,18 @@
 """Runs inside vLLM's workers: what is told of a drawn token, as Hone's own server tells it.
 
-What is drawn stays the same. vLLM's `processed_logprobs` are of what top-k and top-p have left.
+What is drawn stays the same, on a CPU too where a prompt is read in pieces. vLLM's
+`processed_logprobs` are of what top-k and top-p have left.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from vllm.platforms import current_platform
 from vllm.v1.outputs import SamplerOutput
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 from vllm.v1.sample.sampler import Sampler
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 MODE = "processed_logprobs"
 BESIDE = 3  # who asks for so many likeliest tokens has room for two more numbers among them
@@ -73,7 +76,41 @@ def put_second(columns: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
     return torch.cat([columns[:, :1], more, columns[:, 1:]], dim=1)
 
 
+def take_draws_back(sample: Forward) -> Forward:
+    """Something is drawn after each piece of a prompt, and only what follows the last one counts.
+
+    vLLM takes a seeded request's other draws back by a number that a CPU's generators do not have:
+    its worker ended there, whenever more was to be read than fits into one step.
+    """
+
+    def run(self: GPUModelRunner, *args: Any, **kwargs: Any) -> SamplerOutput:
+        generators, is_dropped = self.input_batch.generators, self.discard_request_mask.np
+        before = {row: each.get_state() for row, each in generators.items() if is_dropped[row]}
+        output = sample(self, *args, **kwargs)
+        for row, state in before.items():
+            generators[row].set_state(state)
+        return output
+
+    return run
+
+
+def leave_draws(keep_books: Forward) -> Forward:
+    """They have been taken back: it finds no generator to do it with."""
+
+    def run(self: GPUModelRunner, *args: Any, **kwargs: Any) -> Any:
+        generators, self.input_batch.generators = self.input_batch.generators, {}
+        try:
+            return keep_books(self, *args, **kwargs)
+        finally:
+            self.input_batch.generators = generators
+
+    return run
+
+
 def install() -> None:
+    if current_platform.is_cpu():
+        GPUModelRunner._sample = take_draws_back(GPUModelRunner._sample)
+        GPUModelRunner._bookkeeping_sync = leave_draws(GPUModelRunner._bookkeeping_sync)
     for name in ("forward_native", "forward_cpu"):
         setattr(TopKTopPSampler, name, report_before_cut(getattr(TopKTopPSampler, name)))
     Sampler.forward = tell_both(Sampler.forward)

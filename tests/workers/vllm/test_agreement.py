@@ -49,6 +49,19 @@ async def test_log_probabilities_of_prompts_and_samples_agree_with_the_engine(
     assert statistics.mean(differences) < 1e-4
 
 
+async def test_seeded_requests_that_share_their_steps_draw_what_each_draws_alone(
+    server: SamplingServer,
+) -> None:
+    """3200 tokens are read in pieces of 2048: a piece in a step ended vLLM's CPU build."""
+    params = SamplingParams(max_tokens=8, seed=4, stop=())
+    requests = [SampleRequest(prompt=each, params=params) for each in make_prompts(8, 400)]
+    together = await asyncio.gather(*(server.generate(MODEL, each) for each in requests))
+    alone = [await server.generate(MODEL, each) for each in requests]
+    assert [each.sequences[0].tokens for each in together] == [
+        each.sequences[0].tokens for each in alone
+    ]
+
+
 @pytest.mark.parametrize(
     "chosen",
     [{"temperature": 0.6}, {"temperature": 1.4, "top_p": 0.5}, {"top_k": 3}, {"temperature": 0.0}],

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.vllm_server import MODEL, RealVllm
-from tests.workers.vllm.conftest import PROMPT, TOLERANCE, Checkpoints, ask_logprobs, differ
+from tests.workers.vllm.conftest import (
+    BALLAST,
+    PROMPT,
+    TOLERANCE,
+    Checkpoints,
+    ask_logprobs,
+    differ,
+)
 from training.types import SampleRequest, SamplingParams
 from workers.vllm import ModelMissing, SamplingServer, ServerLost
 
@@ -49,7 +56,7 @@ async def test_a_worker_that_is_killed_takes_the_server_with_it_and_the_next_sta
     server: SamplingServer, real_vllm: RealVllm, checkpoints: Checkpoints
 ) -> None:
     await server.load_adapter("held", checkpoints.first, base=MODEL)
-    waiting = asyncio.create_task(server.generate(MODEL, ENDLESS))
+    waiting = asyncio.create_task(server.generate(MODEL, BALLAST))
     streamed = server.stream(MODEL, ENDLESS)
     await anext(streamed)
     group, starts = real_vllm.group, real_vllm.starts

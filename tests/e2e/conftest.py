@@ -14,8 +14,8 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"] + 
     f"--disable-{what}" for what in ("background-networking", "component-update", "sync")
 ]
 
-
 LOG_CHARACTERS = 3000
+expect.set_options(timeout=20_000)  # a busy machine takes its time; what is there is found at once
 
 
 @pytest.hookimpl(wrapper=True)

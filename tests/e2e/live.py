@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent.parent
 SDK_PYTHON = ROOT / ".venv-sdk" / "bin" / "python"
 TORCH_PYTHON = ROOT / ".venv-cookbook" / "bin" / "python"  # the same SDK, beside torch
 SCRIPTS = Path(__file__).parent / "scripts"
+ENDED = SCRIPTS / "ended.py"
 START_SECONDS = 180
 SCRIPT_SECONDS = 180
 
@@ -74,7 +75,7 @@ class Live:
     ) -> subprocess.Popen[str]:
         """A program of a user: the unmodified SDK in its own environment, a URL and a key."""
         return subprocess.Popen(
-            [str(python), str(SCRIPTS / script), *arguments],
+            [str(python), str(ENDED), str(SCRIPTS / script), *arguments],
             env=self.client | environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -95,14 +96,15 @@ class Live:
     def type_tinker(self, *arguments: str, fails: bool = False) -> str:
         """A command of the SDK's own command line: what it prints, or what it complains of."""
         finished = subprocess.run(
-            [str(SDK_PYTHON.with_name("tinker")), *arguments],
+            [str(SDK_PYTHON), str(ENDED), str(SDK_PYTHON.with_name("tinker")), *arguments],
             env=self.client | {"COLUMNS": "300"},
             capture_output=True,
             text=True,
             timeout=SCRIPT_SECONDS,
             check=False,
         )
-        assert (finished.returncode != 0) is fails, finished.stdout + finished.stderr
+        said = f"{finished.returncode}: {finished.stdout}{finished.stderr}"
+        assert finished.returncode in ((1, 2) if fails else (0,)), said
         return finished.stderr if fails else finished.stdout
 
     def manage(self, code: str) -> str:
@@ -120,5 +122,5 @@ class Live:
 
 def read_report(program: subprocess.Popen[str], given: str = "") -> Any:
     output, errors = program.communicate(given, timeout=SCRIPT_SECONDS)
-    assert program.returncode == 0, errors
+    assert program.returncode == 0, f"{program.returncode}: {errors}"
     return json.loads(output.splitlines()[-1])

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.live import ROOT, SDK_PYTHON, Live
+from tests.e2e.live import ENDED, ROOT, SDK_PYTHON, Live
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -31,10 +31,11 @@ def client_environment(live: Live) -> dict[str, str]:
     return live.environment | where | {"HF_HUB_OFFLINE": "1"}
 
 
-def test_its_sdk_program_sees_the_loss_fall(live: Live) -> None:
-    program = find_block("python", "import tinker")
+def test_its_sdk_program_sees_the_loss_fall(live: Live, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(find_block("python", "import tinker"))
     finished = subprocess.run(
-        [str(SDK_PYTHON), "-W", "ignore", "-c", program],
+        [str(SDK_PYTHON), "-W", "ignore", str(ENDED), str(program)],
         env=client_environment(live),
         capture_output=True,
         text=True,
@@ -51,7 +52,7 @@ def test_its_three_curl_calls_launch_a_run(live: Live, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("\n".join([json.dumps(ROW)] * 12))
     upload, look, launch = find_block("sh", "dataset-versions").split("\ncurl")
     version = call(live, tmp_path, upload)["id"]
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while call(live, tmp_path, fill_in(f"curl{look}", version))["status"] != "ready":
         assert time.monotonic() < deadline
         time.sleep(0.2)

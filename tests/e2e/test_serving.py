@@ -81,7 +81,7 @@ def test_vllm_starts_when_it_is_asked_and_its_death_in_mid_sample_loses_no_reque
     (calm,) = read_answers(api, [sample(api, seed=1, **LONG)])
     start, group = read_replica(own)
     calls = [sample(api, seed=seed, **LONG) for seed in range(1, 9)]
-    wait_for(lambda: ask(api, f"/rest/calls/{calls[-1]}")["status"], "running".__eq__)
+    wait_for(lambda: ask(api, f"/rest/calls/{calls[-1]}")["status"], "queued".__ne__)
     os.killpg(group, signal.SIGKILL)
     answers = read_answers(api, calls)
     assert [len(tokens) for tokens in answers] == [LONG["max_tokens"]] * len(calls)

@@ -55,7 +55,9 @@ function connect() {
     const socket = new WebSocket(`${scheme}://${location.host}${path}`);
     socket.onopen = () => {
         show("live", "Live");
+        // What changed since the page was asked for came before there was anybody to tell it to.
         if (attempts > 0) tell("catchup");
+        else socket.send(String(Math.round(performance.now())));
         attempts = 0;
     };
     socket.onmessage = (event) => tell(JSON.parse(event.data).what);

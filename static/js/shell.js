@@ -170,7 +170,7 @@ function keep({ detail: { target } }) {
         scrolls: wraps.map((wrap) => wrap && [wrap.scrollLeft, wrap.scrollTop]),
         opened: [...target.querySelectorAll("details")].map((details) => details.open),
         focused: target.contains(document.activeElement) ? nameOf(document.activeElement) : "",
-        entries: [...target.querySelectorAll("input, select, textarea")].filter(isEntered).map(readEntry),
+        entries: [...target.querySelectorAll("input:not([type=file]), select, textarea")].filter(isEntered).map(readEntry),
     });
 }
 

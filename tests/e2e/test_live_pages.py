@@ -1,14 +1,25 @@
 """A page hears of a change even while it fetches itself because of another."""
 
+from collections.abc import Iterator
+
 import pytest
 from playwright.sync_api import Page, Route
-
-from tests.e2e.live import Live
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 HINT = "what => document.body.dispatchEvent(new CustomEvent(`live:${what}`, { detail: { what } }))"
-SOON_MS = 10_000  # less than the silence after which a page looks again by itself
+# After some seconds of silence a page looks again by itself: of this one none have passed, ever.
+STOP_THE_CLOCK = "const started = Date.now(); Date.now = () => started;"
+PATIENCE_MS = 60_000
+
+
+@pytest.fixture
+def timeless(page: Page) -> Iterator[Page]:
+    """It hears of changes, or never knows of them."""
+    timeless = page.context.new_page()
+    timeless.add_init_script(STOP_THE_CLOCK)
+    yield timeless
+    timeless.close()
 
 
 def hold_next(page: Page, url: str) -> Route:
@@ -28,24 +39,24 @@ def hold_next(page: Page, url: str) -> Route:
     return held[0]
 
 
-def test_a_hint_that_comes_while_a_page_fetches_itself_is_followed(page: Page, live: Live) -> None:
-    page.goto("/deployments/")
-    fetch = hold_next(page, page.url)
-    page.evaluate(HINT, "deployments")
-    with page.expect_request(page.url, timeout=SOON_MS):
+def test_a_hint_that_comes_while_a_page_fetches_itself_is_followed(timeless: Page) -> None:
+    timeless.goto("/deployments/")
+    fetch = hold_next(timeless, timeless.url)
+    timeless.evaluate(HINT, "deployments")
+    with timeless.expect_request(timeless.url, timeout=PATIENCE_MS):
         fetch.continue_()
 
 
-def test_a_hint_that_comes_right_after_is_followed(page: Page, live: Live) -> None:
-    page.goto("/deployments/")
-    fetch = hold_next(page, page.url)
-    page.evaluate("document.querySelector('#deployments').dataset.old = '1'")
-    page.evaluate(
+def test_a_hint_that_comes_right_after_is_followed(timeless: Page) -> None:
+    timeless.goto("/deployments/")
+    fetch = hold_next(timeless, timeless.url)
+    timeless.evaluate("document.querySelector('#deployments').dataset.old = '1'")
+    timeless.evaluate(
         "new MutationObserver((_, watch) => {"
         " if (document.querySelector('[data-old]')) return;"
         " watch.disconnect();"
         f" ({HINT})('deployments');"
         "}).observe(document, { subtree: true, childList: true })"
     )
-    with page.expect_request(page.url, timeout=SOON_MS):
+    with timeless.expect_request(timeless.url, timeout=PATIENCE_MS):
         fetch.continue_()

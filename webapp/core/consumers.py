@@ -6,6 +6,8 @@ from typing import Any
 from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
 
+from webapp.core.subscription import list_recent
+
 
 class HintConsumer(AsyncJsonWebsocketConsumer, ABC):  # type: ignore[misc] # untyped channels
     """Subclasses say which group a user may join; everything else is the same for every page."""
@@ -28,5 +30,15 @@ class HintConsumer(AsyncJsonWebsocketConsumer, ABC):  # type: ignore[misc] # unt
         if self.group:
             await self.channel_layer.group_discard(self.group, self.channel_name)
 
+    async def receive(self, text_data: str | None = None, **_: Any) -> None:
+        """How many milliseconds ago its page was asked for: it has not heard what came since."""
+        for what in list_recent(self.group, read_age(text_data or "")):
+            await self.send_json({"what": what})
+
     async def changed(self, event: dict[str, Any]) -> None:
         await self.send_json({"what": event["what"]})
+
+
+def read_age(text: str) -> float:
+    """In seconds; anything but a number is 0."""
+    return int(text) / 1000 if text.isdecimal() and len(text) < 10 else 0.0

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable
 
 from channels.layers import get_channel_layer
@@ -13,12 +14,14 @@ from redis.exceptions import RedisError
 from webapp.core.events import CHANGED, FINISHED, PIECES
 
 RECONNECT_SECONDS = 1.0
+RECENT_SECONDS = 60.0  # a page that takes longer from its question to its socket misses something
 
 logger = logging.getLogger(__name__)
 Listener = Callable[[str], Awaitable[None]]
 
 _finished_listeners: list[Listener] = []
 _piece_listeners: list[Callable[[str], None]] = []
+_recent: dict[tuple[str, str], float] = {}  # (group, what) -> when, the oldest first
 
 
 def on_finished(listener: Listener) -> None:
@@ -29,6 +32,20 @@ def on_finished(listener: Listener) -> None:
 def on_pieces(listener: Callable[[str], None]) -> None:
     """Call `listener(message)` in the event loop for each message with parts of answers."""
     _piece_listeners.append(listener)
+
+
+def list_recent(group: str, seconds: float) -> list[str]:
+    """What has changed for a group's viewers in the last seconds."""
+    since = time.monotonic() - seconds
+    return [what for (whose, what), at in _recent.items() if whose == group and at >= since]
+
+
+def remember(group: str, what: str) -> None:
+    now = time.monotonic()
+    _recent.pop((group, what), None)
+    _recent[group, what] = now
+    while _recent[oldest := next(iter(_recent))] < now - RECENT_SECONDS:
+        del _recent[oldest]
 
 
 async def listen_for_ever() -> None:
@@ -59,5 +76,6 @@ async def _pass_on(channel: str, data: str) -> None:
             hear(data)
         return
     hint = json.loads(data)
+    remember(hint["group"], hint["what"])
     layer = get_channel_layer()
     await layer.group_send(hint["group"], {"type": "changed", "what": hint["what"]})

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests.conftest import PAGES_FAILED
 from tests.e2e.live import Live
 
 CHROMIUM = "/usr/bin/chromium"
@@ -58,7 +59,7 @@ def page(browser: Browser, live: Live) -> Iterator[Page]:
     page.goto(make_sign_in_link(live))
     expect(page).to_have_title("Overview · Hone")
     yield page
-    assert complaints == []
+    assert complaints == [], PAGES_FAILED
 
 
 def make_sign_in_link(live: Live) -> str:

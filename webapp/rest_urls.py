@@ -13,6 +13,7 @@ from webapp.checkpoints import storage_rest as storage
 from webapp.datasets import derive_rest
 from webapp.datasets import rest as datasets
 from webapp.deployments import call_rest as calls
+from webapp.deployments import generation_rest as generations
 from webapp.deployments import rest as deployments
 from webapp.evals import alias_rest as aliases
 from webapp.evals import compare_rest as comparisons
@@ -95,6 +96,11 @@ urlpatterns = [
     path("retention/plan", retention.RetentionPlan.as_view()),
     path("retention/apply", retention.RetentionApplication.as_view()),
     path("lineage/", lineage.Lineage.as_view()),
+    # /rest/generations/<str:id>
+    path("generations", generations.GenerationList.as_view()),
+    path("generations/<str:generation_id>", generations.GenerationDetail.as_view()),
+    path("generations/<str:generation_id>/pairs", generations.PairList.as_view()),
+    path("generations/<str:generation_id>/pairs/<int:pair_id>", generations.PairDetail.as_view()),
     # /rest/deployments/<str:id>
     path("deployments", deployments.DeploymentList.as_view()),
     path("deployments/<str:deployment_id>", deployments.DeploymentDetail.as_view()),

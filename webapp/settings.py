@@ -227,6 +227,8 @@ SPECTACULAR_SETTINGS = {
         "AnnotationKind": "webapp.runs.records.Annotation.Kind",
         "VersionStatus": "webapp.datasets.models.DatasetVersion.Status",
         "SuiteKind": "webapp.evals.models.EvalSuite.Kind",
+        "GenerationStatus": "webapp.datasets.records.Generation.Status",
+        "PairState": "webapp.datasets.records.GeneratedPair.State",
         "RowKind": "webapp.datasets.models.DatasetVersion.Kind",
         "AnalysisKind": "webapp.datasets.records.Analysis.Kind",
         "DeploymentStatus": "webapp.deployments.models.Deployment.Status",

@@ -14,6 +14,7 @@ from webapp.checkpoints.retention import retire_samplers
 from webapp.checkpoints.retention_services import apply_active_rules
 from webapp.checkpoints.services import expire_checkpoints
 from webapp.datasets.analyses import announce_analyses, forget_analyses
+from webapp.datasets.generations import announce_generations
 from webapp.datasets.services import announce_validating
 from webapp.deployments.abandoned import drop_lost
 from webapp.deployments.calls import requeue_expired
@@ -62,6 +63,7 @@ def sweep() -> None:
     settle_isolation_tests()
     announce_validating()
     announce_analyses()
+    announce_generations()
     announce_waiting()
     announce_exports()
     announce_deliveries()

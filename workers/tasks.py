@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from webapp.core import dispatch
 from webapp.evals import aliases
-from workers import analyses, diagnose, evaluate, exports, ingest, recipe, webhooks
+from workers import analyses, diagnose, evaluate, exports, generate, ingest, recipe, webhooks
 from workers.celery import app
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,11 @@ def preview_version(preview_id: str) -> None:
 @app.task(name=dispatch.ANALYSE_VERSION)
 def analyse_version(analysis_id: str) -> None:
     _outlive(analyses.analyse, analyses.fail, analysis_id)
+
+
+@app.task(name=dispatch.GENERATE_PAIRS)
+def generate_pairs(generation_id: str) -> None:
+    _outlive(generate.generate, generate.fail, generation_id)
 
 
 @app.task(name=dispatch.BUILD_SUITE)

@@ -64,6 +64,12 @@ def describe_derivation(version: DatasetVersion) -> list[str]:
     """How it was made of another version, a phrase each."""
     derivation = version.derivation
     phrases = describe_filters(derivation.get("filters", []))
+    if made := derivation.get("generation"):
+        documents = ", ".join(made["documents"])
+        phrases.append(
+            f"{made['num_accepted']:,} of {made['num_pairs']:,} pairs that {made['target']} wrote"
+            f" about {documents}"
+        )
     if split := derivation.get("split"):
         share = split["held_out_share"]
         side = f"the {share:.4g} held out" if version.split == "held_out" else "all but the "

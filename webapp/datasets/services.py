@@ -44,11 +44,12 @@ def create_version(
     upload: "File[bytes]",
     after: int | None = None,
     kind: str = "",
+    derivation: Mapping[str, Any] | None = None,
 ) -> DatasetVersion:
     """Keep the file as the next version of the dataset of this name; a worker validates it.
 
     `after`: the version that it was made of, which must still be the newest one; 0: none.
-    `kind`: what its rows are; empty: as its columns say.
+    `kind`: what its rows are; empty: as its columns say. `derivation`: where they come from.
     """
     check_can_write(actor)
     name = check_name(name)
@@ -59,6 +60,7 @@ def create_version(
         filename=filename[-255:],
         format=_check_upload(upload, filename),
         kind=kind,
+        derivation=dict(derivation or {}),
         size_bytes=upload.size,
         created_by=actor.user,
     )

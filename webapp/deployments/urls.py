@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from webapp.deployments import playground, replica_views, views
+from webapp.deployments import generation_views, playground, replica_views, views
 
 urlpatterns = [
     path("deployments/", views.list_deployments, name="deployments"),
@@ -18,6 +18,18 @@ urlpatterns = [
     # /settings/serving/
     path("settings/serving/", replica_views.show_replicas, name="settings-serving"),
     path("settings/serving/traffic.csv", replica_views.save_all_traffic, name="traffic-all"),
+    # /generations/<id>/
+    path("generations/", generation_views.list_generations, name="generations"),
+    path("generations/new/", generation_views.generate, name="generation-new"),
+    path("generations/<str:generation_id>/", generation_views.show_generation, name="generation"),
+    path(
+        "generations/<str:generation_id>/pairs/<int:pair_id>/",
+        generation_views.review,
+        name="pair-review",
+    ),
+    path(
+        "generations/<str:generation_id>/<str:verb>/", generation_views.act, name="generation-act"
+    ),
     # /playground/
     path("playground/", playground.show_playground, name="playground"),
     path("playground/answers/<int:call_id>/", playground.show_answer, name="answer"),

@@ -56,7 +56,7 @@ class GenerationInput(serializers.Serializer[Generation]):
     seed = serializers.IntegerField(default=DEFAULTS["seed"])
 
 
-class PairOutput(serializers.ModelSerializer[GeneratedPair]):
+class GeneratedPairOutput(serializers.ModelSerializer[GeneratedPair]):
     document = serializers.CharField(source="passage.document", read_only=True)
     place = serializers.CharField(source="passage.place", read_only=True)
     passage = serializers.CharField(source="passage.text", read_only=True)
@@ -66,7 +66,7 @@ class PairOutput(serializers.ModelSerializer[GeneratedPair]):
         fields = ("id", "question", "answer", "state", "is_edited", "document", "place", "passage")
 
 
-class PairInput(serializers.Serializer[GeneratedPair]):
+class GeneratedPairInput(serializers.Serializer[GeneratedPair]):
     state = serializers.ChoiceField(choices=GeneratedPair.State.choices, required=False)
     question = serializers.CharField(required=False)
     answer = serializers.CharField(required=False)
@@ -116,7 +116,9 @@ class GenerationDetail(APIView):
         found = find_generation(actor_of(request), generation_id)
         return Response(GenerationOutput(found).data)
 
-    @extend_schema(request=GenerationActInput, responses=GenerationOutput)
+    @extend_schema(
+        operation_id="generations_act", request=GenerationActInput, responses=GenerationOutput
+    )
     def post(self, request: Request, generation_id: str) -> Response:
         """Cancel it, decide about the pairs that nobody decided about, or make the version."""
         actor = actor_of(request)
@@ -145,7 +147,7 @@ class GenerationDetail(APIView):
 class PairList(ListAPIView[GeneratedPair]):
     """The pairs of one generation."""
 
-    serializer_class = PairOutput
+    serializer_class = GeneratedPairOutput
     pagination_class = None
     queryset = GeneratedPair.objects.all()
 
@@ -158,15 +160,15 @@ class PairList(ListAPIView[GeneratedPair]):
 class PairDetail(APIView):
     """One pair under review."""
 
-    @extend_schema(request=PairInput, responses=PairOutput)
+    @extend_schema(request=GeneratedPairInput, responses=GeneratedPairOutput)
     def patch(self, request: Request, generation_id: str, pair_id: int) -> Response:
         """Accept or reject it; a pair that is corrected is accepted with that."""
         actor = actor_of(request)
         generation = find_generation(actor, generation_id)
-        data = PairInput(data=request.data)
+        data = GeneratedPairInput(data=request.data)
         data.is_valid(raise_exception=True)
         if not data.validated_data:
             raise NotFound("Say the state, the question or the answer.")
         pair = find_pair(generation, pair_id)
         review_pair(actor=actor, pair=pair, **data.validated_data)
-        return Response(PairOutput(pair).data)
+        return Response(GeneratedPairOutput(pair).data)

@@ -2,18 +2,16 @@
 
 import hmac
 import json
-import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import httpx
 import pytest
 from django.utils.timezone import now
 
 from tests.webapp.cast import make_actor
+from tests.webhook_server import Server, run_server
 from webapp.accounts.models import Actor, Delivery, Webhook
 from webapp.accounts.webhooks import claim_delivery, create_webhook, send_test, tell
 from workers import webhooks
@@ -22,43 +20,10 @@ from workers.webhooks import check_address, deliver
 pytestmark = pytest.mark.django_db
 
 
-class Server(ThreadingHTTPServer):
-    """Somebody's program: keeps what it gets, and answers as told."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.status = 200
-        self.is_silent = False
-        self.released = threading.Event()
-        self.got: list[tuple[dict[str, str], bytes]] = []
-
-
-class Answer(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.got.append((dict(self.headers), body))
-        if self.server.is_silent:
-            self.server.released.wait(30)
-            return
-        self.send_response(self.server.status)
-        self.send_header("Location", f"{self.server.url}/elsewhere")
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.02,))
-        thread.start()
+    with run_server() as running:
         yield running
-        running.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -156,16 +121,13 @@ def test_a_silent_address_holds_nobody_up_and_is_asked_once(
     alice: Actor, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhooks, "LIMITS", httpx.Timeout(0.3))
-    with Server() as other:
-        threading.Thread(target=other.serve_forever, args=(0.02,)).start()
+    with run_server() as other:
         other.is_silent = True
         make_webhook(alice, other.url)
         make_webhook(alice, server.url)
         for number in range(3):
             tell(alice.project, "run.failed", f"run-{number}", {"text": "It failed."})
         deliver()
-        other.released.set()
-        other.shutdown()
     assert (len(server.got), len(other.got)) == (3, 1)
     first = Delivery.objects.filter(webhook__url=other.url).earliest("pk")
     assert (first.tries, first.error) == (1, "It did not answer within 5 s.")

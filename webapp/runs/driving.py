@@ -13,6 +13,7 @@ from webapp.accounts.models import User
 from webapp.core.dispatch import TRAIN_RUN, send_task
 from webapp.core.events import publish, run_group
 from webapp.runs.annotations import annotate
+from webapp.runs.endings import tell_end
 from webapp.runs.history import record_metrics
 from webapp.runs.models import Run, RunQuerySet
 from webapp.runs.queue import fail_waiting
@@ -214,5 +215,6 @@ def finish_run(run: Run, status: str, *, error: str = "", category: str = "") ->
     )
     if ended and ended_at is not None:
         fail_waiting(run, error="The run has ended.", category="user")
+        tell_end(run)
     announce(run)
     return ended == 1

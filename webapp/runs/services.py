@@ -18,6 +18,7 @@ from webapp.core.errors import UserError
 from webapp.core.events import project_group, publish, run_group
 from webapp.datasets.models import DatasetVersion
 from webapp.fleet.models import BaseModel
+from webapp.runs.endings import tell_end
 from webapp.runs.methods import METHODS, check_kind, find_method
 from webapp.runs.models import LogLine, Operation, Run, Session
 from webapp.runs.room import predict_bytes
@@ -236,6 +237,7 @@ def finish_client_run(run: Run, reason: str, detail: str = "") -> None:
     text = "Its program has gone." if reason == "lost" else f"Its program ended ({reason}){said}"
     level = LogLine.Level.ERROR if status == Status.FAILED else LogLine.Level.INFO
     add_log(run, text, level)
+    tell_end(run)
     announce(run)
 
 

@@ -45,7 +45,7 @@ def sample(sampler: Any, number: int, seed: int = 1, length: int = 6) -> list[An
 
 def wait_for_each(model: Any) -> None:
     """The result of every forward_backward before its optim_step."""
-    data = [make_datum(seed, 120) for seed in range(12)]
+    data = [make_datum(seed, 120) for seed in range(24)]
     for _ in range(10):
         model.forward_backward(data, "cross_entropy").result()
         model.optim_step(ADAM).result()
@@ -152,7 +152,7 @@ def do_it_right(model: Any) -> None:
 
 def learn_well(model: Any) -> None:
     """The loop that every tutorial shows, on passes long enough to tell who waits."""
-    data = [make_datum(seed, 120) for seed in range(12)]
+    data = [make_datum(seed, 120) for seed in range(24)]
     for _ in range(12):
         step(model, *data)
 

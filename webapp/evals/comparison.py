@@ -244,7 +244,9 @@ def check_comparable(evaluations: Sequence[Evaluation], grader: str) -> str:
     for evaluation in evaluations:
         if evaluation.status != Evaluation.Status.DONE:
             raise UserError(f"The evaluation of {name_subject(evaluation)} has not finished.")
-    names = name_graders(first.suite)
+    names = name_graders(first.suite) or list(first.scores)  # another program's own metrics
+    if not names:
+        raise UserError(f"Nothing of {first.suite.name} is scored item by item.")
     if grader and grader not in names:
         raise UserError(
             f"The suite has no grader {grader}: it has {', '.join(names)}.", field="grader"

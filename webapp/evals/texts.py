@@ -9,6 +9,7 @@ from webapp.core.long_diffs import SECONDS, LongDiff, diff_long, split_words
 from webapp.deployments.models import SamplingCall
 from webapp.evals.models import EvalResult
 
+MOST_SAMPLES = 64  # of one item: the call of each is looked at
 FOLDED = 12  # lines that both have: more than these fold away
 
 
@@ -50,11 +51,12 @@ def read_pieces(result: EvalResult) -> Sequence[str] | None:
     """
     about = {"about__evaluation": result.evaluation_id, "about__index": result.index}
     calls = SamplingCall.objects.filter(status=SamplingCall.Status.DONE, **about)
-    call = calls.exclude(result=None).only("result").first()
-    if call is None or call.result is None:
-        return None
-    sequences = json.loads(bytes(call.result)).get("sequences", [])
-    cuts = (_cut_at(sequence.get("pieces") or [], result.completion) for sequence in sequences)
+    results = calls.exclude(result=None).values_list("result", flat=True)[:MOST_SAMPLES]
+    cuts = (
+        _cut_at(sequence.get("pieces") or [], result.completion)
+        for kept in results
+        for sequence in json.loads(bytes(kept or b"{}")).get("sequences", [])
+    )
     return next((cut for cut in cuts if cut), None)
 
 

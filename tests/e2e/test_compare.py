@@ -24,7 +24,7 @@ LONGEST_SECONDS = 180
 ROWS = [
     {
         "messages": [
-            {"role": "user", "content": f"What is {a} - {b}?"},
+            {"role": "user", "content": f"{'Well, w' if b % 2 else 'W'}hat is {a} - {b}?"},
             {"role": "assistant", "content": str(a - b)},
         ]
     }
@@ -124,7 +124,7 @@ def compare_three(page: Page, suite: str, evaluations: list[str]) -> None:
     page.get_by_role("button", name="Compare the chosen").click()
     verdict = page.locator(".verdict")
     expect(verdict).to_contain_text("Against tiny-chatml-1m: taught, step 80 is better (+")
-    expect(verdict).to_contain_text("untaught, step 4 is not told apart")
+    expect(verdict).to_contain_text("untaught, step 4 cannot be told from it")
     row = page.locator(".compared tr").filter(has_text="taught, step 80")
     expect(row.filter(has_not_text="untaught").get_by_text("better")).to_be_visible()
     page.get_by_role("group", name="Cut by").get_by_role("link").first.click()
@@ -177,7 +177,7 @@ def see_matrix_and_steps(page: Page) -> None:
     cell = page.get_by_role("row").filter(has_text="taught, step 80").get_by_role("cell").first
     expect(cell).to_contain_text("%")
     views.get_by_role("link", name="Steps").click()
-    expect(page.get_by_role("img", name="Score against step")).to_be_visible()
+    expect(page.get_by_role("group", name="Score against step")).to_be_visible()
     expect(page.get_by_role("cell", name="tiny-chatml-1m")).to_be_visible()
 
 
@@ -196,7 +196,7 @@ def move_an_alias(page: Page, rest: Rest, untaught: list[str], taught: list[str]
     assert rest.get("aliases/prod")["checkpoint"] == untaught[-1]
     ask(page, taught[-1])
     expect(page.get_by_text(re.compile("That is better at 95 %"))).to_be_visible()
-    assert say(rest, "What is 7 - 3?") == "4"
+    assert say(rest, "prod") == say(rest, taught[-1])
     page.get_by_role("button", name="Roll back to untaught, step 4").click()
     expect(page.get_by_text("Rolled back to untaught, step 4.").first).to_be_visible()
     assert rest.get("aliases/prod")["checkpoint"] == untaught[-1]
@@ -210,16 +210,16 @@ def ask(page: Page, checkpoint: str) -> None:
     page.get_by_role("button", name=re.compile("^(Ask to move|Move)$")).click()
 
 
-def say(rest: Rest, question: str) -> str:
-    """A request names the checkpoint by its alias."""
+def say(rest: Rest, model: str) -> str:
+    """What it answers; an alias is a model's name."""
     body = {
-        "model": "prod",
-        "messages": [{"role": "user", "content": question}],
+        "model": model,
+        "messages": [{"role": "user", "content": "What is 7 - 3?"}],
         "temperature": 0,
         "max_tokens": 4,
     }
     answer = rest.client.post("/v1/chat/completions", json=body).raise_for_status().json()
-    return str(answer["choices"][0]["message"]["content"]).strip()
+    return str(answer["choices"][0]["message"]["content"])
 
 
 def look_at_pages(page: Page) -> None:

@@ -64,4 +64,5 @@ class MoveForm(forms.Form):
 
     def __init__(self, *args: object, actor: Actor, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        self.fields["checkpoint"].choices = list(offer_checkpoints(actor))  # type: ignore[attr-defined]
+        self.offered = list(offer_checkpoints(actor))
+        self.fields["checkpoint"].choices = self.offered  # type: ignore[attr-defined]

@@ -98,8 +98,15 @@ def find_alias(actor: Actor, alias_id: str) -> Alias:
 @require_GET
 def show_alias(request: ActorRequest, alias_id: str) -> HttpResponse:
     alias = find_alias(request.actor, alias_id)
-    initial = {"checkpoint": request.GET.get("checkpoint", "")}
-    return _render(request, alias, MoveForm(actor=request.actor, initial=initial))
+    form = MoveForm(actor=request.actor)
+    form.initial["checkpoint"] = request.GET.get("checkpoint") or _offer_first(form, alias)
+    return _render(request, alias, form)
+
+
+def _offer_first(form: MoveForm, alias: Alias) -> str:
+    """The newest that it does not name already."""
+    offered = [pk for pk, _ in form.offered if pk != alias.checkpoint_id]
+    return next(iter(offered), "")
 
 
 def _render(request: ActorRequest, alias: Alias, form: MoveForm) -> HttpResponse:

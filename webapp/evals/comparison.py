@@ -181,8 +181,9 @@ def sum_up(comparisons: Sequence[Comparison]) -> str:
 
 def _write_group(word: str, group: Sequence[Comparison]) -> str:
     names = [name_subject(each.second) for each in group]
-    figures = [f" ({each.difference:+.1f} points)" if word else "" for each in group]
-    word = word or "not told apart"
+    figures = [f" ({each.difference:+.1f} points)" for each in group]
+    if not word:
+        return f"{join_words(names)} cannot be told from it"
     if len(group) == 1:
         return f"{names[0]} is {word}{figures[0]}"
     both = [f"{name}{figure}" for name, figure in zip(names, figures, strict=True)]

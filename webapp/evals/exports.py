@@ -1,6 +1,7 @@
 """A comparison to keep or send: every answer as CSV, or one HTML file that opens from a disk."""
 
 import csv
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -13,7 +14,7 @@ from django.utils.timezone import now
 from django.views.decorators.http import require_GET
 
 from webapp.accounts.middleware import ActorRequest
-from webapp.core.templatetags.hone import size
+from webapp.core.templatetags.hone import exact, size
 from webapp.evals.answers import name_graders
 from webapp.evals.changes import list_changes
 from webapp.evals.choice import Choice, read_choice
@@ -133,9 +134,32 @@ def write_html(choice: Choice) -> str:
             "cuts": [cut_comparisons(comparisons, name) for name in list_facets(suite.items)],
             "relations": relate(columns),
             "changes": list_changes(*choice.evaluations),
+            "settings": list_settings(columns),
             "written_at": now(),
         },
     )
+
+
+def list_settings(columns: Sequence[Column]) -> list[tuple[str, str, str]]:
+    """What it is, in words, and exactly."""
+    suite = columns[0].evaluation.suite
+    settings = [
+        ("Suite", f"{suite.name}, {suite.num_items:,} items", suite.digest),
+        ("Graders", ", ".join(name_graders(suite)), write_json(suite.graders)),
+        ("Sampling", "as asked", write_json(suite.sampling)),
+    ]
+    if suite.dataset_version is not None:
+        version = suite.dataset_version
+        settings.insert(1, ("Rows of", str(version), version.digest))
+    for column in columns:
+        evaluation = column.evaluation
+        words = f"{column.name}, evaluation {evaluation.pk} of {exact(evaluation.ended_at)}"
+        settings.append((column.letter, words, write_json(evaluation.served)))
+    return settings
+
+
+def write_json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
 def take_flips(rows: Sequence[ItemRow], columns: Sequence[Column]) -> Iterator[Flip]:

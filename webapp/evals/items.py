@@ -20,6 +20,10 @@ class ItemRow:
     samples: Sequence[ComparedSample | None]
     change: str  # worse, where any got worse; else better, where any got better
 
+    @property
+    def number(self) -> int:
+        return self.index + 1
+
     def count(self, change: str) -> int:
         return sum(sample is not None and sample.change == change for sample in self.samples)
 

@@ -12,7 +12,7 @@ from webapp.evals.paired import estimate_mean
 from webapp.runs.models import Run
 
 MOST_POINTS = 200
-WIDTH, HEIGHT = 860, 280
+WIDTH, HEIGHT = 1100, 300
 LEFT, RIGHT, TOP, BOTTOM = 48, 64, 12, 28
 TICKS = 5
 
@@ -127,7 +127,9 @@ def draw(points: Sequence[Point]) -> Drawing:
         for point in points
     ]
     steps = sorted({first + round((last - first) * part / TICKS) for part in range(TICKS + 1)})
-    scores = [floor + (ceiling - floor) * part / TICKS for part in range(TICKS + 1)]
+    num_tenths = round((ceiling - floor) * 10)
+    apart = 1 if num_tenths <= TICKS else 2
+    scores = [floor + part / 10 for part in range(0, num_tenths + 1, apart)]
     edges = [f"{mark.x},{mark.top}" for mark in marks]
     edges += [f"{mark.x},{mark.bottom}" for mark in reversed(marks)]
     return Drawing(

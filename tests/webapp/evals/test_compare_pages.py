@@ -78,7 +78,8 @@ def test_several_are_told_in_one_sentence_with_adjusted_p_values(three: list[Eva
     assert [each.p_value for each in found] == [pytest.approx(2 / 1024), 1.0]
     assert [each.adjusted for each in found] == [pytest.approx(4 / 1024), 1.0]
     assert sum_up(found) == (
-        "Against model: good, step 40 is better (+83.3 points); odd, step 20 is not told apart."
+        "Against model: good, step 40 is better (+83.3 points); odd, step 20 cannot be"
+        " told from it."
     )
     assert "p = 0.002, p = 0.0039 among 2" in found[0].verdict
 

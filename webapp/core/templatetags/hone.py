@@ -215,8 +215,8 @@ def words(name: object) -> str:
 
 @register.filter
 def points(value: float) -> str:
-    """A difference of two shares: `+3.6`."""
-    return f"{value:+.1f}"
+    """A difference of two shares: `+3.6`, and `0.0` without a sign."""
+    return f"{value:+.1f}".replace("+0.0", "0.0").replace("-0.0", "0.0")
 
 
 @register.filter

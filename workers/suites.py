@@ -21,6 +21,7 @@ from workers.suite_items import make_graded
 
 MAKE_SECONDS = 60.0
 MAKE_MIB = 2048
+MOST_FACTS, LONGEST_FACT = 20, 60  # of a row; letters
 CHECKED = 200  # rows that are graded once before the suite is one, where that takes a process each
 
 
@@ -144,7 +145,25 @@ def freeze(row: Row, graders: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "columns": {name: write_column(value) for name, value in pick(row, graders).items()},
     }
     tools = row.metadata.get("tools")
-    return item | ({"tools": tools} if isinstance(tools, list) else {})
+    facts = list_facts(row, item["columns"])
+    return (
+        item
+        | ({"tools": tools} if isinstance(tools, list) else {})
+        | ({"metadata": facts} if facts else {})
+    )
+
+
+def list_facts(row: Row, columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Short columns that nothing is graded by, such as a level or a topic: comparisons are cut by
+    them.
+    """
+    others = {name: row.metadata[name] for name in row.metadata if name not in ("target", *columns)}
+    short = {name: each for name, each in others.items() if is_fact(each)}
+    return dict(list(short.items())[:MOST_FACTS])
+
+
+def is_fact(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, str) and len(value) <= LONGEST_FACT)
 
 
 def pick(row: Row, graders: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

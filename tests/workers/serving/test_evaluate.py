@@ -115,6 +115,13 @@ def test_a_limit_takes_a_part_that_does_not_depend_on_the_order_of_the_file(
     assert one.num_items == 5
 
 
+def test_short_columns_are_kept_to_cut_comparisons_by(make_suite: Any) -> None:
+    rows = [make_row(n, level=n % 2, topic="sums", essay="x" * 61, parts=[1]) for n in range(4)]
+    suite = built(make_suite(rows, held_out_share=1.0))
+    assert suite.items[1]["metadata"] == {"level": 1, "topic": "sums"}
+    assert "metadata" not in built(make_suite()).items[0]
+
+
 def test_equal_rows_count_once(make_suite: Any) -> None:
     assert built(make_suite([make_row(1)] * 3, held_out_share=1.0)).num_items == 1
 

@@ -15,6 +15,7 @@ from tests.e2e.test_live_pages import HINT
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 TRAINING_MS = 180_000
+EVALUATION = re.compile(r"/evals/eval-\w+/$")
 # The longest line of the first chart: what was really drawn, not what could be fetched.
 DRAWN_LOSSES = (
     "[...(document.querySelector('.js-plotly-plot')?.data ?? [])]"
@@ -160,13 +161,13 @@ def evaluate_and_compare(page: Page) -> None:
     expect(page.get_by_text("ready", exact=True).first).to_be_visible(timeout=20_000)
     suite_url = page.url
     base.first.click()
-    expect(page).not_to_have_url(suite_url)  # else the way back would cut the question off
+    page.wait_for_url(EVALUATION)  # else the way back and the way there would meet
     page.goto(suite_url)
     page.locator("select[name=target]").select_option(
         label="Learns to subtract / step-000080 (step 80)"
     )
     page.get_by_role("button", name="Evaluate", exact=True).click()
-    expect(page).not_to_have_url(suite_url)
+    page.wait_for_url(EVALUATION)
     page.goto(suite_url)
     expect(page.get_by_text("done", exact=True)).to_have_count(2, timeout=60_000)
     plain = page.get_by_label("Compare tiny-chatml-1m")

@@ -19,23 +19,34 @@ NUM_EVALUATIONS = 200  # of the checkpoints, by turns on two suites
 NUM_NODES = NUM_VERSIONS + NUM_RUNS * (1 + NUM_SAVED) + NUM_EVALUATIONS + NUM_SERVED + NUM_NAMED
 
 
-def seed_project(user: User | None = None, project: Any = None) -> User:
+def seed_project(
+    user: User | None = None, project: Any = None, base: BaseModel | None = None
+) -> User:
     """Every third run branches from the one before it; a version derives from the one before."""
     user = user or User.objects.create_user("bench")
     project = project or create_project(user=user, name="Bench")
-    base = BaseModel.objects.create(path="/models/bench", num_parameters=135_000_000)
-    BaseModelName.objects.create(base_model=base, name="bench/SmolLM2-135M")
+    base = base or _make_base()
     versions = _make_versions(project)
     saved = _make_runs(project, base, versions)
     _evaluate(project, base, versions[0], saved)
     for number in range(NUM_SERVED):
         served = saved[number * 37 + 11]
         Deployment.objects.create(
-            project=project, name=f"endpoint-{number}", base_model=base, checkpoint=served
+            project=project,
+            name=f"endpoint-{number}",
+            base_model=base,
+            checkpoint=served,
+            status=Deployment.Status.STOPPED,
         )
     for name, place in (("prod", 47), ("best", 131))[:NUM_NAMED]:
         Alias.objects.create(project=project, name=name, checkpoint=saved[place])
     return user
+
+
+def _make_base() -> BaseModel:
+    base = BaseModel.objects.create(path="/models/bench", num_parameters=135_000_000)
+    BaseModelName.objects.create(base_model=base, name="bench/SmolLM2-135M")
+    return base
 
 
 def _make_versions(project: Any) -> list[DatasetVersion]:

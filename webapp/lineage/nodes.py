@@ -48,9 +48,9 @@ def dataset_node(version: DatasetVersion, project_id: str) -> Node:
     )
 
 
-def run_node(run: Run) -> Node:
+def run_node(run: Run, *, inherits: bool = False) -> Node:
     """Of a branch its checkpoint comes first, and the data that it learned from beside it."""
-    data = run.dataset_version_id or ""
+    data = "" if inherits else run.dataset_version_id or ""
     parents = [each for each in (run.parent_id, data, run.after_id) if each]
     return Node(
         id=run.pk,

@@ -1,6 +1,6 @@
 """The rows of a project as a graph. The same few queries, whatever the project's size."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -64,6 +64,7 @@ def read_graph(project_id: str, *, around: datetime | None = None) -> Reading:
     """The newest runs, or those before and after a moment: what came of something is newer."""
     runs, is_cut = _read_runs(project_id, around)
     run_ids = [run.pk for run in runs]
+    data_of = {run.pk: run.dataset_version_id for run in runs}
     checkpoints = _read_checkpoints(run_ids)
     known = {checkpoint.pk for checkpoint in checkpoints}
     wanted = {run.parent_id for run in runs if run.parent_id} - known
@@ -79,11 +80,16 @@ def read_graph(project_id: str, *, around: datetime | None = None) -> Reading:
             base_node(each)
             for each in BaseModel.objects.filter(pk__in=bases).prefetch_related("names")
         ),
-        *(run_node(run) for run in runs),
+        *(run_node(run, inherits=_inherits_data(run, data_of)) for run in runs),
         *(checkpoint_node(each, project_id) for each in checkpoints),
         *(use.node for use in uses),
     ]
     return Reading(graph=build(_drop_unused(nodes)), is_cut=is_cut)
+
+
+def _inherits_data(run: Run, data_of: Mapping[str, str | None]) -> bool:
+    """A branch that goes on with its parent's data needs no line of its own to it."""
+    return run.parent is not None and data_of.get(run.parent.run_id) == run.dataset_version_id
 
 
 def _drop_unused(nodes: Iterable[Node]) -> list[Node]:

@@ -19,6 +19,8 @@ from webapp.core.errors import NotFound, UserError
 from webapp.fleet.capacity import read_capacity
 from webapp.runs import steering
 from webapp.runs.annotations import read_annotations
+from webapp.runs.branch_curves import read_branches
+from webapp.runs.branches import has_family
 from webapp.runs.export import Export, export_run
 from webapp.runs.filmstrip import arrange_samples
 from webapp.runs.findings import list_entries, list_open, read_badges
@@ -99,6 +101,7 @@ def show_run(request: ActorRequest, run_id: str) -> HttpResponse:
         "wait": explain_wait(run),
         "newest": find_newest(run),
         "findings": list_open(run),
+        "has_family": has_family(run),
         "rate_form": LearningRateForm(initial={"learning_rate": _read_now(run, "learning_rate")}),
         "kl_form": KlCoefficientForm(initial={"kl_coefficient": _read_now(run, "kl_coefficient")}),
         **_read_tab(request, run, tab),
@@ -165,6 +168,7 @@ TAB_READERS: Mapping[str, Callable[[HttpRequest, Run], dict[str, Any]]] = {
     "evals": _read_evals,
     "config": _read_config,
     "log": _read_log,
+    "branches": read_branches,
     "integrity": _read_integrity,
 }
 

@@ -24,6 +24,7 @@ from webapp.runs import annotation_rest as annotations
 from webapp.runs import finding_rest as findings
 from webapp.runs import group_rest as groups
 from webapp.runs import rest as runs
+from webapp.runs import rlhf_rest as rlhf
 from webapp.runs import rollout_rest as rollouts
 from webapp.runs import steering_rest as steering
 from webapp.runs import wait_rest as waits
@@ -78,6 +79,7 @@ urlpatterns = [
     path("runs/<str:run_id>/kl-coefficient", steering.RunKlCoefficient.as_view()),
     path("runs/<str:run_id>/stop-after-save", steering.RunStopAfterSave.as_view()),
     path("sweeps", groups.SweepList.as_view()),
+    path("rlhf", rlhf.RlhfList.as_view()),
     path("run-groups", groups.GroupList.as_view()),
     path("run-groups/<str:group_id>", groups.GroupDetail.as_view()),
     path("run-groups/<str:group_id>/stop", groups.GroupStop.as_view()),

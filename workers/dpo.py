@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from training.recipes import dpo
 from training.recipes.dpo import DpoConfig, Prepared
 from training.recipes.steps import Step
+from webapp.runs.history import record_metrics
 from workers.drives import Drive, describe_rows
 
 
@@ -24,6 +25,8 @@ class Dpo(Drive[DpoConfig]):
     def take_steps(self) -> Iterator[Step]:
         self.errands.say("Measuring the reference: what the first weights think of each pair.", 0)
         self.reference = dpo.measure_reference(self.model, self.prepared, self.config)
+        first = dpo.measure_first(self.prepared.held_out, reference=self.reference)
+        record_metrics(self.run, 0, first)
         yield from dpo.train(
             self.model, self.prepared, self.config, reference=self.reference, steer=self.steer
         )

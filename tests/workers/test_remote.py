@@ -5,7 +5,7 @@ import pytest
 from tests.workers.cast import LORA, make_client_run, make_datum, make_device
 from tests.workers.test_recipe import TurnWaiter
 from training.errors import InvalidInput
-from training.recipes import sft
+from training.recipes.passes import FORWARD_CONFIG
 from training.types import AdamParams
 from webapp.runs.models import Operation, Run
 from workers.device import Device
@@ -38,7 +38,7 @@ def open_model(run: Run, device: Device) -> RemoteModel:
 def test_verbs_are_executed_in_the_order_they_were_called(run: Run, device: Device) -> None:
     model = open_model(run, device)
     model.create()
-    first = model.forward_backward([make_datum(0)], "cross_entropy", config=sft.FORWARD_CONFIG)
+    first = model.forward_backward([make_datum(0)], "cross_entropy", config=FORWARD_CONFIG)
     step = model.optim_step(AdamParams(learning_rate=1e-2))
     again = model.forward_backward([make_datum(0)], "cross_entropy", forward_only=True)
     assert again.result().metrics["loss:sum"] < first.result().metrics["loss:sum"]

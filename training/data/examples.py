@@ -14,6 +14,7 @@ from training.types import Datum
 
 Overlong = Literal["truncate", "drop"]
 Mask = NDArray[np.bool_]
+Encoding = tuple[str, list[int], Mask, Spans]  # text, tokens, what is learned, characters of each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +63,12 @@ def encode_rows(
 
 
 def encode_row(row: Row, tokenizer: ChatTokenizer) -> Example:
-    text, tokens, mask, _ = encode_masked(row, tokenizer)
+    """Plain text has no messages: all of it is learned."""
+    encode = encode_masked if row.messages else encode_plain
+    text, tokens, mask, _ = encode(row, tokenizer)
     if not mask[1:].any():
-        raise InvalidInput(f"row {row.number}: no token of {text[-80:]!r} is the assistant's")
+        whose = "the assistant's" if row.messages else "predicted from one before it"
+        raise InvalidInput(f"row {row.number}: no token of {text[-80:]!r} is {whose}")
     return Example(
         number=row.number,
         key=row.key,
@@ -94,7 +98,14 @@ def to_datum(example: Example) -> Datum:
     )
 
 
-def encode_masked(row: Row, tokenizer: ChatTokenizer) -> tuple[str, list[int], Mask, Spans]:
+def encode_plain(row: Row, tokenizer: ChatTokenizer) -> Encoding:
+    """Every token is learned but the first, which nothing predicts."""
+    text = str(row.metadata.get("text", ""))
+    tokens, spans = tokenizer.encode_spans(text)
+    return text, tokens, np.arange(len(tokens)) > 0, spans
+
+
+def encode_masked(row: Row, tokenizer: ChatTokenizer) -> Encoding:
     """The row's text is tokenized as a whole, as every other program would; spans map back."""
     text, turns = render_turns(row, tokenizer)
     tokens, spans = tokenizer.encode_spans(text)

@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from training.data.examples import Mask, encode_masked
+from training.data.examples import Encoding, encode_masked, encode_plain
 from training.data.kinds import list_sides
 from training.data.messages import Messages
 from training.data.rows import Row
 from training.data.tokenizer import ChatTokenizer, Spans
 from training.errors import InvalidInput
-
-Encoding = tuple[str, list[int], Mask, Spans]
 
 
 def preview(
@@ -62,13 +60,6 @@ def join_side(row: Row, side: Messages) -> Row:
 
 def preview_row(row: Row, tokenizer: ChatTokenizer, max_length: int | None) -> dict[str, Any]:
     return show(row, lambda: encode_masked(row, tokenizer), max_length)
-
-
-def encode_plain(row: Row, tokenizer: ChatTokenizer) -> Encoding:
-    """Every token is learned but the first, which nothing predicts."""
-    text = str(row.metadata["text"])
-    tokens, spans = tokenizer.encode_spans(text)
-    return text, tokens, np.arange(len(tokens)) > 0, spans
 
 
 def encode_prompt(row: Row, tokenizer: ChatTokenizer) -> Encoding:

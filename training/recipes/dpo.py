@@ -6,7 +6,6 @@ The gradient is exact: a step asks for the log-probabilities first, and then let
 what the loss changes with its log-probability.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,16 +18,16 @@ from training.data.pairs import Pair, encode_pairs
 from training.data.rows import Row
 from training.data.tokenizer import ChatTokenizer
 from training.errors import InvalidInput
-from training.model import Future, Model
+from training.model import Model
 from training.recipes.dpo_config import DpoConfig
-from training.recipes.sft import FORWARD_CONFIG, HELD_OUT_TOKENS, group_by_tokens, measure_update
+from training.recipes.passes import FORWARD_CONFIG, ask_logprobs, read_logprobs
+from training.recipes.sft import measure_update
 from training.recipes.steps import Order, Steer, Step, Submitted, follow_config, run_steps
-from training.types import AdamParams, Datum, ForwardBackwardOutput
+from training.types import AdamParams, Datum, FloatArray
 
 # A recipe's settings are part of it.
 __all__ = ["DpoConfig", "Prepared", "measure", "measure_reference", "prepare", "train"]
 
-PASSES_AHEAD = 8  # of a long measurement: the device has work, and the queue no flood
 Sums = tuple[float, float]  # log-probabilities of the chosen answer and of the rejected one
 Reference = Mapping[int, Sums]  # by the pair's number
 
@@ -50,6 +49,7 @@ class Preferences:
     of pair i's chosen answer; it rises as much with that of the rejected one."""
 
     metrics: Mapping[str, float]
+    losses: Sequence[float]  # of each pair
     pushes: Sequence[float]
 
 
@@ -92,22 +92,12 @@ def list_batches(prepared: Prepared, config: DpoConfig, start: int = 0) -> Itera
 
 
 def sum_logprobs(model: Model, examples: Sequence[Example]) -> Iterator[float]:
-    """Of each example's answer, in their order. Some passes are submitted ahead."""
-    flight: deque[tuple[list[Datum], Future[ForwardBackwardOutput]]] = deque()
-    for data in group_by_tokens(examples, max_tokens=HELD_OUT_TOKENS):
-        flight.append((data, ask_logprobs(model, data)))
-        if len(flight) > PASSES_AHEAD:
-            yield from add_logprobs(*flight.popleft())
-    while flight:
-        yield from add_logprobs(*flight.popleft())
+    """Of each example's answer, in their order."""
+    data = [to_datum(example) for example in examples]
+    yield from add_logprobs(data, read_logprobs(model, data))
 
 
-def ask_logprobs(model: Model, data: Sequence[Datum]) -> Future[ForwardBackwardOutput]:
-    return model.forward_backward(data, "cross_entropy", config=FORWARD_CONFIG, forward_only=True)
-
-
-def add_logprobs(data: Sequence[Datum], output: Future[ForwardBackwardOutput]) -> list[float]:
-    logprobs = output.result().logprobs
+def add_logprobs(data: Sequence[Datum], logprobs: Iterable[FloatArray]) -> list[float]:
     return [
         float(np.dot(of_datum.astype(np.float64), datum.inputs["weights"]))
         for datum, of_datum in zip(data, logprobs, strict=True)
@@ -157,7 +147,7 @@ def make_batch(pairs: Sequence[Pair], *, epoch: float) -> Batch:
 def submit_step(
     model: Model, number: int, batch: Batch, adam: AdamParams, *, reference: Reference, beta: float
 ) -> Submitted:
-    sums = add_logprobs(batch.data, ask_logprobs(model, batch.data))
+    sums = add_logprobs(batch.data, ask_logprobs(model, batch.data).result().logprobs)
     found = weigh(sums, [reference[row] for row in batch.rows], beta=beta)
     factors = [sign * push for push in found.pushes for sign in (1.0, -1.0)]
     data = [scale_weights(datum, factor) for datum, factor in zip(batch.data, factors, strict=True)]
@@ -169,7 +159,10 @@ def submit_step(
         loss = found.metrics["dpo/loss"]
         return {"loss": loss, **found.metrics, **measure_update(update, batch, adam)}
 
-    return Submitted(number=number, batch=batch, measure=measure)
+    def measure_rows() -> dict[int, float]:
+        return dict(zip(batch.rows, found.losses, strict=True))
+
+    return Submitted(number=number, batch=batch, measure=measure, measure_rows=measure_rows)
 
 
 def weigh(sums: Sequence[float], reference: Sequence[Sums], *, beta: float) -> Preferences:
@@ -188,7 +181,9 @@ def weigh(sums: Sequence[float], reference: Sequence[Sums], *, beta: float) -> P
     # The derivative of log(1 + exp(-m)) is -(1 - exp(-loss)).
     pushes = -beta * np.expm1(-losses) / len(margins)
     return Preferences(
-        metrics={key: float(value) for key, value in metrics.items()}, pushes=pushes.tolist()
+        metrics={key: float(value) for key, value in metrics.items()},
+        losses=losses.tolist(),
+        pushes=pushes.tolist(),
     )
 
 
@@ -204,4 +199,16 @@ def measure(
         "held_out_loss": found["dpo/loss"],
         "held_out/accuracy": found["dpo/accuracy"],
         "held_out/margin": found["dpo/margin"],
+        "held_out/preferred": share_preferred(zip(sums[::2], sums[1::2], strict=True)),
     }
+
+
+def measure_first(pairs: Sequence[Pair], *, reference: Reference) -> dict[str, float]:
+    """Of held-out pairs before the first step, where nothing differs from the reference yet."""
+    preferred = share_preferred(reference[pair.number] for pair in pairs)
+    return {"held_out/preferred": preferred} if pairs else {}
+
+
+def share_preferred(sums: Iterable[Sums]) -> float:
+    """Pairs whose chosen answer is likelier than the rejected one, whatever the reference says."""
+    return float(np.mean([chosen > rejected for chosen, rejected in sums] or [False]))

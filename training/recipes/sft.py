@@ -4,7 +4,7 @@ A run that lost its driver is taken up by calling `train` again with `start`: ba
 rates and the order of verbs depend on the config and the rows only.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -16,16 +16,13 @@ from training.data.rows import Row
 from training.data.tokenizer import ChatTokenizer
 from training.errors import InvalidInput
 from training.model import Future, Model
+from training.recipes.passes import FORWARD_CONFIG, PASS_TOKENS, ask_logprobs, group_by_tokens
 from training.recipes.sft_config import SftConfig
 from training.recipes.steps import Order, Steer, Step, Submitted, follow_config, run_steps
 from training.types import AdamParams, Datum, ForwardBackwardOutput, OptimStepOutput
 
 # A recipe's settings and its steps are part of it.
 __all__ = ["Order", "SftConfig", "Step", "held_out_loss", "prepare", "train"]
-
-# The engine then projects only positions with a weight, and sends no other logprobs back.
-FORWARD_CONFIG: Mapping[str, float | str] = {"logprobs": "weighted"}
-HELD_OUT_TOKENS = 4096  # a pass: other runs wait for one at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,22 +135,7 @@ def held_out_loss(model: Model, examples: Sequence[Example]) -> float:
     """The mean over all weighted tokens. Every pass is submitted before the first is waited for."""
     if not examples:
         raise InvalidInput("no row is held out: raise held_out_share")
-    passes = [
-        model.forward_backward(data, "cross_entropy", config=FORWARD_CONFIG, forward_only=True)
-        for data in group_by_tokens(examples, max_tokens=HELD_OUT_TOKENS)
-    ]
+    data = map(to_datum, examples)
+    passes = [ask_logprobs(model, group) for group in group_by_tokens(data, max_tokens=PASS_TOKENS)]
     total = sum(output.result().metrics["loss:sum"] for output in passes)
     return total / sum(example.num_weighted for example in examples)
-
-
-def group_by_tokens(examples: Sequence[Example], *, max_tokens: int) -> Iterator[list[Datum]]:
-    group: list[Datum] = []
-    num_tokens = 0
-    for example in examples:
-        if group and num_tokens + len(example.tokens) > max_tokens:
-            yield group
-            group, num_tokens = [], 0
-        group.append(to_datum(example))
-        num_tokens += len(example.tokens)
-    if group:
-        yield group

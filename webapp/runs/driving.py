@@ -13,6 +13,7 @@ from webapp.accounts.models import User
 from webapp.core.dispatch import TRAIN_RUN, send_task
 from webapp.core.events import publish, run_group
 from webapp.runs.annotations import annotate
+from webapp.runs.chains import HAS_TURN, begin_after, call_followers
 from webapp.runs.endings import tell_end
 from webapp.runs.history import record_metrics
 from webapp.runs.models import Run, RunQuerySet
@@ -55,6 +56,8 @@ class Orders:
 
 def take_driver(run_id: str, *, driver: str) -> bool:
     """Begin or take over a run's recipe. False: another task drives it, or it is not to run."""
+    if not begin_after(run_id):
+        return False
     free = Q(driver="") | Q(driver=driver) | Q(driver_until__lt=now())
     waiting = Q(status__in=(Status.QUEUED, Status.RUNNING))
     taken = Run.objects.filter(free, waiting, ~Q(recipe=""), pk=run_id).update(
@@ -77,7 +80,7 @@ def announce_driverless(*, limit: int | None = None) -> int:
     Not again for a while: where every recipe's place is taken, messages would only pile up.
     """
     unheard = Q(driver_until=None) | Q(driver_until__lt=now())
-    waiting = Run.objects.filter(unheard, status__in=(Status.QUEUED, Status.RUNNING))
+    waiting = Run.objects.filter(unheard, HAS_TURN, status__in=(Status.QUEUED, Status.RUNNING))
     return sum(
         _announce_run(run_id, waiting)
         for run_id in waiting.exclude(recipe="")
@@ -95,7 +98,7 @@ def _announce_run(run_id: str, waiting: RunQuerySet) -> bool:
 
 def invite_next() -> None:
     """A recipe's place is free: whoever has waited longest need not wait for the beat."""
-    waiting = Run.objects.filter(status=Status.QUEUED, driver="").exclude(recipe="")
+    waiting = Run.objects.filter(HAS_TURN, status=Status.QUEUED, driver="").exclude(recipe="")
     oldest = waiting.order_by("created_at").values_list("pk", flat=True).first()
     if oldest is not None:
         send_task(TRAIN_RUN, oldest)
@@ -216,5 +219,6 @@ def finish_run(run: Run, status: str, *, error: str = "", category: str = "") ->
     if ended and ended_at is not None:
         fail_waiting(run, error="The run has ended.", category="user")
         tell_end(run)
+        call_followers(run)
     announce(run)
     return ended == 1

@@ -15,6 +15,7 @@ from webapp.accounts.middleware import ActorRequest
 from webapp.accounts.models import Actor
 from webapp.accounts.permissions import check_can_write
 from webapp.core.forms import show_errors
+from webapp.datasets.models import DatasetVersion
 from webapp.fleet.models import BaseModel
 from webapp.runs.export import Export, export_run
 from webapp.runs.forecast import Forecast, forecast_run
@@ -41,9 +42,8 @@ class Launch:
     @classmethod
     def read(cls, request: ActorRequest) -> "Launch":
         parent = find_parent(request.actor, request.GET.get("parent", ""))
-        usual = parent.run.recipe if parent and parent.run.recipe in METHODS else "sft"
-        method = find_method(request.GET.get("method", usual))
-        return cls(actor=request.actor, method=method, parent=parent)
+        method = request.GET.get("method") or find_usual(request, parent)
+        return cls(actor=request.actor, method=find_method(method), parent=parent)
 
     def offer(self, method: Method) -> dict[str, float]:
         return offer_rates(self.find_first_model(), method.config)
@@ -77,6 +77,22 @@ class Launch:
         return [(method, self.write_query(method)) for method in METHODS.values()]
 
 
+def find_usual(request: ActorRequest, parent: Any | None) -> str:
+    """That of what is branched from, or the first that learns from the version in the link."""
+    if parent is not None:
+        return str(parent.run.recipe) if parent.run.recipe in METHODS else "sft"
+    version_id = find_wanted(request.GET)
+    versions = DatasetVersion.objects.in_project(request.actor).filter(pk=version_id)
+    kind = versions.values_list("kind", flat=True).first() if version_id else None
+    fitting = (method.recipe for method in METHODS.values() if kind in method.kinds)
+    return next(fitting, "sft")
+
+
+def find_wanted(query: QueryDict) -> str:
+    """The dataset version that a link names."""
+    return query.get("dataset_version") or query.get("version", "")
+
+
 @login_required
 @require_http_methods(["GET", "POST"])
 def launch_run(request: ActorRequest) -> HttpResponse:
@@ -93,7 +109,12 @@ def launch_run(request: ActorRequest) -> HttpResponse:
 
 
 def show_launch(request: ActorRequest, launch: Launch, form: LaunchForm) -> HttpResponse:
-    context = {"form": form, "launch": launch, **preview(request, launch, form)}
+    context = {
+        "form": form,
+        "launch": launch,
+        "choices": launch.choices,
+        **preview(request, launch, form),
+    }
     return render(request, "runs/new.html", context, status=400 if form.errors else 200)
 
 
@@ -118,7 +139,6 @@ def _create(launch: Launch, form: LaunchForm) -> str:
 
 def suggest(query: QueryDict, launch: Launch) -> dict[str, Any]:
     """Defaults that follow from the model, the parent run, or a link from a dataset's page."""
-    wanted = query.get("dataset_version") or query.get("version", "")
     initial: dict[str, Any] = {"learning_rate": launch.rates[launch.learns]}
     if (parent := launch.parent) is not None:
         initial["name"] = f"{parent.run.name} from step {parent.step}"
@@ -127,7 +147,7 @@ def suggest(query: QueryDict, launch: Launch) -> dict[str, Any]:
             "",
             launch.method.recipe,
         )
-    if wanted:
+    if wanted := find_wanted(query):
         initial["dataset_version"] = wanted
     return initial
 

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 from training.recipes.config import RecipeConfig
 from training.recipes.dpo_config import DpoConfig
+from training.recipes.reward_model_config import RewardModelConfig
 from training.recipes.rl_config import RlConfig
 from training.recipes.sft_config import SftConfig
 from webapp.core.errors import UserError
 from webapp.datasets.models import DatasetVersion
 from webapp.datasets.reports import KIND_WORDS
 from webapp.runs.forms import LaunchForm, SftForm
-from webapp.runs.preference_forms import DpoForm
-from webapp.runs.preference_scripts import write_dpo
+from webapp.runs.preference_forms import DpoForm, RewardModelForm
+from webapp.runs.preference_scripts import write_dpo, write_reward_model
 from webapp.runs.rl_forms import RlForm
 from webapp.runs.rl_scripts import write_rl
 from webapp.runs.scripts import Program, write_sft
@@ -49,8 +50,8 @@ METHODS: Mapping[str, Method] = {
         Method(
             recipe="sft",
             label="Supervised fine-tuning",
-            summary="Shows the model answers to write like.",
-            kinds=(Kind.CONVERSATION, Kind.PROMPT_COMPLETION),
+            summary="Shows the model answers to write like, or plain text to read on.",
+            kinds=(Kind.CONVERSATION, Kind.PROMPT_COMPLETION, Kind.TEXT),
             config=SftConfig,
             form=SftForm,
             script=write_sft,
@@ -63,6 +64,15 @@ METHODS: Mapping[str, Method] = {
             config=DpoConfig,
             form=DpoForm,
             script=write_dpo,
+        ),
+        Method(
+            recipe="reward_model",
+            label="Reward model",
+            summary="Teaches a judge to say which of two answers is better.",
+            kinds=(Kind.PREFERENCE,),
+            config=RewardModelConfig,
+            form=RewardModelForm,
+            script=write_reward_model,
         ),
         Method(
             recipe="rl",

@@ -34,3 +34,7 @@ class DpoForm(PairsForm):
         " further it may go. 0.1 is usual.",
     )
     overlong = forms.ChoiceField(label="Longer answers", choices=OVERLONG, initial="truncate")
+
+
+class RewardModelForm(PairsForm):
+    """A judge of answers. A pair that is too long is left out: cut, it would ask nothing."""

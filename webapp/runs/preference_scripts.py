@@ -13,6 +13,10 @@ def write_dpo(program: Program) -> str:
     return head + ORDER + SCHEDULE + ENCODE + PAIRS + DPO
 
 
+def write_reward_model(program: Program) -> str:
+    return write_head(program) + ORDER + SCHEDULE + ENCODE + PAIRS + REWARD_MODEL
+
+
 PAIRS = '''
 
 def as_messages(side):
@@ -88,3 +92,61 @@ for step, num_steps, batch in make_batches([pair for pair in pairs if not is_hel
     if step == num_steps or is_due(CHECKPOINT_EVERY, step, num_steps):
         client.save_state(f"step-{step:06d}").result()
 """
+REWARD_MODEL = '''
+
+def write_turns(messages):
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
+def encode_question(prompt, first, second, label):
+    parts = [write_turns(prompt), f"A: {write_turns(first)}", f"B: {write_turns(second)}"]
+    question = "\\n\\n".join([*parts, "Which answer is better, A or B?"])
+    asked = [{"role": "user", "content": question}, {"role": "assistant", "content": label}]
+    return encode(asked, [1])
+
+
+def read_comparisons():
+    """Both orders of each pair, where neither is too long."""
+    for key, prompt, chosen, rejected in read_pairs():
+        orders = [
+            encode_question(prompt, chosen, rejected, "A"),
+            encode_question(prompt, rejected, chosen, "B"),
+        ]
+        if not any(is_cut for _, _, is_cut in orders):
+            yield key, [(tokens, weights) for tokens, weights, _ in orders]
+
+
+def make_data(batch):
+    """The weights of a batch sum to 1: its loss is the mean."""
+    orders = [order for _, both in batch for order in both]
+    total = sum(sum(weights[1:]) for _, weights in orders)
+    return [make_datum(tokens, weights, 1 / total) for tokens, weights in orders]
+
+
+def share_right(batch):
+    """Orders in which the right label has more than half of the probability."""
+    data = make_data(batch)
+    outputs = client.forward(data, "cross_entropy").result().loss_fn_outputs
+    right = [
+        output["logprobs"].data[next(at for at, each in enumerate(weights[1:]) if each)]
+        > math.log(0.5)
+        for output, (_, weights) in zip(outputs, [order for _, both in batch for order in both])
+    ]
+    return sum(right) / len(right)
+
+
+pairs = list(read_comparisons())
+held_out = [pair for pair in pairs if is_held_out(pair[0])]
+for step, num_steps, batch in make_batches([pair for pair in pairs if not is_held_out(pair[0])]):
+    gradient = client.forward_backward(make_data(batch), "cross_entropy")
+    update = client.optim_step(make_adam(step, num_steps))
+    told = {"step": step, "loss": gradient.result().metrics["loss:sum"]}
+    update.result()
+    if held_out and is_due(EVALUATE_EVERY, step, num_steps):
+        told["held_out/accuracy"] = share_right(held_out)
+    print(json.dumps(told), flush=True)
+    if step == num_steps or is_due(CHECKPOINT_EVERY, step, num_steps):
+        client.save_state(f"step-{step:06d}").result()
+'''

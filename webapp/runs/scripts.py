@@ -155,20 +155,29 @@ def make_datum(tokens, weights, factor=1.0):
 '''
 SFT = '''
 
+def encode_row(row):
+    """Of plain text everything is learned, of a conversation what the assistant says."""
+    if "text" in row and "messages" not in row:
+        tokens = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
+        is_cut = len(tokens) > (MAX_LENGTH or len(tokens))
+        weights = [1.0] * len(tokens)
+        return row["text"], (tokens[:MAX_LENGTH], weights[:MAX_LENGTH], is_cut)
+    messages = row.get("messages") or [
+        {"role": "user", "content": row["prompt"]},
+        {"role": "assistant", "content": row["completion"]},
+    ]
+    learned = [
+        turn for turn, message in enumerate(messages)
+        if message["role"] == "assistant" and message.get("weight", 1)
+    ]
+    return messages, encode(messages, learned)
+
+
 def read_rows():
     for line in open(ROWS, encoding="utf-8"):
-        row = json.loads(line)
-        messages = row.get("messages") or [
-            {"role": "user", "content": row["prompt"]},
-            {"role": "assistant", "content": row["completion"]},
-        ]
-        learned = [
-            turn for turn, message in enumerate(messages)
-            if message["role"] == "assistant" and message.get("weight", 1)
-        ]
-        tokens, weights, is_cut = encode(messages, learned)
+        content, (tokens, weights, is_cut) = encode_row(json.loads(line))
         if any(weights[1:]) and not (is_cut and OVERLONG == "drop"):
-            yield hash_row(messages), tokens, weights
+            yield hash_row(content), tokens, weights
 
 
 def make_data(batch):

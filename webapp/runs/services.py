@@ -20,7 +20,7 @@ from webapp.datasets.models import DatasetVersion
 from webapp.fleet.models import BaseModel
 from webapp.runs.endings import tell_end
 from webapp.runs.methods import METHODS, check_kind, find_method
-from webapp.runs.models import LogLine, Operation, Run, Session
+from webapp.runs.models import LogLine, Operation, Run, RunGroup, Session
 from webapp.runs.room import predict_bytes
 
 NOT_OF_THE_RECIPE = ("eval_suite",)  # of a run's config: the worker sees to it
@@ -49,8 +49,13 @@ def create_run(  # noqa: PLR0913 - the row's columns, by name
     parent: Any | None = None,
     with_optimizer: bool = False,
     recipe: str = "sft",
+    after: Run | None = None,
+    group: RunGroup | None = None,
 ) -> Run:
-    """Queue a run of a recipe. `parent` is the checkpoint whose weights it begins with."""
+    """Queue a run of a recipe. `parent` is the checkpoint whose weights it begins with.
+
+    One that follows `after` waits until that one is done, and goes on with what it made.
+    """
     check_version(dataset_version, recipe)
     check_parent(parent, base_model, with_optimizer)
     config = check_config(config if parent is None else take_shape(config, parent), recipe)
@@ -73,6 +78,8 @@ def create_run(  # noqa: PLR0913 - the row's columns, by name
             predicted_bytes=predicted,
             parent=parent,
             with_optimizer=with_optimizer,
+            after=after,
+            group=group,
         )
         begins = f"the checkpoint {parent.name}" if parent is not None else str(base_model)
         learns = ", all weights" if run.is_full else ""

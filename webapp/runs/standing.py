@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from webapp.fleet.capacity import Capacity, read_capacity
+from webapp.runs.chains import OVER
 from webapp.runs.lineup import Ahead, Lineup, Wait, read_lineup
 from webapp.runs.models import Run
 
@@ -26,15 +27,26 @@ def explain_wait(run: Run) -> str:
 
 
 def explain_waits(runs: Iterable[Run], capacity: Capacity) -> list[Standing]:
-    """Two queries at most, however many runs there are."""
+    """Three queries at most, however many runs there are."""
     shown = list(runs)
-    lineup, begun = _read_lineup(shown, capacity), _list_before(shown)
-    return [_describe(run, lineup, begun) for run in shown]
+    lineup, begun, before = _read_lineup(shown, capacity), _list_before(shown), _read_before(shown)
+    return [_describe(run, lineup, begun, before.get(run.pk, "")) for run in shown]
 
 
-def _describe(run: Run, lineup: Lineup, begun: list[str]) -> Standing:
+def _read_before(runs: Iterable[Run]) -> dict[str, str]:
+    """Of queued runs that follow another one which is not over: its name."""
+    followers = [run.pk for run in runs if run.after_id and run.status == Status.QUEUED]
+    if not followers:
+        return {}
+    rows = Run.objects.filter(pk__in=followers).exclude(after__status__in=OVER)
+    return dict(rows.values_list("pk", "after__name"))
+
+
+def _describe(run: Run, lineup: Lineup, begun: list[str], before: str) -> Standing:
     """A run that is served is not said to wait for those that it shares its worker with."""
     wait, line = _find_wait(run, lineup, begun), lineup.lines.get(run.pk)
+    if before:
+        wait = Wait(reason=f"it follows {before}, which is not done yet", is_stopped=True)
     is_served = line is not None and line.is_served and not wait.is_stopped
     return Standing(
         run=run,

@@ -3,7 +3,15 @@
 from django.urls import path, register_converter
 from django.urls.converters import StringConverter
 
-from webapp.runs import finding_views, group_views, launch, overview, rollout_pages, views
+from webapp.runs import (
+    finding_views,
+    group_views,
+    launch,
+    overview,
+    rlhf_views,
+    rollout_pages,
+    views,
+)
 
 
 class PartConverter(StringConverter):
@@ -26,6 +34,8 @@ urlpatterns = [
     ),
     path("runs/groups/<str:group_id>/points.csv", group_views.download_group, name="run-group-csv"),
     path("runs/groups/<str:group_id>/stop/", group_views.stop_runs, name="run-group-stop"),
+    path("runs/new/rlhf/", rlhf_views.launch_rlhf, name="run-new-rlhf"),
+    path("runs/new/rlhf/forecast/", rlhf_views.preview_rlhf, name="run-rlhf-forecast"),
     path("runs/<str:run_id>/", views.show_run, name="run"),
     path("runs/<str:run_id>/metrics", views.read_points, name="run-metrics"),
     path("runs/<str:run_id>/metrics.csv", views.download_points, name="run-metrics-csv"),

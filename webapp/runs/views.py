@@ -26,6 +26,7 @@ from webapp.runs.filmstrip import arrange_samples
 from webapp.runs.findings import list_entries, list_open, read_badges
 from webapp.runs.history import list_keys, read_metrics
 from webapp.runs.lists import RunQuery, list_runs
+from webapp.runs.methods import METHODS
 from webapp.runs.models import Run, Sample
 from webapp.runs.progress import read_stats
 from webapp.runs.rollout_pages import RECIPES, read_rollouts
@@ -78,7 +79,7 @@ def _make_heading(query: RunQuery, column: str, sort: str, label: str, css: str)
 
 def find_run(actor: Actor, run_id: str) -> Run:
     rows = Run.objects.visible_to(actor).select_related(
-        "base_model", "dataset_version__dataset", "parent__run", "session", "created_by"
+        "base_model", "dataset_version__dataset", "parent__run", "session", "created_by", "after"
     )
     run = rows.filter(pk=run_id).first()
     if run is None:
@@ -95,6 +96,7 @@ def show_run(request: ActorRequest, run_id: str) -> HttpResponse:
         raise NotFound("There is no such tab.")
     context = {
         "run": run,
+        "method": METHODS.get(run.recipe),
         "tab": tab,
         "has_rollouts": run.recipe in RECIPES,
         "stats": read_stats(run),

@@ -73,13 +73,8 @@ def test_preferences_of_pairs_never_trained_on_turn_round() -> None:
     config = configure()
     model, prepared = open_model(config), prepared_for(config)
     reference = dpo.measure_reference(model, prepared, config)
-    sides = [side for pair in prepared.held_out for side in pair.sides]
-
-    def count_preferred() -> float:
-        sums = np.array(list(dpo.sum_logprobs(model, sides))).reshape(-1, 2)
-        return float((sums[:, 0] > sums[:, 1]).mean())
-
-    assert count_preferred() < 0.1
+    first = dpo.measure_first(prepared.held_out, reference=reference)
+    assert first["held_out/preferred"] < 0.1
     steps = list(dpo.train(model, prepared, config, reference=reference))
     # The first step sees the weights that the reference was measured with.
     assert steps[0].metrics["dpo/loss"] == pytest.approx(math.log(2), abs=1e-5)
@@ -87,7 +82,8 @@ def test_preferences_of_pairs_never_trained_on_turn_round() -> None:
     assert steps[-1].metrics["loss"] == steps[-1].metrics["dpo/loss"] < 0.4
     measured = dpo.measure(model, prepared.held_out, reference=reference, beta=config.beta)
     assert measured["held_out/accuracy"] > 0.9
-    assert count_preferred() > 0.8
+    assert measured["held_out/preferred"] > 0.8
+    assert dpo.measure_first([], reference={}) == {}
 
 
 def test_a_step_asks_for_its_log_probabilities_before_it_learns() -> None:
@@ -99,6 +95,8 @@ def test_a_step_asks_for_its_log_probabilities_before_it_learns() -> None:
     (first, second) = list(steps)
     assert (first.number, second.number, first.is_settled) == (1, 2, False)
     assert len(first.batch.rows) == 3
+    assert first.row_losses.keys() == set(first.batch.rows)
+    assert np.mean(list(first.row_losses.values())) == pytest.approx(first.metrics["loss"])
     forward, gradient = model.data[:2]
     assert len(forward) == len(gradient) == 6
     for place, (asked, learned) in enumerate(zip(forward, gradient, strict=True)):

@@ -226,3 +226,14 @@ def test_epochs_become_steps() -> None:
     assert prepared_for(configure(epochs=2)).num_steps == 12
     assert prepared_for(configure(epochs=0.5)).num_steps == 3
     assert prepared_for(configure()).num_steps == 6
+
+
+def test_plain_text_is_learned_from_its_second_token_on() -> None:
+    tokenizer = ChatTokenizer.load(Path("tests/assets/tiny-chatml-1m"))
+    rows = [Row(number=1, messages=[], metadata={"text": "What is 3 + 4? It is 7."})]
+    (example,) = prepare(rows, tokenizer, configure(steps=1)).train
+    assert tokenizer.decode(example.tokens.tolist()) == "What is 3 + 4? It is 7."
+    assert example.num_weighted == len(example.tokens) - 1
+    empty = [Row(number=7, messages=[], metadata={"text": ""})]
+    with pytest.raises(InvalidInput, match="row 7: no token of '' is predicted"):
+        prepare(empty, tokenizer, configure(steps=1))

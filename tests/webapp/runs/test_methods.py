@@ -111,3 +111,43 @@ def test_the_page_of_a_method_without_a_dataset_says_what_it_wants(
     assert page.status_code == 200
     if METHODS[recipe].kinds:
         assert METHODS[recipe].wanted in page.content.decode()
+
+
+@pytest.mark.parametrize(
+    ("kind", "recipe"), [("preference", "dpo"), ("prompt", "rl"), ("conversation", "sft")]
+)
+def test_a_link_from_a_dataset_opens_a_method_that_learns_from_it(
+    alice: Actor, browser: Client, kind: str, recipe: str
+) -> None:
+    version = make_version(alice, kind=kind)
+    page = browser.get(f"/runs/new/?version={version.pk}")
+    assert page.context["launch"].method.recipe == recipe
+    assert page.context["form"]["dataset_version"].value() == version.pk
+    named = browser.get(f"/runs/new/?version={version.pk}&method=reward_model")
+    assert named.context["launch"].method.recipe == "reward_model"
+
+
+def test_a_runs_page_calls_its_method_by_name(alice: Actor, browser: Client) -> None:
+    version = make_version(alice, kind="preference")
+    browser.post(
+        "/runs/new/?method=reward_model", fill(browser.get("/runs/new/?method=reward_model"))
+    )
+    run = Run.objects.get()
+    assert (run.recipe, run.dataset_version) == ("reward_model", version)
+    page = browser.get(f"/runs/{run.pk}/").content.decode()
+    assert "Reward model" in page
+
+
+@pytest.mark.parametrize("recipe", list(METHODS))
+def test_every_method_is_forecast_and_written_as_a_call_and_as_a_program(
+    alice: Actor, browser: Client, recipe: str
+) -> None:
+    kinds = METHODS[recipe].kinds
+    make_version(alice, kind=kinds[0] if kinds else "conversation")
+    page = browser.get(f"/runs/new/?method={recipe}")
+    forecast, export = page.context["forecast"], page.context["export"]
+    assert forecast.num_steps > 0
+    assert forecast.num_tokens > 0
+    assert f'"recipe": "{recipe}"' in export.curl
+    compile(export.script, "script", "exec")
+    assert "tinker.ServiceClient()" in export.script

@@ -1,4 +1,4 @@
-"""A DPO run over the operation log: what it leaves, and a driver that dies in the middle."""
+"""Runs that learn from pairs, over the operation log: what they leave, and drivers that die."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def pairs(actor: Actor, tmp_path: Path) -> DatasetVersion:
     )
 
 
-def make_dpo_run(actor: Actor, pairs: DatasetVersion) -> Run:
+def make_dpo_run(actor: Actor, pairs: DatasetVersion, recipe: str = "dpo") -> Run:
     return services.create_run(
         actor=actor,
         origin="rest",
@@ -56,7 +56,7 @@ def make_dpo_run(actor: Actor, pairs: DatasetVersion) -> Run:
         base_model=BaseModel.objects.first() or make_tiny(),
         dataset_version=pairs,
         config=CONFIG,
-        recipe="dpo",
+        recipe=recipe,
     )
 
 
@@ -114,3 +114,34 @@ def test_rows_that_are_no_pairs_end_the_run_with_a_sentence(
     ended = drive(run)
     assert ended.status == Status.FAILED
     assert "row 1 is no preference pair" in ended.error
+
+
+def test_a_reward_model_is_measured_before_its_first_step_and_after_a_kill(
+    actor: Actor, pairs: DatasetVersion
+) -> None:
+    undisturbed = drive(make_dpo_run(actor, pairs, "reward_model"))
+    assert (undisturbed.status, undisturbed.error) == (Status.DONE, "")
+    run, device = make_dpo_run(actor, pairs, "reward_model"), make_device("w2")
+    with pytest.raises(ProcessKilled):
+        drive(run, TurnWaiter(device=device, kill_recipe_at=5))
+    Run.objects.filter(pk=run.pk).update(driver_until=run.created_at)
+    ended = drive(run, TurnWaiter(device=device), driver="d2")
+    for key in ("loss", "held_out_loss", "held_out/accuracy", "comparison/accuracy"):
+        assert read_curve(ended, key) == pytest.approx(read_curve(undisturbed, key), rel=1e-4)
+    assert list(read_curve(ended, "held_out/accuracy")) == [0, 2, 4]
+    assert count_operations(ended) == count_operations(undisturbed)
+
+
+def test_a_reward_model_pins_comparisons_of_pairs_it_does_not_learn_from(
+    actor: Actor, pairs: DatasetVersion
+) -> None:
+    run = make_dpo_run(actor, pairs, "reward_model")
+    Run.objects.filter(pk=run.pk).update(config=run.config | {"sampling": {"every": 4}})
+    ended = drive(run)
+    asked = [prompt[0]["content"] for prompt in ended.config["sampling"]["prompts"]]
+    assert len(asked) == 4
+    assert all(text.endswith("Which answer is better, A or B?") for text in asked)
+    # What is chosen stands first and second in turn.
+    first, second = (text.split("\n\n")[1:3] for text in asked[:2])
+    assert int(first[0][3:]) < int(first[1][3:])
+    assert int(second[0][3:]) > int(second[1][3:])

@@ -2,7 +2,7 @@
 
 from django.contrib import admin
 
-from webapp.checkpoints.models import Checkpoint, Export
+from webapp.checkpoints.models import Checkpoint, Export, RetentionRule
 
 
 @admin.register(Checkpoint)
@@ -20,3 +20,10 @@ class ExportAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic at 
     list_filter = ("kind", "status")
     list_select_related = ("checkpoint",)
     search_fields = ("id", "digest")
+
+
+@admin.register(RetentionRule)
+class RetentionRuleAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic at run time
+    list_display = ("project", "keep", "is_active", "changed_at", "applied_at")
+    list_filter = ("is_active",)
+    list_select_related = ("project",)

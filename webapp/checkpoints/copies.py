@@ -43,7 +43,7 @@ def copy_checkpoint(
     first = _find_first(source, project, key, session, model_seq_id)
     if first is not None:
         return first
-    check_room(project, source.size_bytes, what=f"the copy of {source.name}")
+    check_room(project, estimate_bytes(source), what=f"the copy of {source.name}")
     run_id = ids.make_run_id()
     path = f"checkpoints/{run_id}/{Path(source.path).name}"
     _copy_folder(source, Path(settings.HONE_HOME) / path)
@@ -88,6 +88,11 @@ def find_destination(actor: Actor, project_id: str) -> Project:
             field="destination_project_id",
         )
     return membership.project
+
+
+def estimate_bytes(source: Checkpoint) -> int:
+    """A delta is copied as a whole model."""
+    return round(source.size_bytes / source.ratio) if source.ratio else source.size_bytes
 
 
 def _find_first(

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from django.apps import apps
-from django.db.models import Q, QuerySet
+from django.db.models import F, Q, QuerySet
 
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import LIVE
@@ -76,13 +76,13 @@ def _list_ways_back(project_id: str) -> list[str | None]:
 
 
 def _list_moves(project_id: str) -> Iterator[str | None]:
-    """Of each alias: what its last move left, and what moves that wait for their test compare."""
+    """Of each alias: what it named before, and what moves that wait for their test compare."""
     moves = _find_model("evals", "AliasMove").filter(alias__project=project_id)
-    moved = moves.filter(outcome__in=("moved", "rolled_back")).order_by("-pk")
-    last: dict[str, str | None] = {}
+    moved = moves.filter(outcome="moved", checkpoint=F("alias__checkpoint")).order_by("-pk")
+    before: dict[str, str | None] = {}
     for alias, previous in moved.values_list("alias", "previous").iterator():
-        last.setdefault(alias, previous)
-    yield from last.values()
+        before.setdefault(alias, previous)
+    yield from before.values()
     for pair in moves.filter(outcome="waiting").values_list("checkpoint", "previous"):
         yield from pair
 

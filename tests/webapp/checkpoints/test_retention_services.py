@@ -144,8 +144,11 @@ def need_alias(checkpoint: Checkpoint) -> None:
 
 
 def need_alias_way_back(checkpoint: Checkpoint) -> None:
-    alias = Alias.objects.create(project=checkpoint.project, name="prod")
-    AliasMove.objects.create(alias=alias, previous=checkpoint, outcome="moved")
+    """It was moved away and back again: what a roll-back leads to now is what came before."""
+    current = make_checkpoint(checkpoint.run, name="now", step=9, deleted_at=now())
+    alias = Alias.objects.create(project=checkpoint.project, name="prod", checkpoint=current)
+    AliasMove.objects.create(alias=alias, checkpoint=current, previous=checkpoint, outcome="moved")
+    AliasMove.objects.create(alias=alias, checkpoint=current, outcome="rolled_back")
 
 
 def need_alias_test(checkpoint: Checkpoint) -> None:

@@ -26,6 +26,7 @@ from webapp.runs import group_rest as groups
 from webapp.runs import rest as runs
 from webapp.runs import rlhf_rest as rlhf
 from webapp.runs import rollout_rest as rollouts
+from webapp.runs import row_loss_rest as row_losses
 from webapp.runs import steering_rest as steering
 from webapp.runs import wait_rest as waits
 from webapp.tinker import rest as tinker
@@ -51,6 +52,7 @@ urlpatterns = [
     path("conformance", tinker.Conformance.as_view()),
     # /rest/dataset-versions/<str:id>
     path("dataset-versions", datasets.VersionList.as_view()),
+    path("dataset-versions/import", derive_rest.VersionImport.as_view()),
     path("dataset-versions/<str:version_id>", datasets.VersionDetail.as_view()),
     path("dataset-versions/<str:version_id>/decision", datasets.VersionDecision.as_view()),
     path("dataset-versions/<str:version_id>/preview", datasets.VersionPreview.as_view()),
@@ -67,6 +69,7 @@ urlpatterns = [
     path("runs/<str:run_id>/samples", runs.RunSamples.as_view()),
     path("runs/<str:run_id>/rollouts", rollouts.RunRollouts.as_view()),
     path("runs/<str:run_id>/log", runs.RunLog.as_view()),
+    path("runs/<str:run_id>/row-losses", row_losses.RunRowLosses.as_view()),
     path("runs/<str:run_id>/findings", findings.RunFindings.as_view()),
     path("runs/<str:run_id>/findings/<slug:key>/dismissal", findings.FindingDismissal.as_view()),
     path("runs/<str:run_id>/annotations", annotations.RunAnnotations.as_view()),

@@ -185,6 +185,8 @@ MEDIA_ROOT = HONE_HOME
 FILE_UPLOAD_TEMP_DIR = HONE_HOME / "incoming"  # same disk as the datasets: a rename, no copy
 FILE_UPLOAD_TEMP_DIR.mkdir(parents=True, exist_ok=True)
 MAX_UPLOAD_BYTES = 2 * 1024**3
+# Files below it may be imported by operators, by their path there; empty: none.
+HONE_IMPORT_DIR = os.environ.get("HONE_IMPORT_DIR", "")
 # Form fields other than files; protobuf bodies of the SDK are read by their own view.
 DATA_UPLOAD_MAX_MEMORY_SIZE = 64 * 1024**2
 

@@ -16,6 +16,7 @@ from webapp.core.events import project_group, publish
 from webapp.datasets.models import DatasetVersion, Preview
 from workers.claims import MAX_ATTEMPTS, claim
 from workers.derive import derive, is_derived
+from workers.imports import fetch
 
 PREVIEW_ROWS = 20
 STATS_ROWS = 500  # enough for a mean; a million rows must not hold a preview up
@@ -48,6 +49,9 @@ def _validate(version: DatasetVersion) -> None:
         return
     upload = settings.HONE_HOME / version.upload_path
     try:
+        if "import" in version.derivation and not upload.exists():
+            name = fetch(version.derivation["import"], upload)
+            _change(version, filename=name[-255:], size_bytes=upload.stat().st_size)
         if version.keep_valid is None:
             _report(version, upload)
         if version.status == Status.VALIDATING:

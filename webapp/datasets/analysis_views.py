@@ -34,7 +34,7 @@ Status = DatasetVersion.Status
 def derive(request: ActorRequest, version_id: str) -> HttpResponse:
     version = find_version(request.actor, version_id)
     check_can_write(request.actor, project_id=version.project_id)
-    form = DeriveForm(request.POST or None, version=version)
+    form = DeriveForm(request.POST or None, version=version, initial=request.GET.dict())
     if request.method == "POST" and form.is_valid():
         with show_errors(form):
             made = derive_versions(

@@ -15,6 +15,7 @@ from webapp.core.streams import StreamedResponse
 from webapp.datasets.analyses import request_analysis
 from webapp.datasets.deriving import derive_versions
 from webapp.datasets.exports import export_version
+from webapp.datasets.imports import start_import
 from webapp.datasets.models import DatasetVersion
 from webapp.datasets.records import Analysis
 from webapp.datasets.rest import VersionOutput, find_version
@@ -58,6 +59,38 @@ class AnalysisOutput(serializers.ModelSerializer[Analysis]):
 
     def get_is_ready(self, analysis: Analysis) -> bool:
         return not analysis.is_waiting
+
+
+class ImportInput(serializers.Serializer[DatasetVersion]):
+    name = serializers.CharField(max_length=120, help_text="The dataset; made where it is new.")
+    path = serializers.CharField(
+        required=False, help_text="In the folder that HONE_IMPORT_DIR names; for operators."
+    )
+    repository = serializers.CharField(required=False, help_text="A dataset of the Hub.")
+    file = serializers.CharField(required=False, help_text="Of the Hub's dataset.")
+    revision = serializers.CharField(required=False, help_text="main where it is absent.")
+    kind = serializers.ChoiceField(choices=DatasetVersion.Kind.choices, required=False)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if ("path" in attrs) == ("repository" in attrs):
+            raise serializers.ValidationError("Give a path, or a repository of the Hub.")
+        return attrs
+
+
+class VersionImport(APIView):
+    """Files that nobody uploads."""
+
+    @extend_schema(request=ImportInput, responses={202: VersionOutput})
+    def post(self, request: Request) -> Response:
+        """Import a file of this machine or of the Hub as the next version of a dataset."""
+        data = ImportInput(data=request.data)
+        data.is_valid(raise_exception=True)
+
+        def create() -> Response:
+            version = start_import(actor_of(request), data.validated_data)
+            return Response(VersionOutput(version).data, status=status.HTTP_202_ACCEPTED)
+
+        return answer_once(request, create)
 
 
 class VersionDerived(APIView):

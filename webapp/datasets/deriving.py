@@ -8,6 +8,7 @@ from webapp.accounts.models import Actor
 from webapp.accounts.permissions import check_can_write
 from webapp.core.errors import UserError
 from webapp.datasets.analyses import check_options
+from webapp.datasets.imports import describe_source
 from webapp.datasets.models import DatasetVersion
 from webapp.datasets.records import Analysis
 from webapp.datasets.services import check_name, insert_version
@@ -64,6 +65,8 @@ def describe_derivation(version: DatasetVersion) -> list[str]:
     """How it was made of another version, a phrase each."""
     derivation = version.derivation
     phrases = describe_filters(derivation.get("filters", []))
+    if source := derivation.get("import"):
+        phrases.append(describe_source(source))
     if made := derivation.get("generation"):
         documents = ", ".join(made["documents"])
         phrases.append(

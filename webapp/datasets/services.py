@@ -53,7 +53,7 @@ def create_version(
     """
     check_can_write(actor)
     name = check_name(name)
-    _check_kind(kind)
+    check_kind(kind)
     filename = PurePosixPath((upload.name or "").replace("\\", "/")).name
     version = DatasetVersion(
         project=actor.project,
@@ -161,7 +161,7 @@ def decide(*, actor: Actor, version: DatasetVersion, keep_valid: bool) -> None:
 def choose_kind(*, actor: Actor, version: DatasetVersion, kind: str) -> None:
     """Answer to columns that do not tell: its lines are then checked as rows of this kind."""
     check_can_write(actor, project_id=version.project_id)
-    _check_kind(kind or "none")
+    check_kind(kind or "none")
     waiting = DatasetVersion.objects.visible_to(actor).filter(
         pk=version.pk, status=Status.NEEDS_DECISION, kind=""
     )
@@ -226,7 +226,7 @@ def check_name(name: str) -> str:
     return name
 
 
-def _check_kind(kind: str) -> None:
+def check_kind(kind: str) -> None:
     if kind and kind not in Kind.values:
         raise UserError(f"The kind is one of {', '.join(Kind.values)}.", field="kind")
 

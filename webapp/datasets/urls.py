@@ -7,6 +7,7 @@ from webapp.datasets import analysis_views, views
 urlpatterns = [
     path("datasets/", views.list_datasets, name="datasets"),
     path("datasets/new/", views.upload, name="dataset-new"),
+    path("datasets/import/", views.import_rows, name="dataset-import"),
     path("datasets/<str:dataset_id>/", views.show_dataset, name="dataset"),
     # /datasets/versions/<id>/
     path("datasets/versions/<str:version_id>/", views.show_version, name="version"),

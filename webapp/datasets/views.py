@@ -19,7 +19,8 @@ from webapp.core.forms import show_errors
 from webapp.core.streams import StreamedResponse
 from webapp.datasets.deriving import describe_derivation
 from webapp.datasets.exports import export_version
-from webapp.datasets.forms import UploadForm
+from webapp.datasets.forms import ImportForm, UploadForm
+from webapp.datasets.imports import start_import
 from webapp.datasets.models import Dataset, DatasetVersion
 from webapp.datasets.reports import (
     KIND_USES,
@@ -100,6 +101,20 @@ def upload(request: ActorRequest) -> HttpResponse:
     names = Dataset.objects.in_project(request.actor).values_list("name", flat=True)
     context = {"form": form, "names": names, "limit": settings.MAX_UPLOAD_BYTES}
     return render(request, "datasets/upload.html", context, status=400 if form.errors else 200)
+
+
+@login_required
+@require_http_methods(["GET", "POST"])
+def import_rows(request: ActorRequest) -> HttpResponse:
+    check_can_write(request.actor)
+    form = ImportForm(request.POST or None)
+    if request.method == "POST" and form.is_valid():
+        with show_errors(form):
+            version = start_import(request.actor, form.cleaned_data)
+            return redirect("version", version.pk)
+    names = Dataset.objects.in_project(request.actor).values_list("name", flat=True)
+    context = {"form": form, "names": names, "folder": settings.HONE_IMPORT_DIR}
+    return render(request, "datasets/import.html", context, status=400 if form.errors else 200)
 
 
 @login_required

@@ -21,6 +21,7 @@ from webapp.runs import steering
 from webapp.runs.annotations import read_annotations
 from webapp.runs.branch_curves import read_branches
 from webapp.runs.branches import has_family
+from webapp.runs.data_tab import read_data
 from webapp.runs.export import Export, export_run
 from webapp.runs.filmstrip import arrange_samples
 from webapp.runs.findings import list_entries, list_open, read_badges
@@ -141,6 +142,10 @@ def _read_rollouts(request: HttpRequest, run: Run) -> dict[str, Any]:
     return read_rollouts(run, request.GET.dict())
 
 
+def _read_data(request: HttpRequest, run: Run) -> dict[str, Any]:
+    return read_data(run, request.GET.dict())
+
+
 def _read_checkpoints(_: HttpRequest, run: Run) -> dict[str, Any]:
     return {"checkpoints": run.checkpoints.order_by("-step", "-created_at"), "now": now()}
 
@@ -166,6 +171,7 @@ TAB_READERS: Mapping[str, Callable[[HttpRequest, Run], dict[str, Any]]] = {
     "charts": _read_charts,
     "samples": _read_samples,
     "rollouts": _read_rollouts,
+    "data": _read_data,
     "checkpoints": _read_checkpoints,
     "evals": _read_evals,
     "config": _read_config,

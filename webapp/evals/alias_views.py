@@ -88,7 +88,7 @@ def _create(actor: Actor, chosen: dict[str, Any]) -> Alias:
 
 
 def find_alias(actor: Actor, alias_id: str) -> Alias:
-    alias: Alias | None = read_aliases(actor).filter(pk=alias_id).first()
+    alias: Alias | None = read_aliases(actor).filter(pk=alias_id.replace("\0", "")).first()
     if alias is None:
         raise NotFound(f"There is no alias {alias_id}.")
     return alias

@@ -44,11 +44,13 @@ class Choice:
 
 def read_ids(query: QueryDict) -> list[str]:
     """Each once, the baseline first: the one that is named, else the first."""
-    named = [part.strip() for value in query.getlist("evaluations") for part in value.split(",")]
+    asked = ",".join(query.getlist("evaluations")).replace("\0", "")
+    named = [part.strip() for part in asked.split(",")]
     ids = [each for each in dict.fromkeys(named) if each]
     if not ids:
-        return [each for each in (query.get("a", ""), query.get("b", "")) if each]
-    baseline = query.get("baseline", "")
+        pair = [query.get(side, "").replace("\0", "") for side in ("a", "b")]
+        return [each for each in pair if each]
+    baseline = query.get("baseline", "").replace("\0", "")
     if not baseline:
         return ids
     return [baseline, *(each for each in ids if each != baseline)]

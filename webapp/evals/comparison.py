@@ -35,11 +35,11 @@ class ComparedSample:
 
     @property
     def first(self) -> EvalResult:
-        return self.before.result
+        return self.before.read()
 
     @property
     def second(self) -> EvalResult:
-        return self.after.result
+        return self.after.read()
 
     @property
     def first_score(self) -> float:
@@ -206,8 +206,8 @@ def compare_answers(
     samples = _pair_samples(first, before, after)
     if not samples:
         raise UserError("The two evaluations have no answered sample in common.")
-    befores = [sample.first_score for sample in samples]
-    afters = [sample.second_score for sample in samples]
+    befores = tuple(sample.first_score for sample in samples)
+    afters = tuple(sample.second_score for sample in samples)
     changes = [sample.change for sample in samples]
     low, high = estimate_interval(befores, afters, level=level)
     count, p_value = len(samples), compare_scores(befores, afters)
@@ -256,10 +256,11 @@ def check_comparable(evaluations: Sequence[Evaluation], grader: str) -> str:
 
 
 def _pair_samples(first: Evaluation, before: Answers, after: Answers) -> list[ComparedSample]:
+    items = first.suite.items
     samples = [
         ComparedSample(
             index=index,
-            item=first.suite.items[index],
+            item=items[index],
             before=before[index],
             after=after[index],
         )

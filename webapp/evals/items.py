@@ -82,7 +82,7 @@ def fill_rows(rows: Sequence[ItemRow]) -> list[tuple[ItemRow, list[Cell | None]]
 
 
 def _make_cells(row: ItemRow, texts: Mapping[int, str]) -> list[Cell | None]:
-    baseline = texts[row.before.result.pk]
+    baseline = texts[row.before.first]
     others = [
         None if sample is None else _make_cell(sample.after, baseline, texts, sample.before.score)
         for sample in row.samples
@@ -92,7 +92,7 @@ def _make_cells(row: ItemRow, texts: Mapping[int, str]) -> list[Cell | None]:
         score=row.before.score,
         change="",
         pieces=pieces,
-        num_samples=len(row.before.results),
+        num_samples=len(row.before.samples),
         is_cut=len(baseline) > PREVIEW,
     )
     return [first, *others]
@@ -102,17 +102,17 @@ def _mark_baseline(baseline: str, row: ItemRow, texts: Mapping[int, str]) -> Seq
     """Beside one other, what that has not got is marked in the baseline's too."""
     if len(row.samples) > 1 or row.samples[0] is None:
         return [Piece(text=cut(baseline), is_changed=False)]
-    other = texts[row.samples[0].after.result.pk]
+    other = texts[row.samples[0].after.first]
     return spare_unlike(diff_texts(cut(baseline), cut(other))[0])
 
 
 def _make_cell(answer: Answer, baseline: str, texts: Mapping[int, str], before: float) -> Cell:
-    text = texts[answer.result.pk]
+    text = texts[answer.first]
     return Cell(
         score=answer.score,
         change=name_change(before, answer.score),
         pieces=spare_unlike(diff_texts(cut(baseline), cut(text))[1]),
-        num_samples=len(answer.results),
+        num_samples=len(answer.samples),
         is_cut=len(text) > PREVIEW,
     )
 

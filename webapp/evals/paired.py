@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from scipy.stats import binomtest, bootstrap, norm, permutation_test
@@ -9,7 +10,10 @@ from scipy.stats import binomtest, bootstrap, norm, permutation_test
 LEVEL = 0.95
 RESAMPLES = 4999
 SEED = 20_240_517  # fixed: the same scores give the same figures
+REMEMBERED = 256  # results: the next page of a comparison asks for the same again
 DRAWN_AT_ONCE = 1_000_000  # numbers: resampling takes no more memory than these need
+
+Scores = tuple[float, ...]
 
 
 def compute_p_value(wins: int, losses: int) -> float:
@@ -38,7 +42,8 @@ def compare_means(changes: Sequence[float]) -> float:
     return float(found.pvalue)
 
 
-def compare_scores(first: Sequence[float], second: Sequence[float]) -> float:
+@lru_cache(maxsize=REMEMBERED)
+def compare_scores(first: Scores, second: Scores) -> float:
     """McNemar's exact test of scores that are 0 or 1, and a permutation test of others."""
     changes = [after - before for before, after in zip(first, second, strict=True)]
     if are_binary(first, second):
@@ -64,8 +69,9 @@ def adjust_holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+@lru_cache(maxsize=REMEMBERED)
 def estimate_interval(
-    first: Sequence[float], second: Sequence[float], *, level: float = LEVEL
+    first: Scores, second: Scores, *, level: float = LEVEL
 ) -> tuple[float, float]:
     """Of the mean difference, second minus first."""
     if are_binary(first, second):
@@ -73,7 +79,8 @@ def estimate_interval(
     return _bootstrap_interval([b - a for a, b in zip(first, second, strict=True)], -1.0, level)
 
 
-def estimate_mean(scores: Sequence[float], *, level: float = LEVEL) -> tuple[float, float]:
+@lru_cache(maxsize=REMEMBERED)
+def estimate_mean(scores: Scores, *, level: float = LEVEL) -> tuple[float, float]:
     """The interval of one mean: Wilson's of a share, else by bootstrap."""
     if are_binary(scores):
         return _wilson_interval(sum(scores) / len(scores), len(scores), level)

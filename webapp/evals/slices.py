@@ -91,8 +91,8 @@ def cut_comparisons(comparisons: Sequence[Comparison], facet: str) -> Cut:
 def _measure(samples: Sequence[ComparedSample]) -> Part | None:
     if not samples:
         return None
-    befores = [sample.first_score for sample in samples]
-    afters = [sample.second_score for sample in samples]
+    befores = tuple(sample.first_score for sample in samples)
+    afters = tuple(sample.second_score for sample in samples)
     changes = [sample.change for sample in samples]
     low, high = estimate_interval(befores, afters)
     return Part(

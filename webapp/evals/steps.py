@@ -87,7 +87,7 @@ def read_points(run: Run, suite: EvalSuite, grader: str) -> list[Point]:
 
 def _make_point(step: int, evaluation: Evaluation, grader: str) -> Point | None:
     """None: nothing of it was graded by this one."""
-    scores = [answer.score for answer in read_answers(evaluation, grader).values()]
+    scores = tuple(answer.score for answer in read_answers(evaluation, grader).values())
     if not scores:
         return None
     low, high = estimate_mean(scores)

@@ -175,13 +175,13 @@ def test_the_p_value_of_thousands_of_flips_is_a_number() -> None:
 def test_the_interval_is_the_published_one(
     both: int, only_first: int, only_second: int, neither: int, low: float, high: float
 ) -> None:
-    ours = [1] * both + [1] * only_first + [0] * only_second + [0] * neither
-    theirs = [1] * both + [0] * only_first + [1] * only_second + [0] * neither
+    ours = (1,) * (both + only_first) + (0,) * (only_second + neither)
+    theirs = (1,) * both + (0,) * only_first + (1,) * only_second + (0,) * neither
     assert estimate_interval(theirs, ours) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_parts_of_a_point_have_an_interval_around_their_mean_the_same_every_time() -> None:
-    first, second = [0.2, 0.4, 0.6, 0.1] * 10, [0.3, 0.9, 0.6, 0.5] * 10
+    first, second = (0.2, 0.4, 0.6, 0.1) * 10, (0.3, 0.9, 0.6, 0.5) * 10
     low, high = estimate_interval(first, second)
     assert low < 0.25 < high
     assert high - low < 0.2

@@ -16,8 +16,8 @@ from webapp.evals.paired import (
 )
 
 # Ten items, right (1) or wrong (0), of which 6 changed: 5 for the better and 1 for the worse.
-BEFORE = [0, 0, 0, 0, 0, 1, 1, 1, 0, 1]
-AFTER = [1, 1, 1, 1, 1, 0, 1, 1, 0, 1]
+BEFORE = (0, 0, 0, 0, 0, 1, 1, 1, 0, 1)
+AFTER = (1, 1, 1, 1, 1, 0, 1, 1, 0, 1)
 
 
 def test_binary_scores_have_every_statistic_of_the_table() -> None:
@@ -47,7 +47,7 @@ def test_binary_scores_have_every_statistic_of_the_table() -> None:
 
 def test_the_wilson_interval_of_one_share_is_that_of_the_table() -> None:
     assert estimate_mean(BEFORE) == pytest.approx((0.168180, 0.687326), abs=2e-6)
-    assert estimate_mean([0, 0, 0]) == pytest.approx((0.0, 3.841459 / (3 + 3.841459)), abs=1e-6)
+    assert estimate_mean((0, 0, 0)) == pytest.approx((0.0, 3.841459 / (3 + 3.841459)), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -95,12 +95,12 @@ def test_holm_gives_the_table(p_values: list[float], adjusted: list[float]) -> N
     assert adjust_holm(p_values) == pytest.approx(adjusted)
 
 
-def draw_changes(seed: int, count: int) -> tuple[list[float], list[float]]:
+def draw_changes(seed: int, count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Scores in quarters: the second's mean is 0.0625 above the first's."""
     drawn = np.random.default_rng(seed)
     first = drawn.integers(0, 4, count) / 4
     second = first + drawn.choice([-0.25, 0.0, 0.25, 0.5], count, p=[0.25, 0.35, 0.3, 0.1])
-    return list(first), list(second)
+    return tuple(first), tuple(second)
 
 
 def test_the_bootstrap_interval_holds_the_true_difference_about_as_often_as_it_says() -> None:
@@ -128,16 +128,16 @@ def test_a_wider_level_gives_a_wider_interval() -> None:
 
 def test_equal_parts_of_a_point_leave_room_for_items_that_were_not_asked() -> None:
     """All of 10 changed by 0; up to 1 - 0.025^(1/10) = 0.308497 of others may change, by 1."""
-    low, high = estimate_interval([0.5] * 10, [0.5] * 10)
+    low, high = estimate_interval((0.5,) * 10, (0.5,) * 10)
     assert (low, high) == pytest.approx((-0.308497, 0.308497), abs=1e-6)
-    assert estimate_interval([0.5] * 100, [0.5] * 100)[1] == pytest.approx(0.036217, abs=1e-6)
+    assert estimate_interval((0.5,) * 100, (0.5,) * 100)[1] == pytest.approx(0.036217, abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_odd_scores_give_numbers_and_no_warning(seed: int) -> None:
     drawn = np.random.default_rng(seed)
     count = int(drawn.integers(1, 6))
-    first, second = (list(drawn.choice([0, 0.001, 0.5, 1], count)) for _ in range(2))
+    first, second = (tuple(drawn.choice([0, 0.001, 0.5, 1], count)) for _ in range(2))
     low, high = estimate_interval(first, second)
     assert -1 <= low <= high <= 1
     assert 0 < compare_scores(first, second) <= 1

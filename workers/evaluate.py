@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from training.errors import InvalidInput
+from training.recipes.graders import KINDS
 from webapp.accounts.models import Project
 from webapp.core.errors import UserError
 from webapp.evals.models import EvalResult, EvalSuite, Evaluation
@@ -13,6 +14,7 @@ from webapp.evals.services import (
     mark_built,
     mark_failed,
     mark_suite_failed,
+    note_served,
     record_grades,
     settle,
 )
@@ -20,6 +22,7 @@ from workers.claims import MAX_ATTEMPTS, claim
 from workers.grade import JudgeFinder, go_on, grade_with_notes
 from workers.judge import open_judge
 from workers.remote import RedisWaiter, Waiter
+from workers.sandbox import open_sandbox
 from workers.suite_items import make_graded, write_grades
 from workers.suites import check_items, make_items
 
@@ -82,6 +85,8 @@ def grade_rest(evaluation: Evaluation, waiter: Waiter) -> None:
             grade_results(evaluation, results, judges, check)
     except CancelledError:
         return
+    if any(KINDS[grader["name"]].place == "sandbox" for grader in evaluation.suite.graders):
+        note_served(evaluation, sandbox=open_sandbox().missing or "walls")
 
 
 def grade_results(

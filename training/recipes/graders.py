@@ -153,7 +153,8 @@ def check_grader(name: str, settings: Mapping[str, Any] | None = None) -> dict[s
     if name not in KINDS:
         raise InvalidInput(f"there is no grader {name!r:.60}: use one of {', '.join(KINDS)}")
     known = {**KINDS[name].settings, **SHARED}
-    checked = check_fields(settings or {}, known, name=f"the grader {name}")
+    whose = f"the grader {name}"
+    checked = check_fields(settings or {}, known, name=whose, within=f"{whose}: ")
     for required in REQUIRED.get(name, ()):
         if required not in checked:
             raise InvalidInput(f"the grader {name} needs its {required}")

@@ -1,6 +1,5 @@
 """Forms of evaluations: a suite, and what to evaluate on it."""
 
-import re
 from typing import Any, ClassVar
 
 from django import forms
@@ -8,23 +7,25 @@ from django import forms
 from webapp.accounts.models import Actor
 from webapp.datasets.models import DatasetVersion
 from webapp.deployments.forms import offer_targets
+from webapp.evals.checks import BUILT_IN
 from webapp.evals.models import EvalSuite
-from webapp.evals.services import GRADERS
 
-GRADER_LABELS = {
-    "exact_match": "Exact match: the answer is the target",
-    "contains": "Contains: the target stands in the answer",
-    "numeric": "Numeric: the last number is the target's",
-    "regex": "Regular expression: found in the answer",
-    "valid_json": "Valid JSON: the answer can be read",
-    "json_equal": "JSON equal: the same value as the target",
-    "accepted_call": "Accepted call: a function call that the target accepts",
+SOURCES = (
+    ("dataset", "Rows of a dataset"),
+    ("reasoning_gym", "Tasks of reasoning-gym"),
+    ("built_in", "Built in"),
+)
+BUILT_IN_LABELS = {
+    "bfcl_simple": "Function calls: 400 of the Berkeley leaderboard",
+    "one_digit_sums": "One-digit sums: 100 questions",
 }
-IGNORES_CASE = ("exact_match", "contains", "regex")
-
-
-def offer_graders() -> list[tuple[str, str]]:
-    return [(name, GRADER_LABELS.get(name, name.replace("_", " "))) for name in GRADERS]
+# Short to generate, with scorers that run nothing; any other task can be typed.
+TASKS = (
+    "basic_arithmetic", "chain_sum", "countdown", "family_relationships", "gcd", "gsm_symbolic",
+    "knights_knaves", "lcm", "leg_counting", "letter_counting", "mini_sudoku", "number_filtering",
+    "products", "simple_equations", "spell_backward", "syllogism", "word_sorting",
+)  # fmt: skip
+GRADERS_OF = {"dataset": "exact_match", "reasoning_gym": "reasoning_gym", "built_in": "numeric"}
 
 
 def offer_versions(actor: Actor) -> list[tuple[str, str]]:
@@ -34,7 +35,7 @@ def offer_versions(actor: Actor) -> list[tuple[str, str]]:
 
 
 class SuiteForm(forms.Form):
-    """Held-out rows, how they are graded and how answers are sampled; frozen once made."""
+    """Where items come from and how answers are sampled; frozen once made."""
 
     name = forms.CharField(max_length=120, error_messages={"required": "A suite needs a name."})
     dataset_version = forms.ChoiceField(
@@ -43,75 +44,87 @@ class SuiteForm(forms.Form):
     held_out_share = forms.FloatField(
         label="Held-out share",
         initial=0.1,
-        help_text="The rows that a run with this share and seed never trains on.",
+        help_text="The rows that a run with this share and seed never trains on; 1 is every row.",
         widget=forms.NumberInput(attrs={"step": "any", "min": 0, "max": 1}),
     )
     seed = forms.IntegerField(label="Split seed", initial=0)
     limit = forms.IntegerField(
         label="At most", initial=100, required=False, help_text="Empty: all of them."
     )
-    score = forms.ChoiceField(
-        label="Score", help_text="The grader whose mean is the suite's score.", initial=GRADERS[0]
+    task = forms.CharField(
+        max_length=60,
+        widget=forms.TextInput(attrs={"list": "tasks", "autocomplete": "off"}),
+        help_text="Its rows are made by the seed: the same for the same seed.",
+        error_messages={"required": "Name a task, such as chain_sum."},
     )
-    also = forms.MultipleChoiceField(
-        label="Grade also by", required=False, widget=forms.CheckboxSelectMultiple
-    )
-    pattern = forms.CharField(
+    size = forms.IntegerField(label="How many", initial=100)
+    task_seed = forms.IntegerField(label="Seed", initial=0)
+    config = forms.JSONField(
         required=False,
-        max_length=1000,
-        help_text="For the regular expression; without one, each row's target is the pattern.",
+        label="Settings of the task",
+        help_text='Such as {"min_terms": 2, "max_terms": 2}.',
+        widget=forms.Textarea(attrs={"rows": 3, "class": "mono", "spellcheck": "false"}),
     )
-    tolerance = forms.FloatField(
+    built_in = forms.ChoiceField(
+        label="Suite", choices=[(name, BUILT_IN_LABELS[name]) for name in BUILT_IN]
+    )
+    num_samples = forms.IntegerField(
+        label="Samples of each",
+        initial=1,
+        help_text="More than one wants a temperature above 0.",
+    )
+    pass_at = forms.CharField(
         required=False,
-        help_text="For numbers: how far they may be apart.",
-        widget=forms.NumberInput(attrs={"step": "any", "placeholder": "0.000001"}),
+        label="pass@k for k =",
+        widget=forms.TextInput(attrs={"placeholder": "1, 4"}),
+        help_text="That one of k samples is right. Empty: 1, 2, 4 ... and all.",
     )
-    ignore_case = forms.BooleanField(required=False, label="Upper and lower case are the same")
     max_tokens = forms.IntegerField(label="Longest answer", initial=256)
     temperature = forms.FloatField(
         initial=0.0,
         help_text="0: greedy, so that the same weights give the same answers.",
         widget=forms.NumberInput(attrs={"step": "any", "min": 0}),
     )
-    sampling_seed = forms.IntegerField(initial=0)
+    sampling_seed = forms.IntegerField(label="Sampling seed", initial=0)
 
+    OWN: ClassVar = {
+        "dataset": ("dataset_version", "held_out_share", "seed", "limit"),
+        "reasoning_gym": ("task", "size", "task_seed", "config"),
+        "built_in": ("built_in",),
+    }
     SAMPLING: ClassVar = {
         "max_tokens": "max_tokens",
         "temperature": "temperature",
         "seed": "sampling_seed",
+        "num_samples": "num_samples",
     }
 
-    def __init__(self, *args: object, actor: Actor, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+    def __init__(self, *args: Any, actor: Actor, source: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.source = source
         self.fields["dataset_version"].choices = offer_versions(actor)  # type: ignore[attr-defined]
-        for name in ("score", "also"):
-            self.fields[name].choices = offer_graders()  # type: ignore[attr-defined]
+        for other in {name for own in self.OWN.values() for name in own} - {*self.OWN[source]}:
+            del self.fields[other]
 
-    def clean_pattern(self) -> str:
-        pattern: str = self.cleaned_data["pattern"]
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise forms.ValidationError(f"This is not a regular expression: {error}.") from error
-        return pattern
-
-    def write_graders(self) -> list[dict[str, Any]]:
-        """The score first, each grader once, with the settings that it knows."""
-        names = dict.fromkeys([self.cleaned_data["score"], *self.cleaned_data["also"]])
-        return [{"name": name, **self._write_settings(name)} for name in names]
-
-    def _write_settings(self, name: str) -> dict[str, Any]:
-        chosen: dict[str, Any] = {}
-        if name in IGNORES_CASE and self.cleaned_data["ignore_case"]:
-            chosen["ignore_case"] = True
-        if name == "numeric" and self.cleaned_data["tolerance"] is not None:
-            chosen["tolerance"] = self.cleaned_data["tolerance"]
-        if name == "regex" and self.cleaned_data["pattern"]:
-            chosen["pattern"] = self.cleaned_data["pattern"]
-        return chosen
+    def clean_pass_at(self) -> list[int]:
+        said = self.cleaned_data["pass_at"].replace(",", " ").split()
+        if not all(each.isdecimal() and len(each) < 4 for each in said):
+            raise forms.ValidationError("Give whole numbers with commas between, such as 1, 4.")
+        return [int(each) for each in said]
 
     def write_sampling(self) -> dict[str, Any]:
-        return {name: self.cleaned_data[field] for name, field in self.SAMPLING.items()}
+        wanted = {name: self.cleaned_data[field] for name, field in self.SAMPLING.items()}
+        return wanted | {"pass_at": self.cleaned_data["pass_at"]}
+
+    def write_spec(self) -> dict[str, Any]:
+        """Where items come from, if not from a dataset."""
+        chosen = self.cleaned_data
+        if self.source == "reasoning_gym":
+            own = {"task": chosen["task"], "size": chosen["size"], "seed": chosen["task_seed"]}
+            return {"source": "reasoning_gym", **own, "config": chosen["config"] or {}}
+        if self.source == "built_in":
+            return {"source": "built_in", "name": chosen["built_in"]}
+        return {}
 
 
 class EvaluationForm(forms.Form):
@@ -120,6 +133,11 @@ class EvaluationForm(forms.Form):
     suite = forms.ChoiceField(error_messages={"required": "Choose a suite."})
     target = forms.ChoiceField(
         label="Weights", error_messages={"required": "Choose a checkpoint or a base model."}
+    )
+    is_fresh = forms.BooleanField(
+        required=False,
+        label="Ask everything again",
+        help_text="Else answers that are known of the same weights are taken over.",
     )
 
     def __init__(self, *args: object, actor: Actor, **kwargs: object) -> None:

@@ -222,6 +222,12 @@ def record_result(
         _running(evaluation).update(served=evaluation.served)
 
 
+def note_served(evaluation: Evaluation, **facts: str) -> None:
+    """How it was answered and graded, beside what the server said of itself."""
+    evaluation.served |= facts
+    _running(evaluation).update(served=evaluation.served)
+
+
 def record_grades(results: Sequence[EvalResult]) -> None:
     """What graders that take their time have found."""
     EvalResult.objects.bulk_update(results, ["scores", "notes", "error"], batch_size=100)

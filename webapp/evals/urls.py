@@ -2,7 +2,15 @@
 
 from django.urls import path
 
-from webapp.evals import alias_views, answer_views, compare_views, exports, matrix_views, views
+from webapp.evals import (
+    alias_views,
+    answer_views,
+    compare_views,
+    exports,
+    matrix_views,
+    suite_views,
+    views,
+)
 
 urlpatterns = [
     path("evals/", views.list_suites, name="evals"),
@@ -23,7 +31,9 @@ urlpatterns = [
     path("evals/aliases/<str:alias_id>/call-off/", alias_views.cancel_move, name="alias-call-off"),
     path("evals/aliases/<str:alias_id>/delete/", alias_views.delete, name="alias-delete"),
     # /evals/suites/
-    path("evals/suites/new/", views.create, name="suite-new"),
+    path("evals/suites/new/", suite_views.create, name="suite-new"),
+    path("evals/suites/new/grader/", suite_views.show_grader, name="suite-grader"),
+    path("evals/suites/new/no-grader/", suite_views.remove_grader, name="suite-grader-removed"),
     path("evals/suites/<str:suite_id>/", views.show_suite, name="suite"),
     # /evals/<id>/
     path("evals/<str:evaluation_id>/", views.show_evaluation, name="evaluation"),

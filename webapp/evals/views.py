@@ -18,16 +18,15 @@ from webapp.accounts.permissions import check_can_write
 from webapp.core.curl import JSON, KEY
 from webapp.core.errors import NotFound
 from webapp.core.forms import show_errors
-from webapp.datasets.models import DatasetVersion
 from webapp.deployments.forms import offer_base_models
 from webapp.deployments.views import find_target
-from webapp.evals.forms import EvaluationForm, SuiteForm, offer_versions
+from webapp.evals.forms import EvaluationForm, offer_versions
 from webapp.evals.models import EvalResult, EvalSuite, Evaluation
 from webapp.evals.naming import name_subject
-from webapp.evals.services import LIVE, cancel_evaluation, create_suite, request_evaluation
+from webapp.evals.services import LIVE, cancel_evaluation, list_ungraded, request_evaluation
 
 ROWS_A_PAGE = 25
-FILTERS = (("", "All"), ("wrong", "Wrong"), ("right", "Right"), ("unanswered", "Unanswered"))
+FILTERS = (("", "All"), ("wrong", "Wrong"), ("right", "Right"), ("unanswered", "With errors"))
 RIGHT = 1.0  # graders that give parts of a point are right with the whole of it
 
 
@@ -82,34 +81,6 @@ def list_suites(request: ActorRequest) -> HttpResponse:
     return render(request, "evals/list.html", context)
 
 
-@login_required
-@require_http_methods(["GET", "POST"])
-def create(request: ActorRequest) -> HttpResponse:
-    check_can_write(request.actor)
-    initial = {"dataset_version": request.GET.get("version", "")}
-    form = SuiteForm(request.POST or None, actor=request.actor, initial=initial)
-    if request.method == "POST" and form.is_valid():
-        with show_errors(form):
-            return redirect("suite", _create(request.actor, form).pk)
-    status = 400 if form.errors else 200
-    return render(request, "evals/new.html", {"form": form}, status=status)
-
-
-def _create(actor: Actor, form: SuiteForm) -> EvalSuite:
-    chosen = form.cleaned_data
-    version = DatasetVersion.objects.visible_to(actor).get(pk=chosen["dataset_version"])
-    return create_suite(
-        actor=actor,
-        name=chosen["name"],
-        dataset_version=version,
-        graders=form.write_graders(),
-        held_out_share=chosen["held_out_share"],
-        seed=chosen["seed"],
-        limit=chosen["limit"],
-        sampling=form.write_sampling(),
-    )
-
-
 def find_suite(actor: Actor, suite_id: str) -> EvalSuite:
     rows = EvalSuite.objects.visible_to(actor).select_related("dataset_version__dataset")
     suite = rows.defer("dataset_version__report").filter(pk=suite_id).first()
@@ -126,6 +97,7 @@ def show_suite(request: ActorRequest, suite_id: str) -> HttpResponse:
     page = Paginator(suite.items, ROWS_A_PAGE).get_page(request.GET.get("page"))
     context = {
         "suite": suite,
+        "choice": describe_choice(suite),
         "lines": lines,
         "num_done": sum(line.is_done for line in lines),
         "extra_graders": [grader["name"] for grader in suite.graders[1:]],
@@ -137,6 +109,16 @@ def show_suite(request: ActorRequest, suite_id: str) -> HttpResponse:
         "rest": write_rest(request, suite),
     }
     return render(request, "evals/suite.html", context)
+
+
+def describe_choice(suite: EvalSuite) -> str:
+    """How many items there are, and which of the rows they are."""
+    if suite.status == EvalSuite.Status.BUILDING:
+        return "a worker is making them"
+    share = suite.selection.get("held_out_share", 1)
+    if share >= 1:
+        return f"{suite.num_items:,} items"
+    return f"{suite.num_items:,} of the held-out {share:.0%}, split seed {suite.selection['seed']}"
 
 
 def _choose_pair(lines: Sequence[Line]) -> dict[str, str]:
@@ -182,6 +164,7 @@ def evaluate(request: ActorRequest) -> HttpResponse:
                 suite=find_suite(request.actor, form.cleaned_data["suite"]),
                 checkpoint=checkpoint,
                 base_model=base_model,
+                is_fresh=form.cleaned_data["is_fresh"],
             )
             return redirect("evaluation", evaluation.pk)
     status = 400 if form.errors else 200
@@ -214,7 +197,8 @@ def show_evaluation(request: ActorRequest, evaluation_id: str) -> HttpResponse:
         "evaluation": evaluation,
         "subject": name_subject(evaluation),
         "is_live": evaluation.status in LIVE,
-        "scores": [(name, evaluation.scores.get(name)) for name in names],
+        "scores": list(evaluation.scores.items()) or [(name, None) for name in names],
+        "num_ungraded": list_ungraded(evaluation).count(),
         "graders": names,
         "grader": grader,
         "show": request.GET.get("show", ""),
@@ -240,6 +224,8 @@ def filter_results(evaluation: Evaluation, grader: str, show: str) -> QuerySet[E
         return results.filter(**{f"scores__{grader}__lt": RIGHT})
     if show == "unanswered":
         return results.exclude(error="")
+    if show == "ungraded":
+        return list_ungraded(evaluation)
     return results
 
 
@@ -250,6 +236,8 @@ def show_result(suite: EvalSuite, result: EvalResult, grader: str) -> dict[str, 
         "number": result.index + 1,
         "result": result,
         "score": score,
+        "others": [(name, value) for name, value in result.scores.items() if name != grader],
+        "note": result.notes.get(grader, ""),
     }
 
 

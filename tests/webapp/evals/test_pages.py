@@ -32,7 +32,8 @@ FORM = {
     "held_out_share": "0.1",
     "seed": "0",
     "limit": "100",
-    "score": "exact_match",
+    "grader-0-name": "exact_match",
+    "num_samples": "1",
     "max_tokens": "64",
     "temperature": "0",
     "sampling_seed": "0",
@@ -158,10 +159,11 @@ def test_a_suite_freezes_its_graders_and_its_sampling(
         FORM
         | {
             "dataset_version": version.pk,
-            "score": "regex",
-            "pattern": r"\d+",
-            "also": ["contains", "regex"],
-            "ignore_case": "on",
+            "grader-0-name": "regex",
+            "grader-0-pattern": r"\d+",
+            "grader-0-ignore_case": "on",
+            "grader-7-name": "contains",
+            "grader-7-ignore_case": "on",
             "limit": "",
         },
     )
@@ -183,10 +185,11 @@ def test_a_suite_freezes_its_graders_and_its_sampling(
         ("dataset_version", "dsv-nothing", "Select a valid choice"),
         ("held_out_share", "1.5", "held_out_share is 1.5; it lies above 0 and up to 1"),
         ("limit", "0", "limit is 0; it lies between 1 and"),
-        ("pattern", "(", "This is not a regular expression"),
         ("max_tokens", "0", "max_tokens is 0"),
         ("temperature", "-1", "temperature is -1.0"),
-        ("score", "vibes", "Select a valid choice"),
+        ("pass_at", "1, two", "Give whole numbers with commas between"),
+        ("num_samples", "65", "num_samples is 65: give a whole number from 1 to 64"),
+        ("grader-0-name", "vibes", "Select a valid choice"),
     ],
 )
 def test_what_is_wrong_with_a_suite_stands_beside_its_field(
@@ -199,6 +202,92 @@ def test_what_is_wrong_with_a_suite_stands_beside_its_field(
     assert complaint in page
     assert f'id="id_{field}-error"' in page
     assert not EvalSuite.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("grader", "complaint"),
+    [
+        ({"grader-0-name": "regex", "grader-0-pattern": "("}, "is not a regular expression"),
+        ({"grader-0-name": "llm_judge", "grader-0-rubric": "Good?"}, "needs its judge"),
+        ({"grader-0-name": "json_schema", "grader-0-schema": "{"}, "Enter a valid JSON"),
+        (
+            {"grader-0-name": "unit_tests", "grader-0-seconds": "900"},
+            "unit_tests: seconds is 900.0",
+        ),
+        ({}, "A suite needs a grader"),
+    ],
+)
+def test_what_is_wrong_with_a_grader_is_said(
+    browser: Client, version: DatasetVersion, grader: dict[str, str], complaint: str
+) -> None:
+    without = {key: value for key, value in FORM.items() if not key.startswith("grader")}
+    answer = browser.post("/evals/suites/new/", without | {"dataset_version": version.pk} | grader)
+    assert answer.status_code == 400
+    assert complaint in answer.content.decode()
+
+
+def test_tasks_by_seed_are_a_suite_with_several_samples(browser: Client) -> None:
+    page = read(browser, "/evals/suites/new/?source=reasoning_gym")
+    assert 'value="reasoning_gym" selected' in page
+    data = FORM | {
+        "grader-0-name": "reasoning_gym",
+        "task": "gcd",
+        "size": "20",
+        "task_seed": "3",
+        "config": '{"max_value": 9}',
+        "num_samples": "4",
+        "pass_at": "1, 4",
+        "temperature": "1",
+    }
+    answer = browser.post("/evals/suites/new/?source=reasoning_gym", data)
+    made = EvalSuite.objects.get()
+    assert made.spec == {
+        "source": "reasoning_gym",
+        "task": "gcd",
+        "size": 20,
+        "seed": 3,
+        "config": {"max_value": 9},
+    }
+    assert made.sampling["pass_at"] == [1, 4]
+    page = read(browser, answer.headers["Location"])
+    assert "reasoning-gym: gcd, seed 3" in page
+    assert "pass@k for k = 1, 4" in page
+    assert "reasoning-gym: gcd, seed 3" in read(browser, "/evals/")
+
+
+def test_a_built_in_suite_is_two_choices(browser: Client) -> None:
+    data = FORM | {"grader-0-name": "numeric", "built_in": "one_digit_sums"}
+    assert browser.post("/evals/suites/new/?source=built_in", data).status_code == 302
+    assert EvalSuite.objects.get().spec == {"source": "built_in", "name": "one_digit_sums"}
+
+
+def test_a_grader_that_is_chosen_shows_its_own_settings_and_keeps_what_was_typed(
+    browser: Client,
+) -> None:
+    row = read(browser, "/evals/suites/new/grader/")
+    assert 'value="contains" selected' in row
+    query = {"grader-5-name": "unit_tests", "grader-5-column": "checks"}
+    row = browser.get("/evals/suites/new/grader/", query).content.decode()
+    assert 'name="grader-5-memory_mib"' in row
+    assert 'value="checks"' in row
+    assert "never sees its tests" in row
+    assert browser.get("/evals/suites/new/no-grader/").content == b""
+
+
+def test_an_evaluation_says_what_was_known_what_graders_said_and_how_they_ran(
+    browser: Client, suite: EvalSuite, checkpoint: Checkpoint
+) -> None:
+    evaluation = evaluate(suite, checkpoint.base_model, checkpoint, [1, 0, 0, 0])
+    evaluation.num_known = 3
+    evaluation.served |= {"sandbox": "HONE_SANDBOX=limits"}
+    evaluation.scores |= {"exact_match/pass@4": 0.5}
+    evaluation.save()
+    evaluation.results.filter(index=1).update(notes={"exact_match": "Not quite."})
+    page = read(browser, f"/evals/{evaluation.pk}/")
+    assert "Of 4 answers 3 were known" in page
+    assert "Not quite." in page
+    assert "with limits on time and memory alone" in page
+    assert "pass@4" in page
 
 
 def test_a_suites_page_shows_items_and_scores_of_all_graders(

@@ -17,7 +17,7 @@ from webapp.lineage.layout import Layout, lay_out
 from webapp.lineage.reading import MOST_RUNS, find_anchor, read_graph
 
 DEPTHS = (1, 2, 3, 5)
-MOST_DRAWN = 1500
+MOST_DRAWN = 800
 MOST_HITS = 50
 MOST_OPENED = 200
 

@@ -26,7 +26,7 @@ from webapp.lineage.nodes import (
 )
 from webapp.runs.models import Run
 
-MOST_RUNS = 1000
+MOST_RUNS = 500
 MOST_ROWS = 5000  # of any other kind
 
 

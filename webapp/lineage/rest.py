@@ -11,7 +11,9 @@ from rest_framework.views import APIView
 
 from webapp.accounts.authentication import actor_of
 from webapp.lineage.graph import Node
-from webapp.lineage.pages import MOST_DRAWN, Question, answer, describe_bounds
+from webapp.lineage.pages import Question, answer, describe_bounds
+
+MOST_LISTED = 2000  # nodes in one answer
 
 
 class NodeOutput(serializers.Serializer[Any]):
@@ -57,7 +59,7 @@ class Lineage(APIView):
         query = request.query_params.copy()
         query.setdefault("fold", "0")
         answered = answer(actor_of(request), Question.read(query))
-        shown = list(answered.graph.nodes.values())[:MOST_DRAWN]
+        shown = list(answered.graph.nodes.values())[:MOST_LISTED]
         notes = [describe_bounds(answered), _describe_rest(len(answered.graph.nodes))]
         return Response(
             {
@@ -70,9 +72,9 @@ class Lineage(APIView):
 
 
 def _describe_rest(number: int) -> str:
-    if number <= MOST_DRAWN:
+    if number <= MOST_LISTED:
         return ""
-    return f"{MOST_DRAWN:,} of {number:,} nodes are listed: send focus, or fold=1."
+    return f"{MOST_LISTED:,} of {number:,} nodes are listed: send focus, or fold=1."
 
 
 def write_node(node: Node) -> Mapping[str, Any]:

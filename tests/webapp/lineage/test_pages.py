@@ -218,7 +218,7 @@ def test_rest_is_bounded_folds_and_refuses_in_a_sentence(
     run = make_run(alice, base_model, "first")
     save_many(run, 9)
     assert len(ask(alice, "?fold=1")[1]["nodes"]) == 3
-    monkeypatch.setattr("webapp.lineage.rest.MOST_DRAWN", 4)
+    monkeypatch.setattr("webapp.lineage.rest.MOST_LISTED", 4)
     told = ask(alice)[1]
     assert len(told["nodes"]) == 4
     assert told["note"] == "4 of 11 nodes are listed: send focus, or fold=1."

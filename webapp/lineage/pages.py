@@ -14,7 +14,7 @@ from webapp.lineage.drawing import Drawn, draw
 from webapp.lineage.folding import Folded, fold
 from webapp.lineage.graph import Graph, Node, focus, search
 from webapp.lineage.layout import Layout, lay_out
-from webapp.lineage.reading import MOST_RUNS, find_anchor, read_graph
+from webapp.lineage.reading import MOST_ROWS, MOST_RUNS, find_anchor, read_graph
 
 DEPTHS = (1, 2, 3, 5)
 MOST_DRAWN = 800
@@ -71,7 +71,7 @@ class Answer:
     folded: Folded
     hits: Sequence[Node]
     num_all: int  # nodes before anything was folded
-    is_cut: bool
+    left_out: Sequence[str]
 
     @property
     def graph(self) -> Graph:
@@ -107,7 +107,7 @@ def answer_in(project_id: str, question: Question, *, around: Any = None) -> Ans
         folded=folded,
         hits=hits,
         num_all=len(graph.nodes),
-        is_cut=reading.is_cut,
+        left_out=reading.left_out,
     )
 
 
@@ -137,10 +137,11 @@ def make_picture(answered: Answer) -> Picture:
 def describe_bounds(answered: Answer, picture: Picture | None = None) -> str:
     """What is left out, in a sentence; empty where nothing is."""
     said = []
-    if answered.is_cut:
+    if answered.left_out:
         where = "around this one" if answered.question.focus else "that are newest"
         said.append(
-            f"The {MOST_RUNS:,} runs {where} are read: focus on something to see around it."
+            f"Not all {' and '.join(answered.left_out)} were read: {MOST_RUNS:,} runs {where}, and"
+            f" {MOST_ROWS:,} of any other kind. Focus on something to see around it."
         )
     if picture and picture.layout.num_hidden:
         said.append(

@@ -1,5 +1,6 @@
 """The rows of a project as a graph. The same few queries, whatever the project's size."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,7 +34,7 @@ MOST_ROWS = 5000  # of any other kind
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     graph: Graph
-    is_cut: bool  # the project has more runs than were read
+    left_out: Sequence[str]  # kinds of which the project has more than were read
 
 
 # How a row of each kind says when its run began, by the beginning of its id.
@@ -62,7 +63,7 @@ def find_anchor(projects: QuerySet[Project], node_id: str) -> tuple[str, datetim
 
 def read_graph(project_id: str, *, around: datetime | None = None) -> Reading:
     """The newest runs, or those before and after a moment: what came of something is newer."""
-    runs, is_cut = _read_runs(project_id, around)
+    runs, has_more = _read_runs(project_id, around)
     run_ids = [run.pk for run in runs]
     data_of = {run.pk: run.dataset_version_id for run in runs}
     checkpoints = _read_checkpoints(run_ids)
@@ -84,7 +85,10 @@ def read_graph(project_id: str, *, around: datetime | None = None) -> Reading:
         *(checkpoint_node(each, project_id) for each in checkpoints),
         *(use.node for use in uses),
     ]
-    return Reading(graph=build(_drop_unused(nodes)), is_cut=is_cut)
+    full = Counter(node.kind for node in nodes)
+    left_out = [f"{kind}s" for kind in ("checkpoint", "evaluation") if full[kind] >= MOST_ROWS]
+    left_out = ["runs", *left_out] if has_more else left_out
+    return Reading(graph=build(_drop_unused(nodes)), left_out=left_out)
 
 
 def _inherits_data(run: Run, data_of: Mapping[str, str | None]) -> bool:

@@ -6,6 +6,7 @@ from django.db.models import Q
 from django.utils.timezone import now
 
 from webapp.core.dispatch import TRAIN_RUN, send_task
+from webapp.runs.endings import tell_end
 from webapp.runs.models import LogLine, Run
 from webapp.runs.queue import fail_waiting
 from webapp.runs.services import add_log, announce
@@ -80,6 +81,7 @@ def fail_before(run: Run, error: str) -> None:
     if failed:
         fail_waiting(run, error=error, category="user")
         add_log(run, f"Failed: {error}", LogLine.Level.ERROR)
+        tell_end(run)
         announce(run)
         call_followers(run)
 

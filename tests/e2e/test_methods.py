@@ -33,7 +33,13 @@ DPO = {
     "evaluate_every": 8,
     "sampling": {"every": 0},
 }
-REWARD_MODEL = DPO | {"rank": 16, "learning_rate": 3e-3, "steps": 60, "evaluate_every": 20}
+REWARD_MODEL = DPO | {
+    "rank": 16,
+    "learning_rate": 3e-3,
+    "schedule": "linear",
+    "steps": 60,
+    "evaluate_every": 20,
+}
 
 
 @pytest.fixture
@@ -150,7 +156,7 @@ def test_a_reward_model_learns_to_choose_and_rest_and_form_launch_it(
     finish(rest, run_id)
     accuracy = read_curve(rest, run_id, "held_out/accuracy")
     assert accuracy[0] == pytest.approx(0.5, abs=0.1)
-    assert max(accuracy.values()) == accuracy[60] > 0.75
+    assert accuracy[60] > 0.8
     losses = read_curve(rest, run_id, "held_out_loss")
     assert losses[60] < losses[0] / 4
     page.goto(f"/runs/new/?method=reward_model&version={version}")

@@ -1,7 +1,7 @@
 """The launch form: what a run learns from, how, and what it shows on the way."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from django import forms
@@ -12,6 +12,7 @@ from training.types import MAX_RANK
 from webapp.accounts.models import Actor
 from webapp.core.errors import UserError
 from webapp.core.forms import say_limits
+from webapp.core.templatetags.hone import rate
 from webapp.datasets.models import DatasetVersion
 from webapp.fleet.models import BaseModel
 from webapp.runs.grids import list_points, parse_grid
@@ -49,6 +50,7 @@ class LaunchForm(forms.Form):
 
     OWN: ClassVar[tuple[str, ...]] = ()
     OF_ROWS: ClassVar[tuple[str, ...]] = ()
+    WORDS: ClassVar[Mapping[str, Mapping[str, str]]] = {}  # label and help_text said otherwise
     TEMPLATE: ClassVar[str] = "runs/launch/own.html"  # of the own section
     TITLE: ClassVar[str] = ""  # and its heading
 
@@ -74,7 +76,12 @@ class LaunchForm(forms.Form):
         " fresh moments.",
     )
     length = forms.FloatField(label="Train for", initial=1, min_value=0.01, max_value=1_000_000)
-    length_unit = forms.ChoiceField(label="Unit", choices=LENGTHS, initial="epochs")
+    length_unit = forms.ChoiceField(
+        label="Unit",
+        choices=LENGTHS,
+        initial="epochs",
+        widget=forms.Select(attrs={"aria-label": "Unit of the length"}),
+    )
     batch_size = forms.IntegerField(
         initial=8, min_value=1, max_value=4096, help_text="Rows an optimizer step learns from."
     )
@@ -82,7 +89,6 @@ class LaunchForm(forms.Form):
         initial=1e-4,
         min_value=1e-9,
         max_value=1,
-        help_text="An adapter takes 1e-4, of a small model 1e-3; all weights take a tenth of it.",
     )
     rank = forms.IntegerField(
         label="LoRA rank",
@@ -184,11 +190,18 @@ class LaunchForm(forms.Form):
         *args: Any,
         actor: Actor,
         kinds: Sequence[str],
+        usual_rate: float = 1e-4,
         parent: Any | None = None,
         **kwargs: Any,
     ) -> None:
         """`kinds`: of datasets that it may learn from; none: it needs no dataset."""
         super().__init__(*args, **kwargs)
+        for name, words in self.WORDS.items():
+            vars(self.fields[name]).update(words)
+        self.fields["learning_rate"].help_text = (
+            f"An adapter takes {rate(usual_rate)}, of a small model {rate(10 * usual_rate)};"
+            " all weights take a tenth of it."
+        )
         self.parent = parent
         if kinds:
             versions = DatasetVersion.objects.in_project(actor).select_related("dataset")

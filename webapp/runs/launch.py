@@ -60,8 +60,14 @@ class Launch:
         return BaseModel.objects.order_by("added_at").first()
 
     def make_form(self, data: Any = None, **options: Any) -> LaunchForm:
-        kinds = self.method.kinds
-        return self.method.form(data, actor=self.actor, parent=self.parent, kinds=kinds, **options)
+        return self.method.form(
+            data,
+            actor=self.actor,
+            kinds=self.method.kinds,
+            usual_rate=self.method.config.find_usual_rate(),
+            parent=self.parent,
+            **options,
+        )
 
     def write_query(self, method: Method) -> str:
         parent = {"parent": self.parent.pk} if self.parent is not None else {}

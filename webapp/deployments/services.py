@@ -49,6 +49,8 @@ def create_deployment(
     name = name.strip()
     if not name:
         raise UserError("A deployment needs a name.", field="name")
+    if actor.project.aliases.filter(name=name).exists():
+        raise UserError(f"An alias is named {name}: choose another name.", field="name")
     base_model = _choose_base_model(base_model, checkpoint)
     try:
         with transaction.atomic():

@@ -136,7 +136,7 @@ def alias_node(alias: Alias) -> Node:
         kind="alias",
         label=alias.name,
         detail="names this checkpoint",
-        url=reverse("checkpoint", args=[alias.checkpoint_id]),
+        url=reverse("alias", args=[alias.pk]),
         facts=_list_facts(moves="when its test passes" if alias.suite_id else "freely"),
         main=alias.checkpoint_id or "",
         created_at=alias.created_at,

@@ -72,6 +72,10 @@ def test_from_a_name_to_a_move_and_back(
     assert "better on 10, worse on 0 of 12" in page
     assert "Roll back to old, step 10" in page
     assert f">{alias.name}</a>" in read(browser, f"/checkpoints/{new.pk}/")
+    assert "Move prod here" not in read(browser, f"/checkpoints/{new.pk}/")
+    assert "Move prod here" in read(browser, f"/checkpoints/{old.pk}/")
+    chosen = read(browser, f"{url}?checkpoint={old.pk}")
+    assert f'<option value="{old.pk}" selected>' in chosen
     browser.post(f"{url}rollback/")
     alias.refresh_from_db()
     assert alias.checkpoint == old

@@ -13,6 +13,7 @@ from webapp.accounts.models import Actor, AuditEntry, Delivery, Webhook
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import delete_checkpoint, without_users
 from webapp.core.errors import NotFound, UserError
+from webapp.deployments.services import create_deployment
 from webapp.evals import services
 from webapp.evals.aliases import (
     call_off,
@@ -351,6 +352,8 @@ def test_a_name_that_means_something_else_already_is_refused(
     for name, told in (("calls", "A deployment"), ("model", "A base model"), ("prod", "an alias")):
         with pytest.raises(UserError, match=told):
             create_alias(actor=alice, name=name)
+    with pytest.raises(UserError, match="An alias is named prod"):
+        create_deployment(actor=alice, name="prod", checkpoint=old)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,16 @@ from tests.webhook_server import Server, run_server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
+ROWS = [
+    {
+        "messages": [
+            {"role": "user", "content": f"What is {a} - {b}?"},
+            {"role": "assistant", "content": str(a - b)},
+        ]
+    }
+    for a in range(10)
+    for b in range(10)
+]
 WAIT_SECONDS = 90
 PAGE_MS = 30_000
 WIDTHS = (1440, 390)
@@ -81,12 +91,16 @@ def export(api: httpx.Client, run_id: str) -> None:
 
 
 def launch(api: httpx.Client) -> str:
-    """A fine-tuning run as the dashboard launches it, on the demo's rows."""
-    version = next(each for each in list_all(api, "/dataset-versions") if each["status"] == "ready")
+    """A fine-tuning run as the dashboard launches it."""
+    files = {"file": ("rows.jsonl", "\n".join(json.dumps(row) for row in ROWS))}
+    version = api.post("/dataset-versions", data={"name": "sums"}, files=files).json()["id"]
+    path = f"/dataset-versions/{version}"
+    wait_until(lambda: api.get(path).json()["status"] == "ready", lambda: api.get(path).text)
     config = {"steps": 40, "batch_size": 16, "learning_rate": 1e-3, "evaluate_every": 8}
-    body = {"base_model": "tiny-chatml-1m", "dataset_version": version["id"], "config": config}
-    run_id: str = api.post("/runs", json=body).json()["id"]
-    return run_id
+    body = {"base_model": "tiny-chatml-1m", "dataset_version": version, "config": config}
+    run = api.post("/runs", json=body)
+    assert run.status_code == 201, run.text
+    return str(run.json()["id"])
 
 
 def test_each_failure_is_named_and_healthy_loops_are_left_alone(

@@ -181,4 +181,4 @@ def read_badges(run_ids: Iterable[str]) -> dict[str, Sequence[Finding]]:
 
 def _open() -> QuerySet[Finding]:
     live = Finding.objects.filter(ended_at=None, dismissed_at=None, diagnostic__in=BY_KEY)
-    return live.order_by(F("created_at").desc())
+    return live.order_by("level", F("created_at").desc())  # errors first

@@ -138,7 +138,7 @@ def test_the_integrity_tab_lists_all_ten_with_how_they_stand(run: Run, browser: 
         assert each.title in page
     for word in ("does not apply", "nothing found", "too early to say", "It takes 3 steps."):
         assert word in page
-    assert page.index("Stale sampler</h2>") < page.index("Sequential client</h2>")
+    assert page.index("Stale sampler</h2>") < page.index("Sequential client</td>")
     assert [entry.is_open for entry in list_entries(run)] == [True] + [False] * 9
 
 

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from workers.distillation import Distillation
 from workers.dpo import Dpo
 from workers.drives import Drive
+from workers.on_policy import OnPolicyDistillation
 from workers.reward_model import RewardModel
 from workers.rl import Rl
 from workers.sft import Sft
@@ -14,4 +16,7 @@ DRIVES: Mapping[str, type[Drive[Any]]] = {
     "dpo": Dpo,
     "reward_model": RewardModel,
     "rl": Rl,
+    "on_policy_distillation": OnPolicyDistillation,
+    "off_policy_distillation": Distillation,
+    "prompt_distillation": Distillation,
 }

@@ -74,13 +74,17 @@ class PolicyDrive(Drive[PolicyT], Generic[PolicyT]):
             keep_going=self.keep,
         )
 
-    def open_reference(self) -> RemoteSampler:
+    def open_start(self) -> RemoteSampler:
         """What the run began with."""
         return self.open_sampler(self.run.parent)
 
+    def open_reference(self) -> RemoteSampler:
+        """What the policy is not to leave."""
+        return self.open_start()
+
     def publish(self, step: int) -> Future[Sampler]:
-        """Before the first step the weights are those of the reference, and need no saving."""
-        find = self._save(step) if step else lambda _timeout: self.open_reference()
+        """Before the first step the weights are those that the run began with: nothing to save."""
+        find = self._save(step) if step else lambda _timeout: self.open_start()
         self.newest = Opened(step=step, find=find)
         self.published[step] = self.newest
         return self.newest

@@ -37,6 +37,7 @@ class Rl(PolicyDrive[RlConfig]):
             config=self.config,
             tokenizer=self.tokenizer,
             reward=self.reward,
+            weights={grader["name"]: grader["weight"] for grader in self.config.graders},
         )
         return describe_prompts(self.prepared, self.num_steps)
 

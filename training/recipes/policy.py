@@ -7,7 +7,7 @@ place in the log, and each sample by its step.
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from training.data.batches import Batch
 from training.model import Future, Model, Sampler
@@ -95,7 +95,7 @@ def train(
         order = ask_order(steer, (number - 1) * size + 1)
         step, num_steps = number * size, num_batches * size
         kl_coefficient = choose_kl(config, order)
-        measure_reference(source.reference if kl_coefficient else None, groups, step)
+        measure_reference(source.reference if kl_coefficient else None, groups, {"step": step})
         learned = learn(
             model, groups, config, order, number, num_steps=num_steps, kl_coefficient=kl_coefficient
         )
@@ -126,7 +126,9 @@ def choose_kl(config: PolicyConfig, order: Order) -> float:
     return config.kl_coefficient if order.kl_coefficient is None else order.kl_coefficient
 
 
-def measure_reference(reference: Sampler | None, groups: Sequence[Group], step: int) -> None:
+def measure_reference(
+    reference: Sampler | None, groups: Sequence[Group], about: Mapping[str, Any]
+) -> None:
     """All are asked before the first is waited for."""
     if reference is None:
         return
@@ -139,8 +141,8 @@ def measure_reference(reference: Sampler | None, groups: Sequence[Group], step: 
                 prompt_logprobs=True,
                 prompt_logprobs_last_n=len(rollout.tokens),
             )
-            about = {"step": step, "group": place, "index": index, "by": "reference"}
-            waiting.append((rollout, reference.sample(request, about=about)))
+            own = {**about, "group": place, "index": index, "by": "reference"}
+            waiting.append((rollout, reference.sample(request, about=own)))
     for rollout, future in waiting:
         logprobs = list(future.result().prompt_logprobs or ())[-len(rollout.tokens) :]
         rollout.reference = [value or 0.0 for value in logprobs]

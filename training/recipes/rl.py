@@ -1,6 +1,6 @@
 """Reinforcement learning with verifiable rewards: groups of answers to prompts, graded."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from math import isfinite
@@ -11,7 +11,7 @@ from training.data.tokenizer import ChatTokenizer
 from training.errors import InvalidInput
 from training.model import Sampler
 from training.recipes.policy import Collect
-from training.recipes.rl_config import RlConfig
+from training.recipes.rl_config import PolicyConfig
 from training.recipes.rollouts import Group, Prompt, Rollout
 from training.types import SampledSequence, SampleRequest, SamplingParams
 
@@ -31,7 +31,7 @@ class Prepared:
     dropped: Sequence[int]  # row numbers: their prompts and an answer do not fit
 
 
-def prepare(rows: Iterable[Row], tokenizer: ChatTokenizer, config: RlConfig) -> Prepared:
+def prepare(rows: Iterable[Row], tokenizer: ChatTokenizer, config: PolicyConfig) -> Prepared:
     limits = [limit for limit in (config.max_length, tokenizer.max_length) if limit is not None]
     most = min(limits, default=2**31) - config.max_tokens - 1  # the reference says one token more
     prompts, dropped = [], []
@@ -78,7 +78,7 @@ def make_prompt(row: Row, tokenizer: ChatTokenizer) -> Prompt:
     )
 
 
-def choose_batch(prompts: Sequence[Prompt], config: RlConfig, number: int) -> list[Prompt]:
+def choose_batch(prompts: Sequence[Prompt], config: PolicyConfig, number: int) -> list[Prompt]:
     """Of batch `number`, from 1; nothing but the config and the rows decides."""
     start = (number - 1) * config.batch_size
     epoch, skipped = divmod(start, len(prompts))
@@ -95,9 +95,10 @@ class Questions:
     """Asks each prompt of a batch for a group of answers, and grades them."""
 
     prepared: Prepared
-    config: RlConfig
+    config: PolicyConfig
     tokenizer: ChatTokenizer
     reward: Reward
+    weights: Mapping[str, float]  # of each grader in the reward
 
     def ask(self, number: int, step: int, sampler: Sampler) -> Collect:
         prompts = choose_batch(self.prepared.train, self.config, number)
@@ -137,11 +138,10 @@ class Questions:
 
     def grade(self, step: int, prompts: Sequence[Prompt], groups: Sequence[Group]) -> None:
         scored = self.reward(step, list(zip(prompts, groups, strict=True)))
-        weights = {grader["name"]: grader["weight"] for grader in self.config.graders}
         for group, scores in zip(groups, scored, strict=True):
             for rollout, earned in zip(group.rollouts, scores, strict=True):
                 rollout.scores = earned
-                rollout.reward = sum(weights[name] * score for name, score in earned.items())
+                rollout.reward = sum(self.weights[name] * score for name, score in earned.items())
                 assert isfinite(rollout.reward)  # graders give 0 to 1, and weights are checked
 
 

@@ -10,6 +10,7 @@ from webapp.fleet.models import BaseModel
 from webapp.runs.methods import find_method
 from webapp.runs.scripts import Program
 from webapp.runs.services import read_recipe
+from webapp.runs.teachers import name_for_program
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,5 +48,6 @@ def export_run(  # noqa: PLR0913 - the settings of a run, by name
         config=read,
         parent_path=parent.tinker_path if parent is not None else "",
         with_optimizer=with_optimizer,
+        teacher=name_for_program(str(config.get("teacher") or "")),
     )
     return Export(curl=curl, script=find_method(recipe).script(program))

@@ -7,6 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from training.recipes.config import RecipeConfig
+from training.recipes.distillation_config import (
+    OffPolicyDistillationConfig,
+    OnPolicyDistillationConfig,
+    PromptDistillationConfig,
+)
 from training.recipes.dpo_config import DpoConfig
 from training.recipes.reward_model_config import RewardModelConfig
 from training.recipes.rl_config import RlConfig
@@ -14,6 +19,12 @@ from training.recipes.sft_config import SftConfig
 from webapp.core.errors import UserError
 from webapp.datasets.models import DatasetVersion
 from webapp.datasets.reports import KIND_WORDS
+from webapp.runs.distillation_forms import (
+    OffPolicyDistillationForm,
+    OnPolicyDistillationForm,
+    PromptDistillationForm,
+)
+from webapp.runs.distillation_scripts import write_distillation, write_on_policy
 from webapp.runs.forms import LaunchForm, SftForm
 from webapp.runs.preference_forms import DpoForm, RewardModelForm
 from webapp.runs.preference_scripts import write_dpo, write_reward_model
@@ -22,6 +33,7 @@ from webapp.runs.rl_scripts import write_rl
 from webapp.runs.scripts import Program, write_sft
 
 Kind = DatasetVersion.Kind
+PROMPTED = (Kind.PROMPT, Kind.CONVERSATION, Kind.PROMPT_COMPLETION)  # there is something to answer
 
 KIND_NAMES = {kind: words[0].lower() + words[1:] for kind, words in KIND_WORDS.items()}
 
@@ -78,10 +90,37 @@ METHODS: Mapping[str, Method] = {
             recipe="rl",
             label="Reinforcement learning",
             summary="Samples answers in groups, and learns from those that graders reward.",
-            kinds=(Kind.PROMPT, Kind.CONVERSATION, Kind.PROMPT_COMPLETION),
+            kinds=PROMPTED,
             config=RlConfig,
             form=RlForm,
             script=write_rl,
+        ),
+        Method(
+            recipe="on_policy_distillation",
+            label="On-policy distillation",
+            summary="The model answers, and a teacher judges each token of it.",
+            kinds=PROMPTED,
+            config=OnPolicyDistillationConfig,
+            form=OnPolicyDistillationForm,
+            script=write_on_policy,
+        ),
+        Method(
+            recipe="off_policy_distillation",
+            label="Off-policy distillation",
+            summary="A teacher answers, and the model learns from its answers.",
+            kinds=PROMPTED,
+            config=OffPolicyDistillationConfig,
+            form=OffPolicyDistillationForm,
+            script=write_distillation,
+        ),
+        Method(
+            recipe="prompt_distillation",
+            label="Prompt distillation",
+            summary="The model learns to do without a prompt what it does with one.",
+            kinds=PROMPTED,
+            config=PromptDistillationConfig,
+            form=PromptDistillationForm,
+            script=write_distillation,
         ),
     )
 }

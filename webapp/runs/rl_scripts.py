@@ -34,7 +34,7 @@ def write_rl(program: Program) -> str:
         kl_coefficient=config.kl_coefficient,
         drop_constant=config.remove_constant_reward_groups,
     )
-    penalty = write_penalty(program) if config.kl_coefficient else ""
+    penalty = PENALTY.replace("REFERENCE", name_start(program)) if config.kl_coefficient else ""
     loop = LOOP.replace("ADVANTAGES", SPREAD if config.kl_coefficient else PLAIN)
     by_std = config.advantage_normalization == "std"
     parts = RL.replace("REWARD", reward).replace("MASK", MASK if config.asks_ratio_mask else "")
@@ -63,11 +63,11 @@ def write_grader(grader: Mapping[str, Any]) -> str:
     return f"{grader['weight']!r} * {written}"
 
 
-def write_penalty(program: Program) -> str:
-    named = f"base_model={program.base_model!r}"
+def name_start(program: Program) -> str:
+    """What the run begins with, as the SDK's create_sampling_client takes it."""
     if program.parent_path:
-        named = f"model_path={program.parent_path!r}"
-    return PENALTY.replace("REFERENCE", named)
+        return f"model_path={program.parent_path!r}"
+    return f"base_model={program.base_model!r}"
 
 
 MASK = """

@@ -23,6 +23,7 @@ class Program:
     config: RecipeConfig
     parent_path: str = ""  # the checkpoint whose weights it begins with, as the SDK names it
     with_optimizer: bool = False
+    teacher: str = ""  # the argument that opens its sampling client
 
 
 def write_head(program: Program, *, imports: str = "import tinker", **own: Any) -> str:
@@ -74,7 +75,7 @@ def write_client(program: Program) -> str:
 def write_sft(program: Program) -> str:
     assert isinstance(program.config, SftConfig)
     head = write_head(program, overlong=program.config.overlong)
-    return head + ORDER + SCHEDULE + ENCODE + SFT
+    return head + ORDER + SCHEDULE + ENCODE + SFT_ROWS + MAKE_DATA + SFT_SPLIT + SFT_STEPS
 
 
 TOKENIZER = "tokenizer = client.get_tokenizer()\n"
@@ -153,7 +154,7 @@ def make_datum(tokens, weights, factor=1.0):
         loss_fn_inputs={"target_tokens": tokens[1:], "weights": weights},
     )
 '''
-SFT = '''
+SFT_ROWS = '''
 
 def encode_row(row):
     """Of plain text everything is learned, of a conversation what the assistant says."""
@@ -178,17 +179,22 @@ def read_rows():
         content, (tokens, weights, is_cut) = encode_row(json.loads(line))
         if any(weights[1:]) and not (is_cut and OVERLONG == "drop"):
             yield hash_row(content), tokens, weights
-
+'''
+MAKE_DATA = '''
 
 def make_data(batch):
     """The weights of a batch sum to 1: its loss is the mean."""
     total = sum(sum(weights[1:]) for _, _, weights in batch)
     return [make_datum(tokens, weights, 1 / total) for _, tokens, weights in batch]
 
+'''
+SFT_SPLIT = """
 
 rows = list(read_rows())
+train = [row for row in rows if not is_held_out(row[0])]
 held_out = [row for row in rows if is_held_out(row[0])]
-for step, num_steps, batch in make_batches([row for row in rows if not is_held_out(row[0])]):
+"""
+SFT_STEPS = """for step, num_steps, batch in make_batches(train):
     gradient = client.forward_backward(make_data(batch), "cross_entropy")
     update = client.optim_step(make_adam(step, num_steps))
     told = {"step": step, "loss": gradient.result().metrics["loss:sum"]}
@@ -199,4 +205,4 @@ for step, num_steps, batch in make_batches([row for row in rows if not is_held_o
     print(json.dumps(told), flush=True)
     if step == num_steps or is_due(CHECKPOINT_EVERY, step, num_steps):
         client.save_state(f"step-{step:06d}").result()
-'''
+"""

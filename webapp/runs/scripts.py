@@ -186,7 +186,6 @@ def make_data(batch):
     """The weights of a batch sum to 1: its loss is the mean."""
     total = sum(sum(weights[1:]) for _, _, weights in batch)
     return [make_datum(tokens, weights, 1 / total) for _, tokens, weights in batch]
-
 '''
 SFT_SPLIT = """
 

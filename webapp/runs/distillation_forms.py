@@ -5,11 +5,21 @@ from typing import Any, ClassVar
 from django import forms
 
 from webapp.accounts.models import Actor
-from webapp.runs.forms import OVERLONG, LaunchForm
+from webapp.runs.forms import LaunchForm
 from webapp.runs.rl_forms import PolicyForm
 from webapp.runs.teachers import offer_teachers
 
 OF_REWARDS = ("remove_constant_reward_groups", "advantage_normalization")
+
+
+def choose_teacher(form: LaunchForm, actor: Actor, *, empty: str = "") -> forms.ChoiceField:
+    """The field, with who may teach; the first of them is chosen."""
+    field = form.fields["teacher"]
+    assert isinstance(field, forms.ChoiceField)
+    offered = offer_teachers(actor, empty=empty)
+    field.choices = offered
+    field.initial = offered[0][0] if offered else None
+    return field
 
 
 class OnPolicyDistillationForm(PolicyForm):
@@ -26,7 +36,7 @@ class OnPolicyDistillationForm(PolicyForm):
 
     def __init__(self, *args: Any, actor: Actor, **kwargs: Any) -> None:
         super().__init__(*args, actor=actor, **kwargs)
-        self.fields["teacher"].choices = offer_teachers(actor, empty="")  # type: ignore[attr-defined]
+        choose_teacher(self, actor)
         for name in OF_REWARDS:
             del self.fields[name]
         self.fields["group_size"].initial = 4
@@ -42,7 +52,6 @@ class OnPolicyDistillationForm(PolicyForm):
 class DistillationForm(LaunchForm):
     """A teacher answers first; the student learns from its answers."""
 
-    OF_ROWS = ("overlong",)
     RENAMED: ClassVar[dict[str, str]] = {
         "answer_tokens": "max_tokens",
         "answer_temperature": "temperature",
@@ -60,7 +69,6 @@ class DistillationForm(LaunchForm):
         label="Temperature of the teacher", initial=1, min_value=0, max_value=10,
         help_text="1: as the teacher is; 0: its likeliest answer.",
     )  # fmt: skip
-    overlong = forms.ChoiceField(label="Longer rows", choices=OVERLONG, initial="truncate")
 
     def make_own(self) -> dict[str, Any]:
         return {self.RENAMED.get(name, name): value for name, value in super().make_own().items()}
@@ -74,8 +82,7 @@ class OffPolicyDistillationForm(DistillationForm):
 
     def __init__(self, *args: Any, actor: Actor, **kwargs: Any) -> None:
         super().__init__(*args, actor=actor, **kwargs)
-        field = self.fields["teacher"]
-        field.choices = offer_teachers(actor, empty="")  # type: ignore[attr-defined]
+        field = choose_teacher(self, actor)
         field.required = True
         field.help_text = "Answers every prompt of the dataset; the student learns to answer so."
 
@@ -88,6 +95,7 @@ class PromptDistillationForm(DistillationForm):
 
     teacher_prompt = forms.CharField(
         label="Prompt to take to heart",
+        initial="Answer in one short sentence.",
         widget=forms.Textarea(attrs={"rows": 6}),
         help_text="Stands before every question to the teacher, as a system message. The student"
         " learns to answer as if it stood there.",
@@ -95,5 +103,4 @@ class PromptDistillationForm(DistillationForm):
 
     def __init__(self, *args: Any, actor: Actor, **kwargs: Any) -> None:
         super().__init__(*args, actor=actor, **kwargs)
-        empty = "The weights that the run begins with"
-        self.fields["teacher"].choices = offer_teachers(actor, empty=empty)  # type: ignore[attr-defined]
+        choose_teacher(self, actor, empty="The weights that the run begins with")

@@ -161,6 +161,9 @@ def sums(step: int = 1) -> list[Row]:
     ]
 
 
+WEIGHTS = {"exact_match": 1.0}
+
+
 def reward_matches(
     _step: int, asked: Sequence[tuple[Prompt, Group]]
 ) -> list[list[dict[str, float]]]:
@@ -206,7 +209,11 @@ class Rig:
         tokenizer = ChatTokenizer.load(TINY)
         prepared = rl.prepare(rows, tokenizer, self.config)
         questions = rl.Questions(
-            prepared=prepared, config=self.config, tokenizer=tokenizer, reward=reward_matches
+            prepared=prepared,
+            config=self.config,
+            tokenizer=tokenizer,
+            reward=reward_matches,
+            weights=WEIGHTS,
         )
 
         def publish(step: int) -> Future[Sampler]:
@@ -342,7 +349,11 @@ def test_the_reward_of_the_tiny_model_rises(tmp_path: Path) -> None:
     tokenizer = ChatTokenizer.load(TINY)
     prepared = rl.prepare(sums(6), tokenizer, config)
     questions = rl.Questions(
-        prepared=prepared, config=config, tokenizer=tokenizer, reward=reward_matches
+        prepared=prepared,
+        config=config,
+        tokenizer=tokenizer,
+        reward=reward_matches,
+        weights=WEIGHTS,
     )
     weights = LocalPolicy(engine, "run", tmp_path)
     source = policy.Source(

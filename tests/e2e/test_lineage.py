@@ -16,7 +16,7 @@ from bench.lineage_rows import seed_project
 from webapp.accounts.models import User
 from webapp.accounts.services import create_project
 from webapp.fleet.models import BaseModel
-from webapp.runs.models import Metric, Run
+from webapp.runs.models import Metric, Operation, Run
 owner = User.objects.get(username="owner")
 project = create_project(user=owner, name="500 nodes")
 seed_project(user=owner, project=project, base=BaseModel.objects.first())
@@ -24,6 +24,7 @@ for run in Run.objects.filter(project=project):
     Metric.objects.bulk_create(
         Metric(run=run, step=step, key="loss", value=2 - step / 1000) for step in range(1, 1200, 40)
     )
+    Operation.objects.create(run=run, seq=0, kind="optim_step", digest="", status="done")
 print(Run.objects.filter(project=project, parent__isnull=False).first().parent.run_id)
 """
 WIDTHS = (1440, 390)

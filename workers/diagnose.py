@@ -29,6 +29,7 @@ from workers.diagnosing.thresholds import EXPIRES_HOURS
 from workers.diagnosing.verdict import Verdict
 
 REST = timedelta(seconds=8)  # between two looks at a run that goes on
+SHORT_REST = timedelta(milliseconds=500)  # several messages may have waited for this one
 LONG_REST = timedelta(minutes=1)  # where nothing came in its log
 MOST = 200  # runs that are sent for at once
 
@@ -54,6 +55,8 @@ def diagnose(run_id: str) -> None:
     if run is None:
         return
     seen = Look.objects.filter(run=run).values_list("looked_at", flat=True).first()
+    if seen is not None and seen > now() - SHORT_REST:
+        return
     look = take_look(run, seen=seen, moment=now())
     if look is None:
         return

@@ -19,6 +19,7 @@ REPEATED_KEY = "advantages/repeated_share"
 LENGTH_KEY = "advantages/length_mean"
 
 GRAM = 4
+PRIME = np.uint64(1_000_000_007)  # beyond every vocabulary
 FEWEST = 8  # datums, for a correlation
 LONGEST = 20_000  # tokens of one answer that are looked at
 
@@ -72,8 +73,12 @@ def measure_repeated(tokens: NDArray[np.int64]) -> float:
     tokens = tokens[:LONGEST]
     if len(tokens) <= GRAM:
         return 0.0
-    grams = np.lib.stride_tricks.sliding_window_view(tokens, GRAM)
-    return 1.0 - len(np.unique(grams, axis=0)) / len(grams)
+    number = len(tokens) - GRAM + 1
+    grams = np.zeros(number, np.uint64)  # each as one number: sorting those is ten times as fast
+    with np.errstate(over="ignore"):
+        for place in range(GRAM):
+            grams = grams * PRIME + tokens[place : place + number].astype(np.uint64)
+    return 1.0 - len(np.unique(grams)) / number
 
 
 def correlate(lengths: list[int], advantages: list[float]) -> float | None:

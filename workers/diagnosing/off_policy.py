@@ -1,47 +1,23 @@
 """Steps that learn from samples of weights that are long gone, or whose ratios are clipped."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
-from webapp.deployments.models import SamplingCall
 from webapp.runs.models import Run
+from workers.diagnosing.ages import STALENESS, measure_ages
 from workers.diagnosing.points import Point, mean, read_newest
-from workers.diagnosing.stale_sampler import OWN
 from workers.diagnosing.thresholds import AGE_POINTS, AGE_STEPS, CLIPPED_POINTS, CLIPPED_SHARE
 from workers.diagnosing.verdict import NOTHING, Verdict, clear, found, not_applicable, waiting
 from workers.disagreement import DIFFERENCE
 
-STALENESS = "staleness"  # of a recipe, which knows how old its samples are
 CLIPPED = ("clip/share", "clipped")
-CALLS = 500  # newest, of one run
 
 
 def look(run: Run, _memory: Mapping[str, Any] = NOTHING) -> Verdict:
-    ages = read_newest(run, STALENESS, AGE_POINTS) or measure_ages(run)
+    firsts = read_newest(run, DIFFERENCE, AGE_POINTS)
+    ages = read_newest(run, STALENESS, AGE_POINTS) or measure_ages(run, firsts)
     clipped = [points for key in CLIPPED if (points := read_newest(run, key, CLIPPED_POINTS))]
     return judge(ages, clipped[0] if clipped else [])
-
-
-def measure_ages(run: Run) -> list[Point]:
-    """Of a client's loop: how many steps lie between the weights that it last sampled from and the
-    step that learned something for the first time."""
-    firsts = read_newest(run, DIFFERENCE, AGE_POINTS)
-    if not firsts:
-        return []
-    rows = SamplingCall.objects.filter(checkpoint__run=run, purpose__in=OWN)
-    ended = rows.filter(finished_at__isnull=False).order_by("-pk")
-    calls = list(ended.values_list("finished_at", "checkpoint__step")[:CALLS])
-    return [aged for point in firsts if (aged := measure_age(point, calls)) is not None]
-
-
-def measure_age(point: Point, calls: Sequence[tuple[datetime | None, int]]) -> Point | None:
-    """None: nothing was sampled before it, so its samples came from elsewhere."""
-    before = [step for at, step in calls if at is not None and at < point.at]
-    if not before:
-        return None
-    age = max(point.step - 1 - max(before), 0)
-    return Point(step=point.step, value=float(age), at=point.at)
 
 
 def judge(ages: Sequence[Point], clipped: Sequence[Point]) -> Verdict:

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from webapp.runs.models import Run
+from workers.diagnosing.ages import STALENESS, measure_ages
 from workers.diagnosing.points import Point, mean, read_newest
-from workers.diagnosing.thresholds import DIFFERENCE, MEASURED
+from workers.diagnosing.thresholds import DIFFERENCE, LOOKED_BACK, MEASURED, STALE_DIFFERENCE
 from workers.diagnosing.verdict import NOTHING, Verdict, clear, found, not_applicable
 from workers.disagreement import DIFFERENCE as DIFFERENCE_KEY
 from workers.disagreement import KL as KL_KEY
@@ -17,22 +18,31 @@ ADVICE = (
 
 
 def look(run: Run, _memory: Mapping[str, Any] = NOTHING) -> Verdict:
-    return judge(read_newest(run, DIFFERENCE_KEY, MEASURED), read_newest(run, KL_KEY, MEASURED))
+    points = read_newest(run, DIFFERENCE_KEY, LOOKED_BACK)
+    ages = read_newest(run, STALENESS, LOOKED_BACK) or measure_ages(run, points)
+    return judge(points, read_newest(run, KL_KEY, MEASURED), ages)
 
 
-def judge(differences: Sequence[Point], kls: Sequence[Point]) -> Verdict:
-    points = list(differences)
-    if not points:
+def judge(
+    differences: Sequence[Point], kls: Sequence[Point], ages: Sequence[Point] = ()
+) -> Verdict:
+    """Samples of weights that are some steps old differ by what was learned since: where there are
+    fresh ones, those count."""
+    if not differences:
         return not_applicable("No step has learned from samples with log-probabilities yet.")
+    old = {age.step for age in ages if age.value >= 1}
+    fresh = [point for point in differences if point.step not in old][-MEASURED:]
+    points = fresh or list(differences[-MEASURED:])
+    allowed = DIFFERENCE if fresh else STALE_DIFFERENCE
     whole, newest = mean(points), points[-1]
-    if whole <= DIFFERENCE:
-        return clear(f"They differ by {whole:.2g} nats a token; {DIFFERENCE} is the most allowed.")
+    if whole <= allowed:
+        return clear(f"They differ by {whole:.2g} nats a token; {allowed} is the most allowed.")
     kl = f" (KL {mean(list(kls)):.2g})" if kls else ""
     text = (
         f"The log-probabilities that samples came with differ from the trainer's by {whole:.2g}"
         f" nats a token{kl} at step {newest.step:,}; {DIFFERENCE} is the most that rounding"
         f" explains. {ADVICE}"
     )
-    first = next(point for point in points if point.value > DIFFERENCE)
+    first = next(point for point in points if point.value > allowed)
     numbers = {f"at step {point.step:,}": f"{point.value:.4g} nats a token" for point in points}
     return found(text, step=first.step, facts={"numbers": numbers})

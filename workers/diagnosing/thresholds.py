@@ -13,7 +13,9 @@ STALE_CALLS = 4
 
 # sampler_trainer_disagree
 DIFFERENCE = 0.01  # nats a token: more is no matter of rounding
+STALE_DIFFERENCE = 0.1  # of samples that are some steps old, as those of later substeps are
 MEASURED = 3  # newest steps that learned from samples; the mean of them counts
+LOOKED_BACK = 16  # steps, for those that learned from fresh samples
 
 # zero_signal_groups
 ZERO_SHARE = 0.5

@@ -9,18 +9,20 @@ from workers.diagnosing.thresholds import ZERO_SHARE, ZERO_STEPS, ZERO_STEPS_KEP
 from workers.diagnosing.verdict import NOTHING, Verdict, clear, found, not_applicable, waiting
 from workers.signal import ZERO_SHARE_KEY
 
+HARDER = "Use harder prompts, or easier ones where nothing succeeds."
 OF_GROUPS = "frac_reward_zero_std"  # of a recipe, which drops such groups itself
 
 
 def look(run: Run, _memory: Mapping[str, Any] = NOTHING) -> Verdict:
     groups = read_newest(run, OF_GROUPS, ZERO_STEPS_KEPT)
     if groups:
-        return judge(groups, what="groups of answers had all the same reward")
+        return judge(groups, what="groups of answers had all the same reward", advice=HARDER)
     datums = read_newest(run, ZERO_SHARE_KEY, ZERO_STEPS_KEPT)
-    return judge(datums, what="datums had advantages that are all zero")
+    what = "datums had advantages that are all zero"
+    return judge(datums, what=what, advice=f"Drop constant-reward groups before training. {HARDER}")
 
 
-def judge(points: Sequence[Point], *, what: str) -> Verdict:
+def judge(points: Sequence[Point], *, what: str, advice: str = "") -> Verdict:
     if not points:
         return not_applicable("No step of this run has learned from advantages.")
     if len(points) < ZERO_STEPS:
@@ -29,10 +31,7 @@ def judge(points: Sequence[Point], *, what: str) -> Verdict:
     said = f"{share:.0%} of the {what}, over the last {len(points)} steps"
     if share < ZERO_SHARE:
         return clear(f"{said}.")
-    text = (
-        f"{said}: nothing is learned from those. Drop constant-reward groups before training, and"
-        " use harder prompts, or easier ones where nothing succeeds."
-    )
+    text = f"{said}: nothing is learned from those. {advice}"
     first = next(point for point in points if point.value >= ZERO_SHARE)
     level = "error" if share == 1 else "warning"
     return found(text, step=first.step, level=level, facts={"numbers": {"share": f"{share:.0%}"}})

@@ -7,6 +7,9 @@ import pytest
 
 from webapp.runs.diagnostics import State
 from workers.diagnosing import (
+    ages as aging,
+)
+from workers.diagnosing import (
     checkpoint_will_expire,
     export_differs,
     memorising,
@@ -159,6 +162,22 @@ def test_groups_without_a_signal_are_half_of_them_or_more(
     verdict = zero_signal_groups.judge(make_points(*values), what="groups")
     assert verdict.state == state
     assert (verdict.level == "error") is (values == (1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("differences", "ages", "state"),
+    [
+        ((0.001, 0.05, 0.001, 0.05), (0, 1, 0, 1), State.CLEAR),  # later substeps of one batch
+        ((0.02, 0.05, 0.02, 0.05), (0, 1, 0, 1), State.FOUND),
+        ((0.09, 0.09), (3, 4), State.CLEAR),  # none is fresh, and it is what was learned since
+        ((0.11, 0.11), (3, 4), State.FOUND),
+    ],
+)
+def test_samples_that_are_some_steps_old_may_differ_by_more(
+    differences: Sequence[float], ages: Sequence[float], state: State
+) -> None:
+    points, old = make_points(*differences), make_points(*ages)
+    assert sampler_trainer_disagree.judge(points, [], old).state == state
 
 
 def make_lasting(hours: float, *reasons: str) -> checkpoint_will_expire.Lasting:
@@ -408,10 +427,10 @@ def test_off_policy_is_by_age_or_by_what_is_clipped(
 
 def test_the_age_of_samples_is_counted_from_the_weights_that_were_sampled_last() -> None:
     calls = [(at(5), 4), (at(9), 8), (None, 9)]
-    aged = off_policy.measure_age(Point(step=9, value=0.0, at=at(8)), calls)
+    aged = aging.measure_age(Point(step=9, value=0.0, at=at(8)), calls)
     assert aged is not None
     assert aged.value == 4.0
-    assert off_policy.measure_age(Point(step=1, value=0.0, at=at(1)), calls) is None
+    assert aging.measure_age(Point(step=1, value=0.0, at=at(1)), calls) is None
 
 
 def judge_copies(*differs: bool) -> Verdict:

@@ -45,6 +45,7 @@ def run(alice: Actor) -> Run:
 
 def look_at(run: Run) -> dict[str, Finding]:
     """What is found now."""
+    set_looked(5)
     diagnose(run.pk)
     return {each.diagnostic: each for each in list_open(run)}
 
@@ -97,6 +98,7 @@ def test_a_look_at_a_long_run_reads_no_more_than_at_a_short_one(run: Run) -> Non
     counts = []
     for first, last in ((0, 60), (60, 400)):
         fill(first, last)
+        set_looked(5)
         with CaptureQueriesContext(connection) as captured:
             diagnose(run.pk)
         counts.append(len(captured))
@@ -339,6 +341,7 @@ def test_an_export_that_differs_is_found_until_one_agrees(
 
 
 def read_states_after(run: Run) -> dict[str, str]:
+    set_looked(5)
     diagnose(run.pk)
     return read_states(run)
 
@@ -366,9 +369,18 @@ def test_a_dead_process_leaves_a_look_that_the_next_one_takes(run: Run) -> None:
     record_metrics(run, 1, {"sampler/logprob_difference_mean": 0.5})
     diagnose(run.pk)
     Look.objects.update(states={}, memory={})  # as one that ended before it could keep them
+    set_looked(5)
     diagnose(run.pk)
     assert run.findings.count() == run.annotations.count() == 1
     assert read_states(run)["sampler_trainer_disagree"] == "found"
+
+
+def test_messages_that_waited_together_are_one_look(run: Run) -> None:
+    diagnose(run.pk)
+    record_metrics(run, 1, {"sampler/logprob_difference_mean": 0.5})
+    diagnose(run.pk)
+    assert list_open(run) == []
+    assert look_at(run).keys() == {"sampler_trainer_disagree"}
 
 
 def test_a_run_that_is_gone_is_nothing_to_look_at() -> None:

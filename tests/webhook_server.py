@@ -38,10 +38,13 @@ class Answer(BaseHTTPRequestHandler):
 
 @contextmanager
 def run_server() -> Iterator[Server]:
+    """It ends with its test, whatever becomes of that."""
     with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
-        yield server
-        server.released.set()
-        server.shutdown()
-        thread.join()
+        try:
+            yield server
+        finally:
+            server.released.set()
+            server.shutdown()
+            thread.join()

@@ -128,7 +128,6 @@ def test_preferences_are_learned_from_the_form_and_by_the_program_it_exports(
     assert preferred[0] < 0.2
     assert preferred[16] > 0.8
     assert read_curve(rest, run_id, "held_out/accuracy")[16] > 0.9
-    (tmp_path / "pairs.jsonl").write_bytes(PAIRS)
     told = run_program(page, live, run_id, tmp_path)
     losses = read_curve(rest, run_id, "dpo/loss")
     assert {each["step"]: each["dpo/loss"] for each in told} == pytest.approx(losses, abs=2e-3)
@@ -191,7 +190,6 @@ def test_the_program_of_a_supervised_run_has_its_losses(
     config = DPO | {"steps": 9, "warmup_steps": 2, "schedule": "cosine", "batch_size": 5, "seed": 3}
     run_id = launch(rest, "sft", version, config)
     finish(rest, run_id)
-    (tmp_path / "twice.jsonl").write_bytes(content)
     told = run_program(page, live, run_id, tmp_path)
     losses = read_curve(rest, run_id, "loss")
     assert {each["step"]: each["loss"] for each in told} == pytest.approx(losses, rel=2e-3)

@@ -44,7 +44,7 @@ def export_run(  # noqa: PLR0913 - the settings of a run, by name
         url=url,
         base_model=base_model.name,
         context_tokens=base_model.context_tokens,
-        filename=version.filename if version is not None else "",
+        version_id=version.pk if version is not None else "",
         config=read,
         parent_path=parent.tinker_path if parent is not None else "",
         with_optimizer=with_optimizer,

@@ -19,7 +19,7 @@ class Program:
     url: str
     base_model: str
     context_tokens: int  # 0: not known
-    filename: str  # of the dataset; empty: it learns from none
+    version_id: str  # of the dataset; empty: it learns from none
     config: RecipeConfig
     parent_path: str = ""  # the checkpoint whose weights it begins with, as the SDK names it
     with_optimizer: bool = False
@@ -30,7 +30,7 @@ def write_head(program: Program, *, imports: str = "import tinker", **own: Any) 
     """Settings as constants, the client and its tokenizer. `own` are settings of the method."""
     config = program.config
     settings = {
-        "rows": program.filename,
+        "version": program.version_id,
         "seed": config.seed,
         "batch_size": config.batch_size,
         "epochs": config.epochs,
@@ -48,10 +48,11 @@ def write_head(program: Program, *, imports: str = "import tinker", **own: Any) 
     }
     constants = "\n".join(f"{name.upper()} = {value!r}" for name, value in settings.items())
     needs = " ".join(["tinker transformers", *(["torch"] if "torch" in imports else [])])
+    fetched = FETCH if program.version_id else ""
     return (
         f"# pip install {needs}; export TINKER_BASE_URL={program.url} TINKER_API_KEY=tml-...\n"
-        f"import hashlib\nimport json\nimport math\n\n{imports}\n\n{constants}\n\n"
-        f"{write_client(program)}{TOKENIZER}"
+        f"import hashlib\nimport json\nimport math\nimport os\nimport urllib.request\n\n"
+        f"{imports}\n\n{constants}\n{fetched}\n{write_client(program)}{TOKENIZER}"
     )
 
 
@@ -78,6 +79,13 @@ def write_sft(program: Program) -> str:
     return head + ORDER + SCHEDULE + ENCODE + SFT_ROWS + MAKE_DATA + SFT_SPLIT + SFT_STEPS
 
 
+FETCH = """
+ROWS = f"{VERSION}.jsonl"  # as the run learns from them
+path = f"{os.environ['TINKER_BASE_URL']}/rest/dataset-versions/{VERSION}/rows.jsonl"
+asked = urllib.request.Request(path, headers={"X-API-Key": os.environ["TINKER_API_KEY"]})
+with urllib.request.urlopen(asked) as rows, open(ROWS, "wb") as file:
+    file.write(rows.read())
+"""
 TOKENIZER = "tokenizer = client.get_tokenizer()\n"
 
 # The order of rows comes from hashes: the run on the page has the same.

@@ -233,7 +233,7 @@ def test_a_program_says_that_it_cannot_train_the_embedding(base_model: BaseModel
         url="u",
         name="n",
         base_model=base_model,
-        version=DatasetVersion(filename="f"),
+        version=DatasetVersion(pk="dsv-1"),
         config=config,
     )
     assert "train_unembed=True,  # no flag means the input embedding" in export.script

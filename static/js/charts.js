@@ -9,6 +9,9 @@ const template = document.getElementById("chart-card");
 
 const TITLES = {
     loss: "Loss",
+    dpo: "Preferences against the reference",
+    comparison: "Comparisons",
+    held_out: "Held out",
     learning_rate: "Learning rate",
     grad_norm: "Gradient norm",
     tokens_per_second: "Tokens a second",
@@ -43,7 +46,7 @@ const LABELS = {
     "sampler/logprob_difference_mean": "mean difference",
     "sampler/kl": "KL, k3",
 };
-const ORDER = ["loss", "learning_rate", "grad_norm", "tokens_per_second"];
+const ORDER = ["loss", "dpo", "comparison", "held_out", "learning_rate", "grad_norm", "tokens_per_second"];
 const LAST = ["tokens", "epoch"];
 const SPARSE = 40; // curves of fewer points show each of them
 

@@ -2,16 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
 from statistics import fmean
+from typing import Any
 
 from training.data.tokenizer import ChatTokenizer
+from training.model import Sampler
 from training.recipes import rl
 from training.recipes.grading import Answer
 from training.recipes.policy import Ask
 from training.recipes.rl import Prepared, Questions, Scores
 from training.recipes.rl_config import PREFERENCE, RlConfig, is_preference
 from training.recipes.rollouts import Group, Prompt
-from training.types import SampleRequest
+from training.types import SampledSequence, SampleRequest
 from workers.grade import grade_answers
 from workers.policy import PolicyDrive
 from workers.preferences import Preferences, find_reward_model
@@ -44,8 +48,11 @@ class Rl(PolicyDrive[RlConfig]):
     def find_ask(self) -> Ask:
         return self.questions.ask
 
-    def reward(self, step: int, asked: Sequence[tuple[Prompt, Group]]) -> list[Scores]:
-        """All answers are graded at once: a judge then reads them side by side."""
+    def reward(
+        self, step: int, asked: Sequence[tuple[Prompt, Group]], *, part: str = "step"
+    ) -> list[Scores]:
+        """All answers are graded at once: a judge then reads them side by side. `part` tells the
+        comparisons of held-out prompts from those of the same step's batch."""
         answers = [
             make_answer(prompt, each.text) for prompt, group in asked for each in group.rollouts
         ]
@@ -54,7 +61,7 @@ class Rl(PolicyDrive[RlConfig]):
         scores = [[next(graded) for _ in group.rollouts] for _, group in asked]
         for reward_model in filter(is_preference, self.config.graders):
             preferences = self.open_reward_model(reward_model["checkpoint"])
-            preferred = preferences.score({"step": step, "by": PREFERENCE}, asked)
+            preferred = preferences.score({part: step, "by": PREFERENCE}, asked)
             for of_group, values in zip(scores, preferred, strict=True):
                 for each, value in zip(of_group, values, strict=True):
                     each[PREFERENCE] = value
@@ -72,23 +79,31 @@ class Rl(PolicyDrive[RlConfig]):
         return self.preferences
 
     def measure(self) -> Mapping[str, float]:
-        """The mean reward of held-out prompts, each answered once as rollouts are."""
+        """The mean reward of held-out prompts, each answered once as rollouts are. A reward model
+        only compares: it is shown what the weights that the run began with had answered."""
         prompts = self.prepared.held_out[:MOST_HELD_OUT]
         if not prompts:
             return {}
-        step, sampler = self.newest.step, self.newest.result()
+        step = self.newest.step
+        asked = [self.ask_held_out(prompts, self.newest.result(), {"step": step})]
+        if any(is_preference(each) for each in self.config.graders):
+            asked.append(self.ask_held_out(prompts, self.open_start(), {"begun_with": True}))
+        groups = [
+            rl.make_group(prompt, list(chain(*answers)), self.tokenizer)
+            for prompt, *answers in zip(prompts, *asked, strict=True)
+        ]
+        apart = replace(self.questions, reward=partial(self.reward, part="held_out"))
+        apart.grade(step, prompts, groups)
+        return {"held_out/reward": fmean(group.rollouts[0].reward for group in groups)}
+
+    def ask_held_out(
+        self, prompts: Sequence[Prompt], sampler: Sampler, about: Mapping[str, Any]
+    ) -> list[Sequence[SampledSequence]]:
         waiting = [
-            sampler.sample(
-                self.make_request(prompt, place), about={"step": step, "held_out": place}
-            )
+            sampler.sample(self.make_request(prompt, place), about={**about, "held_out": place})
             for place, prompt in enumerate(prompts)
         ]
-        groups = [
-            rl.make_group(prompt, future.result().sequences, self.tokenizer)
-            for prompt, future in zip(prompts, waiting, strict=True)
-        ]
-        self.questions.grade(step, prompts, groups)
-        return {"held_out/reward": fmean(group.rollouts[0].reward for group in groups)}
+        return [future.result().sequences for future in waiting]
 
     def make_request(self, prompt: Prompt, place: int) -> SampleRequest:
         return self.questions.make_request(prompt, 0, place, num_samples=1)

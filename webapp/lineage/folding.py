@@ -57,6 +57,8 @@ def _may_fold(graph: Graph, node_id: str, standing: Collection[str]) -> bool:
 def fold_checkpoints(run_id: str, plain: Sequence[Node]) -> Node:
     steps = [node.step for node in plain if node.step is not None]
     total = size(sum(node.size_bytes for node in plain))
+    num_gone = sum(node.is_gone for node in plain)
+    total += f", {num_gone} deleted" if num_gone else ""
     return Node(
         id=f"{run_id}.checkpoints",
         kind="checkpoint",

@@ -27,6 +27,7 @@ class Node:
     score: float | None = None
     size_bytes: int = 0
     step: int | None = None
+    is_gone: bool = False  # a checkpoint whose files were deleted
     fold: str = ""  # set: it stands for `count` nodes, and this opens them
     count: int = 1
 

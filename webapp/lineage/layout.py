@@ -8,7 +8,7 @@ from webapp.lineage.graph import Graph, Node
 COLUMN, WIDTH = 240, 200  # pixels, of a column and of a node in it
 ROW, HEIGHT = 60, 44
 BEND = 8  # radius of an edge's corner
-MOST_SIDE_EDGES = 8  # more of them are only told: they would cross everything
+MOST_SIDE_EDGES = 40  # more of them are only told: they would cross everything
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,11 @@ class Edge:
     start: Spot
     end: Spot
     is_side: bool = False  # a second parent's
+
+    @property
+    def is_level(self) -> bool:
+        """Between neighbours on one line: it crosses nothing."""
+        return self.start.line == self.end.line and self.start.column + 1 == self.end.column
 
     @property
     def path(self) -> str:
@@ -66,7 +71,7 @@ class Layout:
         return max((spot.y + HEIGHT for spot in self.spots), default=0)
 
 
-def lay_out(graph: Graph, *, most: int) -> Layout:
+def lay_out(graph: Graph, *, most: int, with_sides: bool = True) -> Layout:
     """A leaf takes the next line, and a parent stands beside its first child.
 
     What a branch brings in of its own, such as other data, stands left of it on its line. Depth
@@ -89,7 +94,8 @@ def lay_out(graph: Graph, *, most: int) -> Layout:
         waiting.extend((child, column + 1) for child in reversed(children))
         if not children:
             line += 1
-    edges = [*_list_tree_edges(places), *_list_side_edges(places)]
+    edges = _list_tree_edges(places)
+    edges += [edge for edge in _list_side_edges(places) if with_sides or edge.is_level]
     return Layout(
         spots=list(places.values()), edges=edges, num_hidden=len(graph.nodes) - len(places)
     )

@@ -51,12 +51,13 @@ def dataset_node(version: DatasetVersion, project_id: str) -> Node:
 def run_node(run: Run, *, inherits: bool = False) -> Node:
     """Of a branch its checkpoint comes first, and the data that it learned from beside it."""
     data = "" if inherits else run.dataset_version_id or ""
+    brought = f" on {run.dataset_version}" if run.parent_id and data else ""
     parents = [each for each in (run.parent_id, data, run.after_id) if each]
     return Node(
         id=run.pk,
         kind="run",
         label=run.name,
-        detail=f"{run.status}, {count(run.step)} steps",
+        detail=f"{run.status}, {count(run.step)} steps{brought}",
         url=reverse("run", args=[run.pk]),
         facts=_list_facts(
             method=run.recipe.replace("_", " ") or "a program's own loop",
@@ -94,6 +95,7 @@ def checkpoint_node(checkpoint: Checkpoint, project_id: str) -> Node:
         main=checkpoint.run_id if is_ours else "",
         created_at=checkpoint.created_at,
         size_bytes=0 if checkpoint.deleted_at else checkpoint.size_bytes,
+        is_gone=checkpoint.deleted_at is not None,
         step=checkpoint.step,
     )
 

@@ -124,7 +124,9 @@ class Picture:
 
 
 def make_picture(answered: Answer) -> Picture:
-    layout = lay_out(answered.graph, most=MOST_DRAWN)
+    # Of a whole project the second sources are told: their lines would cross everything.
+    is_focused = bool(answered.question.focus)
+    layout = lay_out(answered.graph, most=MOST_DRAWN, with_sides=is_focused)
     drawn = draw(
         layout,
         current=answered.question.focus,

@@ -78,6 +78,14 @@ def test_data_that_a_branch_brings_in_stands_beside_it() -> None:
     assert [(edge.start.node.id, edge.end.node.id) for edge in sides] == [("dsv-3", "run-b")]
 
 
+def test_second_sources_are_drawn_where_one_node_is_looked_at() -> None:
+    nodes = [make("dsv-1"), make("run-a", "dsv-1"), make("ckpt-1", "run-a")]
+    nodes += [make(f"run-{name}", "ckpt-1", "dsv-2") for name in "bc"]
+    graph = build([*nodes, make("dsv-2")])
+    assert not lay_out(graph, most=MOST, with_sides=False).has_side_edges
+    assert sum(edge.is_side for edge in lay_out(graph, most=MOST).edges) == 2
+
+
 def test_a_chain_deeper_than_the_stack_is_drawn() -> None:
     nodes = [make("0")] + [make(str(number), str(number - 1)) for number in range(1, 3000)]
     assert len(lay_out(build(nodes), most=MOST).spots) == 3000
@@ -159,6 +167,15 @@ def test_an_open_fold_shows_its_nodes_and_says_where_it_closes() -> None:
     folded = fold(graph, opened={"run-a"})
     assert len(folded.graph.nodes) == 6
     assert folded.opened == {"run-a": ["run-a"]}
+
+
+def test_a_fold_says_how_many_of_it_are_deleted() -> None:
+    saved = [
+        make(f"ckpt-{step}", "run-a", step=step, size_bytes=1024 * (step > 1), is_gone=step < 2)
+        for step in range(5)
+    ]
+    folded = fold(build([make("run-a"), *saved]), opened=()).graph
+    assert folded.nodes["run-a.checkpoints"].detail == "steps 0 to 4, 3.0 KiB, 2 deleted"
 
 
 def test_what_is_looked_at_stands_alone() -> None:

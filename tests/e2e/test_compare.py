@@ -92,7 +92,7 @@ def evaluate_three(rest: Rest, suite: str, untaught: str, taught: str) -> list[s
 def make_suite(rest: Rest, version: str) -> str:
     graders = [{"name": "exact_match"}, {"name": "numeric"}]
     suite = rest.post(
-        "suites", name="sums", dataset_version=version, graders=graders, held_out_share=0.4
+        "suites", name="short sums", dataset_version=version, graders=graders, held_out_share=0.4
     )
     rest.wait(f"suites/{suite['id']}", lambda found: found["status"] == "ready")
     return str(suite["id"])
@@ -136,8 +136,8 @@ def compare_three(page: Page, suite: str, evaluations: list[str]) -> None:
 def read_whole_answers(page: Page) -> None:
     address = page.url
     page.locator(".table.compare tbody a").first.click()
-    expect(page.get_by_role("heading", name=re.compile("Item .* of sums"))).to_be_visible()
-    page.get_by_role("link", name=re.compile("C, taught|C, untaught")).click()
+    expect(page.get_by_role("heading", name=re.compile("Item .* of short sums"))).to_be_visible()
+    page.get_by_role("link", name=re.compile("^B, taught")).click()
     expect(page.get_by_text("by token")).to_be_visible()
     expect(page.locator(".halves mark").first).to_be_visible()
     page.goto(address)
@@ -162,21 +162,23 @@ def keep_files(page: Page, folder: Path) -> None:
 
 @contextmanager
 def download(page: Page, name: str, folder: Path) -> Iterator[Path]:
-    page.locator("summary").filter(has_text="Export").click()
+    menu = page.locator("details.menu").filter(has_text="Export")
+    menu.evaluate("menu => { menu.open = true; }")
     with page.expect_download() as started:
         page.get_by_role("link", name=name).click()
     file = folder / started.value.suggested_filename
     started.value.save_as(file)
-    page.locator("summary").filter(has_text="Export").click()
     yield file
 
 
 def see_matrix_and_steps(page: Page) -> None:
     views = page.get_by_role("navigation", name="Views")
     views.get_by_role("link", name="Matrix").click()
-    cell = page.get_by_role("row").filter(has_text="taught, step 80").get_by_role("cell").first
-    expect(cell).to_contain_text("%")
+    row = page.get_by_role("row").filter(has_text="taught, step 80").first
+    expect(row.get_by_role("cell").filter(has_text="%").first).to_be_visible()
     views.get_by_role("link", name="Steps").click()
+    page.get_by_label("Run", exact=True).select_option(label="taught")
+    page.get_by_role("button", name="Show").click()
     expect(page.get_by_role("group", name="Score against step")).to_be_visible()
     expect(page.get_by_role("cell", name="tiny-chatml-1m")).to_be_visible()
 
@@ -184,8 +186,8 @@ def see_matrix_and_steps(page: Page) -> None:
 def move_an_alias(page: Page, rest: Rest, untaught: list[str], taught: list[str]) -> None:
     """Free, then refused what may be chance, moved to what is better, and taken back."""
     page.goto("/evals/aliases/new/")
-    page.get_by_label("Name").fill("prod")
-    page.get_by_label("Suite").select_option(label="sums")
+    page.get_by_label("Name").fill("answers")
+    page.get_by_label("Suite").select_option(label="short sums")
     page.get_by_role("button", name="Make alias").click()
     ask(page, untaught[-1])
     expect(page.get_by_text("It named nothing before.")).to_be_visible()
@@ -193,14 +195,14 @@ def move_an_alias(page: Page, rest: Rest, untaught: list[str], taught: list[str]
     expect(page.get_by_text(re.compile("That is not better at 95 %"))).to_be_visible(
         timeout=PATIENCE_MS
     )
-    assert rest.get("aliases/prod")["checkpoint"] == untaught[-1]
+    assert rest.get("aliases/answers")["checkpoint"] == untaught[-1]
     ask(page, taught[-1])
     expect(page.get_by_text(re.compile("That is better at 95 %"))).to_be_visible()
-    assert say(rest, "prod") == say(rest, taught[-1])
+    assert say(rest, "answers") == say(rest, taught[-1])
     page.get_by_role("button", name="Roll back to untaught, step 4").click()
     expect(page.get_by_text("Rolled back to untaught, step 4.").first).to_be_visible()
-    assert rest.get("aliases/prod")["checkpoint"] == untaught[-1]
-    assert [each["outcome"] for each in rest.get("aliases/prod/moves")] == [
+    assert rest.get("aliases/answers")["checkpoint"] == untaught[-1]
+    assert [each["outcome"] for each in rest.get("aliases/answers/moves")] == [
         "rolled_back", "moved", "refused", "moved",
     ]  # fmt: skip
 

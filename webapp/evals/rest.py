@@ -242,7 +242,7 @@ class ComparisonOutput(serializers.Serializer[Any]):
     ties = serializers.IntegerField()
     difference = serializers.FloatField(help_text="Percentage points, b minus a.")
     interval = serializers.ListField(child=serializers.FloatField(), help_text="95%, paired.")
-    p_value = serializers.FloatField(help_text="Exact McNemar.")
+    p_value = serializers.FloatField(help_text="McNemar, or a permutation test.")
 
 
 class EvaluationComparison(APIView):

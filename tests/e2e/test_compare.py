@@ -24,14 +24,15 @@ LONGEST_SECONDS = 180
 ROWS = [
     {
         "messages": [
-            {"role": "user", "content": f"{'Well, w' if b % 2 else 'W'}hat is {a} - {b}?"},
+            {"role": "user", "content": f"What is {a} - {b}?"},
             {"role": "assistant", "content": str(a - b)},
-        ]
+        ],
+        "sign": "negative" if a < b else "positive",
     }
     for a in range(10)
     for b in range(10)
 ]
-TAUGHT = {"steps": 80, "rank": 4, "batch_size": 16, "learning_rate": 1e-2, "checkpoint_every": 40}
+TAUGHT = {"steps": 80, "rank": 8, "batch_size": 32, "learning_rate": 5e-3, "checkpoint_every": 40}
 UNTAUGHT = {"steps": 4, "rank": 4, "batch_size": 4, "learning_rate": 1e-7, "checkpoint_every": 2}
 
 
@@ -92,7 +93,7 @@ def evaluate_three(rest: Rest, suite: str, untaught: str, taught: str) -> list[s
 def make_suite(rest: Rest, version: str) -> str:
     graders = [{"name": "exact_match"}, {"name": "numeric"}]
     suite = rest.post(
-        "suites", name="short sums", dataset_version=version, graders=graders, held_out_share=0.4
+        "suites", name="short sums", dataset_version=version, graders=graders, held_out_share=1.0
     )
     rest.wait(f"suites/{suite['id']}", lambda found: found["status"] == "ready")
     return str(suite["id"])
@@ -127,7 +128,7 @@ def compare_three(page: Page, suite: str, evaluations: list[str]) -> None:
     expect(verdict).to_contain_text("untaught, step 4 cannot be told from it")
     row = page.locator(".compared tr").filter(has_text="taught, step 80")
     expect(row.filter(has_not_text="untaught").get_by_text("better")).to_be_visible()
-    page.get_by_role("group", name="Cut by").get_by_role("link").first.click()
+    page.get_by_role("group", name="Cut by").get_by_role("link", name="column sign").click()
     expect(page.get_by_text("adjusted by Holm over the")).to_be_visible()
     expect(page.get_by_text(re.compile("was trained from tiny-chatml-1m")).first).to_be_visible()
     assert all(each in page.url for each in evaluations)

@@ -231,7 +231,7 @@ def look_at_pages(page: Page) -> None:
     page.goto("/evals/matrix/")
     compared = page.get_by_title("Compare with the baseline").first.get_attribute("href") or ""
     answers = compared.replace("compare/", "compare/answers/") + "&item=0"
-    cut = compared + "&slice=prompt length"
+    cut = compared + "&slice=column sign"
     for address in (alias, "/evals/aliases/", "/evals/matrix/", "/evals/steps/", cut, answers):
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)

@@ -6,7 +6,7 @@ PIP = .venv/bin/pip --disable-pip-version-check -qq
 export OMP_WAIT_POLICY = PASSIVE
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: run test lint bench conformance clean
+.PHONY: run test lint bench conformance lm-eval clean
 
 # Which server answers samples: built_in, or vllm, which is installed first.
 SERVING ?= $(or $(HONE_SERVING),built_in)
@@ -16,7 +16,7 @@ VLLM_REQUIREMENTS := $(if $(wildcard /dev/nvidiactl),-r requirements-vllm.txt,--
 run: .venv/run.stamp $(if $(filter vllm,$(SERVING)),.venv-vllm/stamp)
 > @HONE_SERVING=$(SERVING) exec .venv/bin/python manage.py up
 
-test: .venv/test.stamp .venv-sdk/stamp .venv-sdk-oldest/stamp .venv-cookbook/stamp .venv-fireworks/stamp .venv-vllm/stamp chromium
+test: .venv/test.stamp .venv-sdk/stamp .venv-sdk-oldest/stamp .venv-cookbook/stamp .venv-fireworks/stamp .venv-vllm/stamp .venv-lm-eval/stamp chromium
 > @bash tests/run.sh
 
 lint: .venv/test.stamp
@@ -83,6 +83,15 @@ conformance: .venv/test.stamp .venv-sdk-oldest/stamp .venv-cookbook/stamp
 > @.venv-vllm/bin/pip --disable-pip-version-check -qq install $(VLLM_REQUIREMENTS)
 > @touch $@
 
+# Evaluates against our own door as anybody would: an environment apart.
+.venv-lm-eval/stamp: requirements-lm-eval.txt
+> @echo "Installing lm-eval into .venv-lm-eval (once, some minutes) ..."
+> @test -x .venv-lm-eval/bin/python || $(PYTHON) -m venv .venv-lm-eval
+> @.venv-lm-eval/bin/pip --disable-pip-version-check -qq install -r requirements-lm-eval.txt
+> @touch $@
+
+lm-eval: .venv-lm-eval/stamp
+
 .venv-bench/stamp: bench/requirements.txt
 > @echo "Installing what the benchmark compares with into .venv-bench ..."
 > @test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
@@ -95,4 +104,4 @@ chromium:
 > @command -v chromium >/dev/null || { echo "Installing chromium for the browser tests ..."; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; }
 
 clean:
-> rm -rf .venv .venv-sdk .venv-sdk-oldest .venv-cookbook .venv-fireworks .venv-vllm .venv-bench .mypy_cache .ruff_cache .pytest_cache
+> rm -rf .venv .venv-sdk .venv-sdk-oldest .venv-cookbook .venv-fireworks .venv-vllm .venv-lm-eval .venv-bench .mypy_cache .ruff_cache .pytest_cache

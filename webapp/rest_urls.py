@@ -119,6 +119,7 @@ urlpatterns = [
     path("calls/<int:call_id>", calls.CallDetail.as_view()),
     # /rest/suites/<str:id>, /rest/evaluations/<str:id>
     path("suites", evals.SuiteList.as_view()),
+    path("suites/lm-eval", evals.TaskSuiteList.as_view()),
     path("suites/<str:suite_id>", evals.SuiteDetail.as_view()),
     path("evals/compare", comparisons.EvaluationsComparison.as_view()),
     path("evaluations", evals.EvaluationList.as_view()),

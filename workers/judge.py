@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 from training.errors import InvalidInput
-from webapp.accounts.models import Actor, Membership, Project, Role
+from webapp.accounts.models import Actor, Membership, Project, Role, User
 from webapp.core.errors import UserError
 from webapp.deployments.calls import submit_call
 from webapp.deployments.models import SamplingCall
@@ -99,12 +99,14 @@ def open_judge(
     )
 
 
-def act_for(project: Project) -> Actor:
-    """As the project's owner sees it."""
-    owner = Membership.objects.filter(project=project, role=Role.OWNER).order_by("pk").first()
-    if owner is None:
+def act_for(project: Project, user: User | None = None) -> Actor:
+    """As this user, while there is one, or else the project's owner sees it."""
+    members = Membership.objects.filter(project=project).select_related("user")
+    own = members.filter(user=user).first() if user else None
+    found = own or members.filter(role=Role.OWNER).order_by("pk").first()
+    if found is None:
         raise InvalidInput(f"the project {project} has no owner")
-    return Actor(user=owner.user, project=project, role=Role.OWNER)
+    return Actor(user=found.user, project=project, role=found.role)
 
 
 def _look(call: SamplingCall) -> Ended | None:

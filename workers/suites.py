@@ -13,6 +13,8 @@ from training.data.rows import Row
 from training.data.validate import read_normalised
 from training.errors import InvalidInput
 from training.recipes.graders import KINDS, choose_column
+from training.recipes.lm_task import make_items as make_task_items
+from training.recipes.lm_task import read_rows, read_task
 from webapp.evals.checks import MAX_ITEMS
 from webapp.evals.models import EvalSuite
 from workers.grade import JudgeFinder, grade_with_notes
@@ -26,6 +28,8 @@ CHECKED = 200  # rows that are graded once before the suite is one, where that t
 
 
 def make_items(suite: EvalSuite) -> list[dict[str, Any]]:
+    if suite.kind == EvalSuite.Kind.LM_EVAL:
+        return make_task_items(read_task(suite.spec["task"]), list_task_rows(suite))
     source = suite.spec.get("source", "dataset")
     return [freeze(row, suite.graders) for row in SOURCES[source](suite)]
 
@@ -48,6 +52,25 @@ def list_dataset_rows(suite: EvalSuite) -> list[Row]:
     unique.sort(key=lambda row: draw(row.key, seed=seed, purpose="suite"))
     chosen = unique[: suite.selection.get("limit") or MAX_ITEMS]
     return sorted(chosen, key=lambda row: row.number)
+
+
+def list_task_rows(suite: EvalSuite) -> list[dict[str, Any]]:
+    """What lm-eval gets: the rows that came with the task, or those of a dataset version."""
+    if suite.dataset_version is None:
+        return read_rows(suite.spec["rows"])
+    found = read_normalised(settings.HONE_HOME / suite.dataset_version.rows_path)
+    usable = [row for row in found if is_usable(row)][:MAX_ITEMS]
+    if not usable:
+        raise InvalidInput("the dataset version has no row that asks something")
+    return [flatten(row) for row in usable]
+
+
+def flatten(row: Row) -> dict[str, Any]:
+    """A row's columns, with what is asked as `question` and what is wanted as `answer`."""
+    frozen = freeze(row, ())
+    asked = frozen["messages"]
+    told = "\n\n".join(str(message["content"]) for message in asked)
+    return {**row.metadata, "question": told, "answer": frozen["target"]}
 
 
 def is_usable(row: Row) -> bool:

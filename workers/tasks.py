@@ -5,7 +5,17 @@ from collections.abc import Callable
 
 from webapp.core import dispatch
 from webapp.evals import aliases
-from workers import analyses, diagnose, evaluate, exports, generate, ingest, recipe, webhooks
+from workers import (
+    analyses,
+    diagnose,
+    evaluate,
+    exports,
+    generate,
+    ingest,
+    lm_eval,
+    recipe,
+    webhooks,
+)
 from workers.celery import app
 
 logger = logging.getLogger(__name__)
@@ -54,6 +64,11 @@ def settle_moves(evaluation_id: str) -> None:
 @app.task(name=dispatch.GRADE)
 def grade_evaluation(evaluation_id: str) -> None:
     _outlive(evaluate.grade_evaluation, evaluate.fail, evaluation_id)
+
+
+@app.task(name=dispatch.RUN_PROGRAM)
+def run_program(evaluation_id: str) -> None:
+    _outlive(lm_eval.run_program, evaluate.fail, evaluation_id)
 
 
 @app.task(name=dispatch.EXPORT_CHECKPOINT)

@@ -7,12 +7,13 @@ from training.errors import InvalidInput
 from training.recipes.fields import Check, check_fields, whole
 from training.recipes.graders import check_graders as check_specs
 from training.recipes.graders import text
+from training.recipes.lm_task import LmTask, make_items, read_rows, read_task
 from webapp.core.errors import UserError
 from webapp.deployments.services import check_params
 
 MAX_ITEMS = 2000
 MAX_SAMPLES = 64  # of one item
-MAX_ANSWERS = 20_000  # of one evaluation
+MAX_ROWS_TEXT = 8_000_000  # characters of a task's rows
 # Greedy: the same weights give the same answers, so a difference is the weights'.
 SAMPLING = {"max_tokens": 256, "temperature": 0.0, "seed": 0}
 
@@ -122,3 +123,19 @@ def choose_pass_at(pass_at: Any, count: int) -> list[int]:
             field="pass_at",
         )
     return sorted(set(pass_at))
+
+
+def check_task(task: str, rows: str) -> LmTask:
+    """A task of lm-eval; its rows too, where they came with it."""
+    try:
+        found = read_task(task)
+    except InvalidInput as error:
+        raise UserError(f"{capitalize(str(error))}.", field="task") from error
+    if len(rows) > MAX_ROWS_TEXT:
+        raise UserError(f"The rows have more than {MAX_ROWS_TEXT:,} characters.", field="rows")
+    try:
+        if rows:
+            make_items(found, read_rows(rows))
+    except InvalidInput as error:
+        raise UserError(f"{capitalize(str(error))}.", field="rows") from error
+    return found

@@ -75,6 +75,8 @@ class EvalSuite(models.Model):
             return f"reasoning-gym: {spec['task']}, seed {spec.get('seed', 0)}"
         if spec.get("source") == "built_in":
             return f"built in: {spec['name'].replace('_', ' ')}"
+        if self.kind != self.Kind.OWN:
+            return f"a task of {self.kind.replace('_', '-')}"
         return "items that came with it"
 
 

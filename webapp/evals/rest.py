@@ -23,7 +23,12 @@ from webapp.evals.models import (
     Evaluation,
     EvaluationQuerySet,
 )
-from webapp.evals.services import cancel_evaluation, create_suite, request_evaluation
+from webapp.evals.services import (
+    cancel_evaluation,
+    create_suite,
+    request_evaluation,
+)
+from webapp.evals.task_suites import create_task_suite
 
 
 class SuiteOutput(serializers.ModelSerializer[EvalSuite]):
@@ -115,6 +120,38 @@ class SuiteList(ListAPIView[EvalSuite]):
             wanted = fields.pop("dataset_version")
             version = find_version(actor, wanted) if wanted else None
             suite = create_suite(actor=actor, dataset_version=version, **fields)
+            return Response(SuiteOutput(suite).data, status=status.HTTP_202_ACCEPTED)
+
+        return answer_once(request, create)
+
+
+class TaskSuiteInput(serializers.Serializer[EvalSuite]):
+    name = serializers.CharField(max_length=120)
+    task = serializers.CharField(help_text="YAML of an lm-eval task, without where its rows are.")
+    rows = serializers.CharField(
+        required=False, default="", trim_whitespace=False, help_text="JSON lines."
+    )
+    dataset_version = serializers.CharField(
+        required=False, allow_null=True, default=None, help_text="Or `rows`: one of the two."
+    )
+    is_chat = serializers.BooleanField(default=False)
+
+
+class TaskSuiteList(APIView):
+    """Suites that are tasks of lm-eval."""
+
+    @extend_schema(request=TaskSuiteInput, responses={202: SuiteOutput})
+    def post(self, request: Request) -> Response:
+        """Freeze a task and its rows. Only an owner of the project may."""
+        data = TaskSuiteInput(data=request.data)
+        data.is_valid(raise_exception=True)
+
+        def create() -> Response:
+            actor = actor_of(request)
+            fields = dict(data.validated_data)
+            wanted = fields.pop("dataset_version")
+            version = find_version(actor, wanted) if wanted else None
+            suite = create_task_suite(actor=actor, dataset_version=version, **fields)
             return Response(SuiteOutput(suite).data, status=status.HTTP_202_ACCEPTED)
 
         return answer_once(request, create)

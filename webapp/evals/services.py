@@ -15,14 +15,19 @@ from webapp.accounts.models import Actor
 from webapp.accounts.permissions import check_can_write
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import check_loadable
-from webapp.core.dispatch import BUILD_SUITE, EVALUATE, GRADE, SETTLE_MOVES, send_task
+from webapp.core.dispatch import BUILD_SUITE, EVALUATE, GRADE, RUN_PROGRAM, SETTLE_MOVES, send_task
 from webapp.core.errors import NotFound, UserError
 from webapp.core.events import project_group, publish, run_group
 from webapp.datasets.models import DatasetVersion
 from webapp.deployments import calls
 from webapp.deployments.calls import cancel_calls, digest_payload, submit_calls
 from webapp.deployments.models import SamplingCall
-from webapp.evals.checks import check_graders, check_sampling, check_selection, check_spec
+from webapp.evals.checks import (
+    check_graders,
+    check_sampling,
+    check_selection,
+    check_spec,
+)
 from webapp.evals.figures import compute_figures
 from webapp.evals.known import (
     Slot,
@@ -64,7 +69,7 @@ def create_suite(  # noqa: PLR0913 - the form's fields, by name
     name = name.strip()
     if not name:
         raise UserError("A suite needs a name.", field="name")
-    _check_version(dataset_version, spec)
+    check_version(dataset_version, spec)
     selection = {"held_out_share": held_out_share, "seed": seed, "limit": limit}
     check_selection(selection)
     try:
@@ -85,7 +90,7 @@ def create_suite(  # noqa: PLR0913 - the form's fields, by name
     return suite
 
 
-def _check_version(version: DatasetVersion | None, spec: Mapping[str, Any] | None) -> None:
+def check_version(version: DatasetVersion | None, spec: Mapping[str, Any] | None) -> None:
     if (version is None) == (not spec):
         raise UserError(
             "A suite takes its items from a dataset version or from another source: give one.",
@@ -97,10 +102,15 @@ def _check_version(version: DatasetVersion | None, spec: Mapping[str, Any] | Non
 
 def mark_built(suite: EvalSuite, items: Sequence[Mapping[str, Any]]) -> bool:
     """Freeze the items and start what waits for them. False: it was built already."""
-    digest = digest_suite(items, suite.graders, suite.sampling)
+    spec = {key: value for key, value in suite.spec.items() if key != "rows"}  # items by now
+    frozen = {**suite.sampling, **spec} if suite.kind != EvalSuite.Kind.OWN else suite.sampling
     building = EvalSuite.objects.filter(pk=suite.pk, status=EvalSuite.Status.BUILDING)
     built = building.update(
-        status=EvalSuite.Status.READY, items=list(items), num_items=len(items), digest=digest
+        status=EvalSuite.Status.READY,
+        items=list(items),
+        num_items=len(items),
+        digest=digest_suite(items, suite.graders, frozen),
+        spec=spec,
     )
     if built != 1:
         return False
@@ -180,6 +190,10 @@ def begin_evaluation(evaluation: Evaluation) -> bool:
         if queued.update(status=Status.RUNNING, started_at=now(), served=served) != 1:
             return False
         evaluation.served, evaluation.status = served, Status.RUNNING
+        if suite.kind != EvalSuite.Kind.OWN:
+            send_task(RUN_PROGRAM, evaluation.pk)
+            _announce(evaluation)
+            return True
         asked = {slot: _make_call(evaluation, *slot) for slot in list_slots(suite)}
         known = _take_over(evaluation, asked)
         submit_calls([call for slot, call in asked.items() if slot not in known])
@@ -228,6 +242,13 @@ def note_served(evaluation: Evaluation, **facts: str) -> None:
     _running(evaluation).update(served=evaluation.served)
 
 
+def record_results(evaluation: Evaluation, results: Sequence[EvalResult]) -> None:
+    """What another program has found, all at once and in the place of what was there."""
+    with transaction.atomic():
+        evaluation.results.all().delete()
+        EvalResult.objects.bulk_create(results, batch_size=200)
+
+
 def record_grades(results: Sequence[EvalResult]) -> None:
     """What graders that take their time have found."""
     EvalResult.objects.bulk_update(results, ["scores", "notes", "error"], batch_size=100)
@@ -268,7 +289,11 @@ def announce_waiting() -> None:
 
 def settle_abandoned() -> None:
     """Ends what nothing works on any more: a sampler died between an answer and its count."""
-    for evaluation in Evaluation.objects.filter(status=Status.RUNNING).select_related("suite"):
+    running = Evaluation.objects.filter(status=Status.RUNNING).select_related("suite")
+    for evaluation in running.defer("suite__items"):
+        if evaluation.suite.kind != EvalSuite.Kind.OWN:
+            send_task(RUN_PROGRAM, evaluation.pk)  # whoever is at it holds its claim
+            continue
         if not any(_find_calls(evaluation, status).exists() for status in calls.LIVE):
             _running(evaluation).update(num_done=evaluation.results.count())
             _grade_or_finish(evaluation)

@@ -2,6 +2,7 @@
 
 import secrets
 
+from django.conf import settings
 from django.contrib.auth.decorators import login_required
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
@@ -16,6 +17,10 @@ from webapp.evals.forms import GRADERS_OF, SOURCES, TASKS, SuiteForm
 from webapp.evals.grader_forms import GraderForm, begin_rows, read_rows
 from webapp.evals.models import EvalSuite
 from webapp.evals.services import create_suite
+from webapp.evals.task_forms import TaskForm
+from webapp.evals.task_suites import create_task_suite
+
+LM_EVAL = settings.ROOT / ".venv-lm-eval" / "bin" / "lm_eval"
 
 
 @login_required
@@ -67,6 +72,32 @@ def _create(actor: Actor, form: SuiteForm, graders: list[GraderForm]) -> EvalSui
         seed=chosen["seed"],
         limit=chosen["limit"],
         sampling=sampling,
+    )
+
+
+@login_required
+@require_http_methods(["GET", "POST"])
+def create_task(request: ActorRequest) -> HttpResponse:
+    """Of lm-eval. The service refuses who is no owner; the page says so before."""
+    check_can_write(request.actor)
+    form = TaskForm(request.POST or None, request.FILES or None, actor=request.actor)
+    if request.method == "POST" and form.is_valid():
+        with show_errors(form):
+            return redirect("suite", _create_task(request.actor, form).pk)
+    context = {"form": form, "is_installed": LM_EVAL.exists()}
+    return render(request, "evals/new_task.html", context, status=400 if form.errors else 200)
+
+
+def _create_task(actor: Actor, form: TaskForm) -> EvalSuite:
+    chosen = form.cleaned_data
+    versions = DatasetVersion.objects.visible_to(actor)
+    return create_task_suite(
+        actor=actor,
+        name=chosen["name"],
+        task=chosen["task"],
+        rows=chosen["rows"],
+        dataset_version=versions.filter(pk=chosen["dataset_version"]).first(),
+        is_chat=chosen["is_chat"],
     )
 
 

@@ -32,6 +32,7 @@ urlpatterns = [
     path("evals/aliases/<str:alias_id>/delete/", alias_views.delete, name="alias-delete"),
     # /evals/suites/
     path("evals/suites/new/", suite_views.create, name="suite-new"),
+    path("evals/suites/new/task/", suite_views.create_task, name="suite-new-task"),
     path("evals/suites/new/grader/", suite_views.show_grader, name="suite-grader"),
     path("evals/suites/new/no-grader/", suite_views.remove_grader, name="suite-grader-removed"),
     path("evals/suites/<str:suite_id>/", views.show_suite, name="suite"),

@@ -197,7 +197,8 @@ def show_evaluation(request: ActorRequest, evaluation_id: str) -> HttpResponse:
         "evaluation": evaluation,
         "subject": name_subject(evaluation),
         "is_live": evaluation.status in LIVE,
-        "scores": list(evaluation.scores.items()) or [(name, None) for name in names],
+        "scores": [(name.replace("/", ", "), value) for name, value in evaluation.scores.items()]
+        or [(name, None) for name in names],
         "num_ungraded": list_ungraded(evaluation).count(),
         "graders": names,
         "grader": grader,

@@ -32,9 +32,11 @@ def count_lengths(lengths: Iterable[int], *, context: int) -> Histogram:
     by_bin: Counter[int] = Counter()
     for value, number in found.items():
         by_bin[int(value).bit_length()] += number
+    # Up to the context, so that a glance tells how far the rows are from it.
+    last = max(max(by_bin, default=0), (max(context, 1) - 1).bit_length())
     bins = [
         (2 ** (place - 1) + 1 if place else 0, 2**place, by_bin[place])
-        for place in range(min(by_bin, default=0), max(by_bin, default=0) + 1)
+        for place in range(min(by_bin, default=0), last + 1)
     ]
     empty = not len(values)
     return Histogram(

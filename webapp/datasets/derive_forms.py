@@ -64,10 +64,10 @@ class DeriveForm(forms.Form):
         help_text="Of the words: 1 is all the same.",
         widget=forms.NumberInput(attrs={"step": "0.05"}),
     )
-    run = forms.ChoiceField(required=False, label="Rows that a run")
+    run = forms.ChoiceField(required=False, label="Run")
     which = forms.ChoiceField(
         required=False,
-        label="Left out",
+        label="Its rows",
         choices=[(which, LOSS_WORDS[which]) for which in LOSSES],
     )
     held_out_share = forms.FloatField(

@@ -29,6 +29,11 @@ ROWS = [
     for a in range(10)
     for b in range(10)
 ]
+ANNOTATE = """
+from webapp.runs.annotations import annotate
+from webapp.runs.models import Run
+annotate(Run.objects.get(pk='{run_id}'), 4, 'steering', 'Somebody.')
+"""
 WAIT_SECONDS = 90
 PAGE_MS = 30_000
 WIDTHS = (1440, 390)
@@ -121,6 +126,7 @@ def test_each_failure_is_named_and_healthy_loops_are_left_alone(
         )
         see_told(server, runs, hook["secret"])
         api.delete(f"/webhooks/{hook['id']}")
+    see_it_live(page, live, api, runs["non_finite_or_spiking"])
     see_pages(page, runs)
     keep_what_expires(page, api, runs["checkpoint_will_expire"])
 
@@ -185,11 +191,24 @@ def see_told(server: Server, runs: dict[str, str], secret: str) -> None:
     assert signature == signed
 
 
-def see_pages(page: Page, runs: dict[str, str]) -> None:
-    page.goto(f"/runs/{runs['non_finite_or_spiking']}/")
-    expect(page.locator("#run-findings")).to_contain_text("Spiking.", timeout=PAGE_MS)
+def see_it_live(page: Page, live: Live, api: httpx.Client, run_id: str) -> None:
+    """What changes on the server changes on the open page."""
+    page.goto(f"/runs/{run_id}/")
+    findings, chart = page.locator("#run-findings"), page.locator(".js-plotly-plot").first
+    expect(findings).to_contain_text("Spiking.", timeout=PAGE_MS)
     expect(page.locator("#run-annotations")).to_contain_text("The loss jumped", timeout=PAGE_MS)
-    expect(page.locator(".js-plotly-plot").first).to_contain_text("found", timeout=PAGE_MS)
+    expect(chart).to_contain_text("found", timeout=PAGE_MS)
+    dismissal = f"/runs/{run_id}/findings/non_finite_or_spiking/dismissal"
+    assert api.put(dismissal).status_code == 200
+    expect(findings).to_be_hidden(timeout=PAGE_MS)
+    live.manage(ANNOTATE.format(run_id=run_id))
+    expect(page.locator("#run-annotations")).to_contain_text("Somebody.", timeout=PAGE_MS)
+    expect(chart).to_contain_text("steered", timeout=PAGE_MS)
+    assert api.delete(dismissal).status_code == 200
+    expect(findings).to_contain_text("Spiking.", timeout=PAGE_MS)
+
+
+def see_pages(page: Page, runs: dict[str, str]) -> None:
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 900})
         for path in ("", "?tab=integrity"):

@@ -78,7 +78,7 @@ def judge(ending: Sequence[Lasting], *, moment: datetime) -> Verdict:
     first = min(needed, key=lambda each: each.expires_at)
     others = f", and {len(needed) - 1} more" if len(needed) > 1 else ""
     text = (
-        f"{first.name} is {join(first.reasons)}, and it is deleted {say_when(first, moment)}"
+        f"{first.name} is {join(first.reasons)}, and its time {say_when(first, moment)}"
         f"{others}. Keep it."
     )
     facts = [
@@ -101,4 +101,4 @@ def join(reasons: Sequence[str]) -> str:
 def say_when(checkpoint: Lasting, moment: datetime) -> str:
     """In hours that do not change at each look: the sentence would be another one each time."""
     hours = (checkpoint.expires_at - moment).total_seconds() / 3600
-    return f"on {checkpoint.expires_at:%d %B at %H:%M} UTC" if hours > 0 else "as soon as it can be"
+    return f"ends on {checkpoint.expires_at:%d %B at %H:%M} UTC" if hours > 0 else "is over"

@@ -206,7 +206,7 @@ def test_the_first_to_end_is_named_and_all_can_be_kept() -> None:
     ending = [make_lasting(9, "served"), make_lasting(2, "the run's best", "served")]
     verdict = checkpoint_will_expire.judge(ending, moment=BEGIN)
     assert "best is the run's best and served" in verdict.text
-    assert "01 January at 02:00 UTC, and 1 more. Keep it." in verdict.text
+    assert "its time ends on 01 January at 02:00 UTC, and 1 more. Keep it." in verdict.text
     assert [each["can_keep"] for each in verdict.facts["checkpoints"]] == [True, True]
     later = checkpoint_will_expire.judge(ending, moment=at(600))
     assert later.text == verdict.text

@@ -76,7 +76,7 @@ def _draw_node(spot: Spot, *, is_current: bool, is_hit: bool, closes: Sequence[s
         x=spot.x,
         y=spot.y,
         label=shorten(node.label, WORD_PIXELS, pixels=7.7),
-        detail=shorten(detail, WORD_PIXELS, pixels=6.2),
+        detail=shorten(detail, WORD_PIXELS, pixels=6.8),
         title=describe(node),
         is_current=is_current,
         is_hit=is_hit,

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from tests.workers.cast import make_device, make_tiny
 from tests.workers.test_recipe import ProcessKilled, TurnWaiter, drive, list_saved, read_curve
 from training.data.validate import dump_row
 from webapp.accounts.models import Actor
+from webapp.checkpoints.models import Checkpoint
 from webapp.datasets.models import Dataset, DatasetVersion
 from webapp.fleet.models import BaseModel
 from webapp.runs import services
@@ -48,15 +50,22 @@ def pairs(actor: Actor, tmp_path: Path) -> DatasetVersion:
     )
 
 
-def make_dpo_run(actor: Actor, pairs: DatasetVersion, recipe: str = "dpo") -> Run:
+def make_dpo_run(
+    actor: Actor,
+    pairs: DatasetVersion,
+    recipe: str = "dpo",
+    parent: Checkpoint | None = None,
+    **changes: Any,
+) -> Run:
     return services.create_run(
         actor=actor,
         origin="rest",
         name="prefers",
         base_model=BaseModel.objects.first() or make_tiny(),
         dataset_version=pairs,
-        config=CONFIG,
+        config=CONFIG | changes,
         recipe=recipe,
+        parent=parent,
     )
 
 
@@ -82,7 +91,7 @@ def test_a_run_measures_its_reference_and_learns_to_prefer(
     assert list(before.values_list("forward_only", flat=True).order_by("-seq"))[:2] == [False, True]
 
 
-@pytest.mark.parametrize("moment", [2, 5, 11])
+@pytest.mark.parametrize("moment", [2, 11])
 def test_a_driver_that_was_killed_finds_the_reference_in_the_log(
     actor: Actor, pairs: DatasetVersion, moment: int
 ) -> None:
@@ -145,3 +154,18 @@ def test_a_reward_model_pins_comparisons_of_pairs_it_does_not_learn_from(
     first, second = (text.split("\n\n")[1:3] for text in asked[:2])
     assert int(first[0][3:]) < int(first[1][3:])
     assert int(second[0][3:]) > int(second[1][3:])
+
+
+@pytest.mark.parametrize("rank", [4, 0])
+def test_a_branch_is_measured_against_what_it_branches_from(
+    actor: Actor, pairs: DatasetVersion, rank: int
+) -> None:
+    rate = 0.002 if rank else 0.0002
+    first = drive(make_dpo_run(actor, pairs, rank=rank, learning_rate=rate))
+    learned = Checkpoint.objects.get(run=first, kind="training")
+    branch = drive(make_dpo_run(actor, pairs, parent=learned, rank=rank, learning_rate=rate))
+    assert (branch.status, branch.error) == (Status.DONE, "")
+    assert read_curve(branch, "dpo/loss")[1] == pytest.approx(0.693147, abs=1e-4)
+    before, after = (read_curve(run, "held_out/preferred") for run in (first, branch))
+    assert before[0] < 0.2
+    assert after[0] == pytest.approx(before[4], abs=0.01)

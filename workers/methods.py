@@ -9,6 +9,7 @@ from workers.drives import Drive
 from workers.on_policy import OnPolicyDistillation
 from workers.reward_model import RewardModel
 from workers.rl import Rl
+from workers.self_play import SelfPlay
 from workers.sft import Sft
 
 DRIVES: Mapping[str, type[Drive[Any]]] = {
@@ -16,6 +17,7 @@ DRIVES: Mapping[str, type[Drive[Any]]] = {
     "dpo": Dpo,
     "reward_model": RewardModel,
     "rl": Rl,
+    "self_play": SelfPlay,
     "on_policy_distillation": OnPolicyDistillation,
     "off_policy_distillation": Distillation,
     "prompt_distillation": Distillation,

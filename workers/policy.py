@@ -64,6 +64,10 @@ class PolicyDrive(Drive[PolicyT], Generic[PolicyT]):
             self.model, self.config, source, num_batches=self.num_batches, steer=self.steer
         )
 
+    def find_ttl(self, _step: int) -> int:
+        """Seconds for which the weights after this step are kept at least."""
+        return POLICY_SECONDS
+
     def open_sampler(self, checkpoint: Checkpoint | None) -> RemoteSampler:
         return RemoteSampler(
             project=self.run.project,
@@ -91,7 +95,8 @@ class PolicyDrive(Drive[PolicyT], Generic[PolicyT]):
 
     def _save(self, step: int) -> Callable[[float | None], RemoteSampler]:
         name = POLICY_NAME.format(step=step)
-        saved = self.model.save_checkpoint(name, kind="sampler", ttl_seconds=POLICY_SECONDS)
+        ttl = self.find_ttl(step)
+        saved = self.model.save_checkpoint(name, kind="sampler", ttl_seconds=ttl)
         return partial(self._open_saved, saved)
 
     def _open_saved(self, saved: RemoteFuture[Checkpoint], timeout: float | None) -> RemoteSampler:

@@ -26,6 +26,8 @@ SAMPLED_SECONDS = 6 * 3600  # weights that were saved for samples alone; an eval
 # All weights take too much room to lie there for long; what is asked of them by then holds them.
 FULL_SAMPLED_SECONDS = 600
 
+SPACED = str.maketrans("_/", "  ")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
@@ -182,6 +184,10 @@ class Errands:
 
 
 def describe_measured(measured: Mapping[str, float], step: int) -> str:
+    """What is no number of held-out rows has its name as it is."""
+    if not all(key.startswith("held_out") for key in measured):
+        told = (f"{key.translate(SPACED)} {value:.4g}" for key, value in measured.items())
+        return f"After step {step}: {', '.join(told)}."
     names = [key.removeprefix("held_out").strip("_/") for key in measured]
     first, *others = zip(names, measured.values(), strict=True)
     also = "".join(f", {name} {value:.4g}" for name, value in others)

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -39,8 +40,10 @@ CONFIG: dict[str, Any] = {
 
 
 @pytest.fixture
-def rest(live: Live) -> httpx.Client:
-    return httpx.Client(base_url=live.url, headers={"X-API-Key": live.api_key}, timeout=60)
+def rest(live: Live) -> Iterator[httpx.Client]:
+    headers = {"X-API-Key": live.api_key}
+    with httpx.Client(base_url=live.url, headers=headers, timeout=60) as client:
+        yield client
 
 
 def upload(rest: httpx.Client, page: Page) -> str:

@@ -41,7 +41,7 @@ class Game(Protocol):
 class Nim:
     """A heap of stones; each takes 1 to 3 of them, and who takes the last one wins."""
 
-    most: int = 12  # stones of a heap to begin with
+    most: int = 9  # stones of a heap to begin with
     least: int = 4
 
     def begin(self, key: bytes, *, seed: int) -> str:
@@ -49,7 +49,7 @@ class Nim:
         return str(self.least + draw(key, seed=seed, purpose="nim") % spread)
 
     def ask(self, position: str) -> str:
-        return f"Nim: {position} stones. Take 1, 2 or 3; the last one wins. How many?"
+        return f"Nim, last one wins. Take 1, 2 or 3 of {position}?"
 
     def list_moves(self, position: str) -> Sequence[int]:
         return range(1, min(3, int(position)) + 1)

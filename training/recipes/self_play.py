@@ -109,7 +109,7 @@ class Arena:
 
         def collect() -> list[Group]:
             self.play(matches, sides, about={"step": step})
-            return make_groups(matches, config.group_size)
+            return make_groups(matches)
 
         return collect
 
@@ -245,13 +245,12 @@ class Contest:
         self.match.result = game.judge(self.match.position)
 
 
-def make_groups(matches: Sequence[Match], group_size: int) -> list[Group]:
-    """The turns of one side in all games that began alike: they are compared with each other."""
-    groups = []
-    for start in range(0, len(matches), group_size):
-        alike = matches[start : start + group_size]
-        for side in (0, 1):
-            turns = [turn for match in alike if match.learns[side] for turn in match.turns[side::2]]
-            if turns:
-                groups.append(Group(rollouts=turns))
-    return groups
+def make_groups(matches: Sequence[Match]) -> list[Group]:
+    """Turns at one position are compared with each other, whoever played them: all of them could
+    have made the same move."""
+    by_position: dict[tuple[int, ...], list[Rollout]] = {}
+    for match in matches:
+        for number, turn in enumerate(match.turns):
+            if match.learns[number % 2]:
+                by_position.setdefault(tuple(turn.prompt), []).append(turn)
+    return [Group(rollouts=turns) for turns in by_position.values()]

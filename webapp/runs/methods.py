@@ -15,6 +15,7 @@ from training.recipes.distillation_config import (
 from training.recipes.dpo_config import DpoConfig
 from training.recipes.reward_model_config import RewardModelConfig
 from training.recipes.rl_config import RlConfig
+from training.recipes.self_play import SelfPlayConfig
 from training.recipes.sft_config import SftConfig
 from webapp.core.errors import UserError
 from webapp.datasets.models import DatasetVersion
@@ -31,6 +32,8 @@ from webapp.runs.preference_scripts import write_dpo, write_reward_model
 from webapp.runs.rl_forms import RlForm
 from webapp.runs.rl_scripts import write_rl
 from webapp.runs.scripts import Program, write_sft
+from webapp.runs.self_play_forms import SelfPlayForm
+from webapp.runs.self_play_scripts import write_self_play
 
 Kind = DatasetVersion.Kind
 PROMPTED = (Kind.PROMPT, Kind.CONVERSATION, Kind.PROMPT_COMPLETION)  # there is something to answer
@@ -94,6 +97,15 @@ METHODS: Mapping[str, Method] = {
             config=RlConfig,
             form=RlForm,
             script=write_rl,
+        ),
+        Method(
+            recipe="self_play",
+            label="Self-play",
+            summary="Plays a small game against itself, and learns from its wins.",
+            kinds=(),
+            config=SelfPlayConfig,
+            form=SelfPlayForm,
+            script=write_self_play,
         ),
         Method(
             recipe="on_policy_distillation",

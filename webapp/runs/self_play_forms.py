@@ -11,7 +11,10 @@ GAME_LABELS = {
     "nim": "Nim: take 1, 2 or 3 stones, the last one wins",
     "tic_tac_toe": "Tic-tac-toe: three in a row",
 }
-OPPONENTS = [("self", "Itself, with the newest weights"), ("frozen", "Itself, as it was a while ago")]
+OPPONENTS = [
+    ("self", "Itself, with the newest weights"),
+    ("frozen", "Itself, as it was a while ago"),
+]
 
 
 class SelfPlayForm(PolicyForm):

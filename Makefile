@@ -16,7 +16,7 @@ VLLM_REQUIREMENTS := $(if $(wildcard /dev/nvidiactl),-r requirements-vllm.txt,--
 run: .venv/run.stamp $(if $(filter vllm,$(SERVING)),.venv-vllm/stamp)
 > @HONE_SERVING=$(SERVING) exec .venv/bin/python manage.py up
 
-test: .venv/test.stamp .venv-sdk/stamp .venv-sdk-oldest/stamp .venv-cookbook/stamp .venv-fireworks/stamp .venv-vllm/stamp .venv-lm-eval/stamp chromium
+test: .venv/test.stamp .venv-sdk/stamp .venv-sdk-oldest/stamp .venv-cookbook/stamp .venv-fireworks/stamp .venv-vllm/stamp .venv-lm-eval/stamp .venv-inspect/stamp chromium
 > @bash tests/run.sh
 
 lint: .venv/test.stamp
@@ -92,6 +92,13 @@ conformance: .venv/test.stamp .venv-sdk-oldest/stamp .venv-cookbook/stamp
 
 lm-eval: .venv-lm-eval/stamp
 
+# Another one, which only the tests need: its users have it where they are.
+.venv-inspect/stamp: tests/e2e/requirements-inspect.txt
+> @echo "Installing inspect-ai into .venv-inspect ..."
+> @test -x .venv-inspect/bin/python || $(PYTHON) -m venv .venv-inspect
+> @.venv-inspect/bin/pip --disable-pip-version-check -qq install -r tests/e2e/requirements-inspect.txt
+> @touch $@
+
 .venv-bench/stamp: bench/requirements.txt
 > @echo "Installing what the benchmark compares with into .venv-bench ..."
 > @test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
@@ -104,4 +111,4 @@ chromium:
 > @command -v chromium >/dev/null || { echo "Installing chromium for the browser tests ..."; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; }
 
 clean:
-> rm -rf .venv .venv-sdk .venv-sdk-oldest .venv-cookbook .venv-fireworks .venv-vllm .venv-lm-eval .venv-bench .mypy_cache .ruff_cache .pytest_cache
+> rm -rf .venv .venv-sdk .venv-sdk-oldest .venv-cookbook .venv-fireworks .venv-vllm .venv-lm-eval .venv-inspect .venv-bench .mypy_cache .ruff_cache .pytest_cache

@@ -17,6 +17,7 @@ from training.recipes.rl_config import PREFERENCE, RlConfig, is_preference
 from training.recipes.rollouts import Group, Prompt
 from training.types import SampledSequence, SampleRequest
 from workers.grade import grade_answers
+from workers.judge import open_judge
 from workers.policy import PolicyDrive
 from workers.preferences import Preferences, find_reward_model
 
@@ -57,7 +58,14 @@ class Rl(PolicyDrive[RlConfig]):
             make_answer(prompt, each.text) for prompt, group in asked for each in group.rollouts
         ]
         graders = [each for each in self.config.graders if not is_preference(each)]
-        graded = iter(grade_answers(graders, answers, keep_going=self.keep))
+        judge = partial(
+            open_judge,
+            project=self.run.project,
+            run=self.run,
+            waiter=self.waiter,
+            keep_going=self.keep,
+        )
+        graded = iter(grade_answers(graders, answers, judge=judge, keep_going=self.keep))
         scores = [[next(graded) for _ in group.rollouts] for _, group in asked]
         for reward_model in filter(is_preference, self.config.graders):
             preferences = self.open_reward_model(reward_model["checkpoint"])

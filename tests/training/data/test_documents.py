@@ -167,6 +167,7 @@ def test_pairs_are_read_in_whatever_way_the_model_wrote_them(text: str) -> None:
         '{"question": 5, "answer": "x"}',
         '{"question": " ", "answer": "x"}',
         '{"question": "Where?", "answer": "' + "x" * (MAX_LENGTH + 1) + '"}',
+        '{"question": "Half \\ud83d?", "answer": "x"}',
         "A: An answer to nothing",
         "{" * 5_000,
         "[" * 50_000 + "{",

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
 from webapp.runs.models import Operation, Run
 from webapp.runs.records import Finding
 from workers.diagnosing.batches import describe_batch, describe_requests
-from workers.diagnosing.points import Point, read_newest
+from workers.diagnosing.points import Point, read_first, read_newest
 from workers.diagnosing.thresholds import (
     CALM_STEPS,
     LOSS_FACTOR,
@@ -46,7 +47,8 @@ def look(run: Run, memory: Mapping[str, Any] = NOTHING) -> Verdict:
     losses, norms = read_newest(run, "loss", 2 * WINDOW), read_newest(run, "grad_norm", 2 * WINDOW)
     if refused is not None and refused.since < WINDOW:
         return tell_refused(run, refused, remembered)
-    spike = find_lasting(losses, memory.get("spike")) or find_spike(losses, norms)
+    floor = median(read_first(run, "grad_norm", CALM_STEPS) or [0.0])
+    spike = find_lasting(losses, memory.get("spike")) or find_spike(losses, norms, floor)
     if spike is None:
         return judge_calm(losses, remembered)
     known = memory.get("facts", {}) if memory.get("step") == spike.step else {}
@@ -88,13 +90,14 @@ def judge_calm(losses: Sequence[Point], memory: Mapping[str, Any]) -> Verdict:
     return clear(f"Nothing jumped in the last {min(len(losses), WINDOW)} steps.", memory)
 
 
-def find_spike(losses: Sequence[Point], norms: Sequence[Point]) -> Spike | None:
-    """The newest within the last steps; that of the loss is the one that is told."""
-    spikes = (
-        find_newest(losses, "loss", limit_loss),
-        find_newest(norms, "gradient norm", limit_norm),
-    )
-    return next((spike for spike in spikes if spike is not None), None)
+def find_spike(losses: Sequence[Point], norms: Sequence[Point], floor: float = 0.0) -> Spike | None:
+    """The newest within the last steps; that of the loss is the one that is told.
+
+    `floor`: what the norm was when the run began. Where it has nearly learned its rows the norm is
+    a small part of that, and a row that is new to it is many times as much and no harm.
+    """
+    jumps = find_newest(losses, "loss", limit_loss)
+    return jumps or find_newest(norms, "gradient norm", partial(limit_norm, floor=floor))
 
 
 def find_newest(
@@ -119,9 +122,9 @@ def limit_loss(before: Sequence[float]) -> float | None:
     return max(LOSS_FACTOR * usual, usual + LOSS_NATS, usual + LOSS_SPREADS * spread)
 
 
-def limit_norm(before: Sequence[float]) -> float | None:
+def limit_norm(before: Sequence[float], *, floor: float) -> float | None:
     usual = median(before)
-    return NORM_FACTOR * usual if usual > 0 else None
+    return max(NORM_FACTOR * usual, floor) if usual > 0 else None
 
 
 def find_lasting(losses: Sequence[Point], kept: Sequence[float] | None) -> Spike | None:

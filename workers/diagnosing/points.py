@@ -19,5 +19,10 @@ def read_newest(run: Run, key: str, limit: int) -> list[Point]:
     return [Point(step=step, value=value, at=at) for step, value, at in rows[:limit]][::-1]
 
 
+def read_first(run: Run, key: str, limit: int) -> list[float]:
+    rows = run.metrics.filter(key=key).order_by("step").values_list("value", flat=True)
+    return list(rows[:limit])
+
+
 def mean(points: list[Point]) -> float:
     return sum(point.value for point in points) / len(points)

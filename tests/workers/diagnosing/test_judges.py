@@ -246,6 +246,12 @@ def test_a_gradient_norm_spikes_at_twenty_times_the_usual(norm: float, is_found:
     assert spike is None or spike.name == "gradient norm"
 
 
+@pytest.mark.parametrize(("floor", "is_found"), [(0.4, True), (0.6, False)])
+def test_a_norm_below_that_of_the_beginning_is_no_spike(floor: float, is_found: bool) -> None:
+    calm, norms = make_points(*[0.1] * 11), make_points(*[0.01] * 10, 0.5)
+    assert (non_finite_or_spiking.find_spike(calm, norms, floor) is not None) is is_found
+
+
 @pytest.mark.parametrize(
     ("last_step", "value", "is_over"),
     [(25, 1.0, False), (31, 1.0, True), (31, 2.1, False), (500, 9.0, False)],

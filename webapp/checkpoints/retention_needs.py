@@ -91,13 +91,13 @@ def _list_named(project_id: str) -> Iterator[str]:
     """A judge, a teacher, a reward model: wherever settings say a checkpoint's id."""
     live = Run.objects.filter(project=project_id).exclude(status__in=OVER)
     for config in live.values_list("config", flat=True):
-        yield from _find_ids(config)
+        yield from find_checkpoint_ids(config)
     suites = _find_model("evals", "EvalSuite").filter(project=project_id)
     for graders, spec in suites.values_list("graders", "spec"):
-        yield from _find_ids([graders, spec])
+        yield from find_checkpoint_ids([graders, spec])
 
 
-def _find_ids(value: Any) -> Iterator[str]:
+def find_checkpoint_ids(value: Any) -> Iterator[str]:
     """By hand: settings may be nested as deep as JSON goes."""
     waiting = [value]
     while waiting:

@@ -1,5 +1,7 @@
 """One row of each kind as a node: its name, its key facts, and what it came of."""
 
+from collections.abc import Sequence
+
 from django.urls import reverse
 
 from webapp.checkpoints.models import Checkpoint
@@ -48,11 +50,13 @@ def dataset_node(version: DatasetVersion, project_id: str) -> Node:
     )
 
 
-def run_node(run: Run, *, inherits: bool = False) -> Node:
-    """Of a branch its checkpoint comes first, and the data that it learned from beside it."""
+def run_node(run: Run, *, inherits: bool = False, taught_by: Sequence[str] = ()) -> Node:
+    """Of a branch its checkpoint comes first, and the data that it learned from beside it; then the
+    teachers and judges that its settings name."""
     data = "" if inherits else run.dataset_version_id or ""
     brought = f" on {run.dataset_version}" if run.parent_id and data else ""
-    parents = [each for each in (run.parent_id, data, run.after_id) if each]
+    named = dict.fromkeys((run.parent_id, data, run.after_id, *taught_by))
+    parents = [each for each in named if each]
     return Node(
         id=run.pk,
         kind="run",

@@ -1,7 +1,7 @@
 """The rows of a project as a graph. The same few queries, whatever the project's size."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -10,6 +10,7 @@ from django.db.models import Exists, Model, OuterRef, Q, QuerySet
 
 from webapp.accounts.models import Project
 from webapp.checkpoints.models import Checkpoint
+from webapp.checkpoints.retention_needs import find_checkpoint_ids
 from webapp.core.errors import NotFound
 from webapp.datasets.models import DatasetVersion
 from webapp.deployments.models import Deployment
@@ -68,6 +69,7 @@ def read_graph(project_id: str, *, around: datetime | None = None) -> Reading:
     data_of = {run.pk: run.dataset_version_id for run in runs}
     checkpoints = _read_checkpoints(run_ids)
     known = {checkpoint.pk for checkpoint in checkpoints}
+    taught = _read_teachers(run_ids, known)
     wanted = {run.parent_id for run in runs if run.parent_id} - known
     foreign = list(Checkpoint.objects.filter(pk__in=wanted).defer("probe", "user_metadata"))
     checkpoints = [*foreign, *checkpoints]
@@ -81,7 +83,10 @@ def read_graph(project_id: str, *, around: datetime | None = None) -> Reading:
             base_node(each)
             for each in BaseModel.objects.filter(pk__in=bases).prefetch_related("names")
         ),
-        *(run_node(run, inherits=_inherits_data(run, data_of)) for run in runs),
+        *(
+            run_node(run, inherits=_inherits_data(run, data_of), taught_by=taught[run.pk])
+            for run in runs
+        ),
         *(checkpoint_node(each, project_id) for each in checkpoints),
         *(use.node for use in uses),
     ]
@@ -89,6 +94,13 @@ def read_graph(project_id: str, *, around: datetime | None = None) -> Reading:
     left_out = [f"{kind}s" for kind in ("checkpoint", "evaluation") if full[kind] >= MOST_ROWS]
     left_out = ["runs", *left_out] if has_more else left_out
     return Reading(graph=build(_drop_unused(nodes)), left_out=left_out)
+
+
+def _read_teachers(run_ids: Sequence[str], known: Collection[str]) -> dict[str, list[str]]:
+    """Checkpoints that the settings of runs name: teachers, judges, reward models."""
+    configs = Run.objects.filter(pk__in=run_ids).exclude(recipe="").values_list("pk", "config")
+    named = {pk: [*find_checkpoint_ids(config)] for pk, config in configs}
+    return defaultdict(list, {pk: [i for i in ids if i in known] for pk, ids in named.items()})
 
 
 def _inherits_data(run: Run, data_of: Mapping[str, str | None]) -> bool:

@@ -102,6 +102,23 @@ def test_a_stage_of_a_pipeline_comes_of_the_stage_before_it(
     assert (node.main, list(node.others)) == (version.pk, [judge.pk])
 
 
+def test_a_student_comes_of_the_teacher_that_its_settings_name(
+    alice: Actor, base_model: BaseModel, version: DatasetVersion
+) -> None:
+    teacher = make_checkpoint(make_run(alice, base_model, "teacher", dataset_version=version))
+    config = {"teacher": {"checkpoint": teacher.pk}, "judge": "ckpt-of-nobody"}
+    student = make_run(
+        alice,
+        base_model,
+        "student",
+        recipe="on_policy_distillation",
+        dataset_version=version,
+        config=config,
+    )
+    node = read_graph(alice.project.pk).graph.nodes[student.pk]
+    assert (node.main, list(node.others)) == (version.pk, [teacher.pk])
+
+
 def test_the_page_folds_opens_focuses_and_finds(
     alice: Actor, browser: Client, base_model: BaseModel, version: DatasetVersion
 ) -> None:

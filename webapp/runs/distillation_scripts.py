@@ -47,13 +47,13 @@ def write_distillation(program: Program) -> str:
         max_tokens=config.max_tokens,
         temperature=config.temperature,
     )
-    lessons = LESSONS.replace("TEACHER", program.teacher or name_start(program))
+    lessons = LESSONS.replace("NAMED", program.teacher or name_start(program))
     return head + ORDER + SCHEDULE + ENCODE + lessons + MAKE_DATA + SPLIT + SFT_STEPS
 
 
 LESSONS = '''
 
-teacher = tinker.ServiceClient().create_sampling_client(TEACHER)
+teacher = tinker.ServiceClient().create_sampling_client(NAMED)
 
 
 def read_prompts():

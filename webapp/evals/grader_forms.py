@@ -6,7 +6,7 @@ from typing import Any
 
 from django import forms
 
-from training.recipes.graders import KINDS
+from training.recipes.graders import KINDS, REQUIRED
 from webapp.accounts.models import Actor
 from webapp.deployments.forms import Choices, offer_checkpoints
 from webapp.deployments.models import Deployment
@@ -120,7 +120,9 @@ class GraderForm(forms.Form):
         self.kind = self._find_kind()
         for name in set(self.fields) - {"name", *FIELDS.get(self.kind, ())}:
             del self.fields[name]
-        if self.kind in ("unit_tests",):
+        for name in REQUIRED.get(self.kind, ()):
+            self.fields[name].required = True
+        if self.kind == "unit_tests":
             self.fields["column"].help_text = "With the tests. Empty: tests."
 
     def _find_kind(self) -> str:

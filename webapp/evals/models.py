@@ -77,7 +77,7 @@ class EvalSuite(models.Model):
             return f"built in: {spec['name'].replace('_', ' ')}"
         if self.kind != self.Kind.OWN:
             return f"a task of {self.kind.replace('_', '-')}"
-        return "items that came with it"
+        return "given with the suite"
 
 
 class EvaluationQuerySet(OwnedQuerySet["Evaluation"]):

@@ -243,6 +243,7 @@ def show_result(suite: EvalSuite, result: EvalResult, grader: str) -> dict[str, 
         "number": result.index + 1,
         "result": result,
         "score": score,
+        "is_waiting": not result.scores and not result.error,
         "others": [(name, value) for name, value in result.scores.items() if name != grader],
         "note": result.notes.get(grader, ""),
     }

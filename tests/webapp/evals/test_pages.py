@@ -208,7 +208,7 @@ def test_what_is_wrong_with_a_suite_stands_beside_its_field(
     ("grader", "complaint"),
     [
         ({"grader-0-name": "regex", "grader-0-pattern": "("}, "is not a regular expression"),
-        ({"grader-0-name": "llm_judge", "grader-0-rubric": "Good?"}, "needs its judge"),
+        ({"grader-0-name": "llm_judge", "grader-0-rubric": "Good?"}, "This field is required"),
         ({"grader-0-name": "json_schema", "grader-0-schema": "{"}, "Enter a valid JSON"),
         (
             {"grader-0-name": "unit_tests", "grader-0-seconds": "900"},
@@ -285,9 +285,21 @@ def test_an_evaluation_says_what_was_known_what_graders_said_and_how_they_ran(
     evaluation.results.filter(index=1).update(notes={"exact_match": "Not quite."})
     page = read(browser, f"/evals/{evaluation.pk}/")
     assert "Of 4 answers 3 were known" in page
+    assert "to be graded" not in page
     assert "Not quite." in page
     assert "with limits on time and memory alone" in page
     assert "pass@4" in page
+
+
+def test_answers_that_wait_for_their_graders_are_not_called_wrong(
+    browser: Client, suite: EvalSuite, checkpoint: Checkpoint
+) -> None:
+    evaluation = evaluate(suite, checkpoint.base_model, checkpoint, [1, 0, 0, 0])
+    evaluation.results.filter(index__gt=1).update(scores={})
+    Evaluation.objects.filter(pk=evaluation.pk).update(status=Status.RUNNING)
+    page = read(browser, f"/evals/{evaluation.pk}/")
+    assert "2 of them wait for their graders" in page
+    assert page.count("to be graded") == 2
 
 
 def test_a_suites_page_shows_items_and_scores_of_all_graders(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from webapp.runs.models import Run
-from workers.diagnosing.ages import STALENESS, measure_ages
+from workers.diagnosing.ages import STALENESS, read_ages
 from workers.diagnosing.points import Point, mean, read_newest
 from workers.diagnosing.thresholds import AGE_POINTS, AGE_STEPS, CLIPPED_POINTS, CLIPPED_SHARE
 from workers.diagnosing.verdict import NOTHING, Verdict, clear, found, not_applicable, waiting
@@ -15,7 +15,7 @@ CLIPPED = ("clip/share", "clipped")
 
 def look(run: Run, _memory: Mapping[str, Any] = NOTHING) -> Verdict:
     firsts = read_newest(run, DIFFERENCE, AGE_POINTS)
-    ages = read_newest(run, STALENESS, AGE_POINTS) or measure_ages(run, firsts)
+    ages = read_ages(run, firsts) or read_newest(run, STALENESS, AGE_POINTS)
     clipped = [points for key in CLIPPED if (points := read_newest(run, key, CLIPPED_POINTS))]
     return judge(ages, clipped[0] if clipped else [])
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from webapp.runs.models import Run
-from workers.diagnosing.ages import STALENESS, measure_ages
+from workers.diagnosing.ages import read_ages
 from workers.diagnosing.points import Point, mean, read_newest
 from workers.diagnosing.thresholds import DIFFERENCE, LOOKED_BACK, MEASURED, STALE_DIFFERENCE
 from workers.diagnosing.verdict import NOTHING, Verdict, clear, found, not_applicable
@@ -19,8 +19,7 @@ ADVICE = (
 
 def look(run: Run, _memory: Mapping[str, Any] = NOTHING) -> Verdict:
     points = read_newest(run, DIFFERENCE_KEY, LOOKED_BACK)
-    ages = read_newest(run, STALENESS, LOOKED_BACK) or measure_ages(run, points)
-    return judge(points, read_newest(run, KL_KEY, MEASURED), ages)
+    return judge(points, read_newest(run, KL_KEY, MEASURED), read_ages(run, points))
 
 
 def judge(

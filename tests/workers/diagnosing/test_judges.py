@@ -439,6 +439,12 @@ def test_the_age_of_samples_is_counted_from_the_weights_that_were_sampled_last()
     assert aging.measure_age(Point(step=1, value=0.0, at=at(1)), calls) is None
 
 
+def test_each_substep_of_a_recipes_batch_is_one_step_older() -> None:
+    told = [Point(step=2, value=0.0, at=at(2)), Point(step=4, value=2.0, at=at(4))]
+    aged = aging.spread(told, make_points(*[0.1] * 5), num_substeps=2)
+    assert [(point.step, point.value) for point in aged] == [(1, 0), (2, 1), (3, 2), (4, 3)]
+
+
 def judge_copies(*differs: bool) -> Verdict:
     return export_differs.judge(
         [

@@ -102,7 +102,7 @@ def check_version(version: DatasetVersion | None, spec: Mapping[str, Any] | None
 
 def mark_built(suite: EvalSuite, items: Sequence[Mapping[str, Any]]) -> bool:
     """Freeze the items and start what waits for them. False: it was built already."""
-    spec = {key: value for key, value in suite.spec.items() if key != "rows"}  # items by now
+    spec = {key: value for key, value in suite.spec.items() if key not in ("rows", "items")}
     frozen = {**suite.sampling, **spec} if suite.kind != EvalSuite.Kind.OWN else suite.sampling
     building = EvalSuite.objects.filter(pk=suite.pk, status=EvalSuite.Status.BUILDING)
     built = building.update(

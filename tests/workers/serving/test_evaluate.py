@@ -105,6 +105,35 @@ def test_the_last_answer_is_the_target_and_never_in_the_prompt(make_suite: Any) 
     assert item["target"] == f"It is {item['row']}."
 
 
+def test_prompts_with_a_reference_are_items_as_they_are_with_the_columns_of_their_graders(
+    make_suite: Any,
+) -> None:
+    rows = [
+        {
+            "messages": [{"role": "user", "content": f"Give {n} as JSON."}],
+            "target": n,
+            "schema": {"type": "integer", "minimum": n},
+            "other": "x",
+        }
+        for n in (1, 2)
+    ]
+    graders = [{"name": "numeric"}, {"name": "json_schema"}]
+    suite = built(make_suite(rows, held_out_share=1.0, graders=graders))
+    assert suite.error == ""
+    assert [item["target"] for item in suite.items] == ["1", "2"]
+    assert suite.items[0]["messages"] == rows[0]["messages"]
+    assert set(suite.items[0]["columns"]) == {"schema"}
+
+
+def test_a_preference_is_neither_asked_nor_answered(make_suite: Any) -> None:
+    pair = {"chosen": [{"role": "assistant", "content": "a"}], "rejected": []}
+    rows = [{"messages": [{"role": "user", "content": "?"}], **pair}]
+    suite = make_suite(rows, held_out_share=1.0, graders=[{"name": "contains"}])
+    build_suite_task(suite.pk)
+    suite.refresh_from_db()
+    assert "No row with an answer" in suite.error
+
+
 def test_a_limit_takes_a_part_that_does_not_depend_on_the_order_of_the_file(
     make_suite: Any,
 ) -> None:

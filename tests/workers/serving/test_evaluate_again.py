@@ -280,6 +280,7 @@ def test_a_suite_is_built_once_whoever_asks(make_suite: Any) -> None:
     build_suite(suite.pk)
     digest = suite.digest
     suite.refresh_from_db()
+    assert suite.spec == {"source": "items"}  # which are kept once
     assert suite.digest == digest
 
 

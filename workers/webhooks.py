@@ -5,14 +5,20 @@ import ipaddress
 import json
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from urllib.parse import urlsplit
 
 import httpx
 
 from webapp.accounts.models import Delivery
-from webapp.accounts.webhooks import claim_delivery, list_due, note_refused, note_taken
+from webapp.accounts.webhooks import (
+    claim_delivery,
+    list_due,
+    note_refused,
+    note_taken,
+    postpone,
+)
 
 LIMITS = httpx.Timeout(5.0, connect=3.0)
 MOST_AT_ONCE = 100
@@ -22,19 +28,24 @@ SIGNATURE = "Hone-Signature"
 
 def deliver() -> None:
     """What is due now. An address that does not answer holds nobody else's up."""
-    silent: set[str] = set()
     until = time.monotonic() + SPENT_SECONDS
     with httpx.Client(timeout=LIMITS, follow_redirects=False, trust_env=False) as client:
-        for delivery in list_due(MOST_AT_ONCE):
-            webhook_id = delivery.webhook_id
-            if webhook_id in silent or time.monotonic() > until or not claim_delivery(delivery):
-                continue
-            why = send(client, delivery)
-            if why:
-                silent.add(webhook_id)
-                note_refused(delivery, why)
-            else:
-                note_taken(delivery)
+        while time.monotonic() < until and (due := list_due(MOST_AT_ONCE)):
+            deliver_each(client, due, until)
+
+
+def deliver_each(client: httpx.Client, due: Sequence[Delivery], until: float) -> None:
+    silent: set[str] = set()
+    for delivery in due:
+        webhook_id = delivery.webhook_id
+        if webhook_id in silent or time.monotonic() > until or not claim_delivery(delivery):
+            continue
+        if why := send(client, delivery):
+            silent.add(webhook_id)
+            note_refused(delivery, why)
+            postpone(delivery)
+        else:
+            note_taken(delivery)
 
 
 def send(client: httpx.Client, delivery: Delivery) -> str:

@@ -133,6 +133,22 @@ def test_a_silent_address_holds_nobody_up_and_is_asked_once(
     assert (first.tries, first.error) == (1, "It did not answer within 5 s.")
 
 
+def test_a_crowd_for_a_dead_address_keeps_no_place_of_others(
+    alice: Actor, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "MOST_AT_ONCE", 3)
+    make_webhook(alice, "http://127.0.0.1:9/")
+    for number in range(8):
+        tell(alice.project, "run.failed", f"old-{number}", {"text": "It failed."})
+    make_webhook(alice, server.url)
+    tell(alice.project, "run.failed", "new", {"text": "It failed."})
+    deliver()
+    assert len(server.got) == 1
+    waiting = Delivery.objects.filter(webhook__url="http://127.0.0.1:9/")
+    assert sorted(waiting.values_list("tries", flat=True)) == [0] * 8 + [1]
+    assert not waiting.filter(next_at__lte=now()).exists()
+
+
 def test_a_delivery_that_another_process_has_is_left_to_it(alice: Actor, server: Server) -> None:
     make_webhook(alice, server.url)
     tell(alice.project, "run.failed", "run-1", {"text": "It failed."})

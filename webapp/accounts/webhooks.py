@@ -34,6 +34,8 @@ EVENT_NAME = re.compile(r"[a-z_]{1,20}\.(\*|[a-z_]{1,38})")
 # Between one try and the next; the last one again and again, until a day is over.
 RESTS = tuple(timedelta(seconds=seconds) for seconds in (15, 60, 300, 900, 3600))
 LIFETIME = timedelta(days=1)
+GRACE = timedelta(hours=2)  # beyond the longest rest between two tries
+NO_TURN = "Given up after a day, in which its address did not answer."
 KEPT = timedelta(days=30)  # of deliveries that have ended; what is told again later is told again
 NO_HOST = "An address begins with http:// or https:// and names a host."
 
@@ -229,7 +231,18 @@ def note_refused(delivery: Delivery, why: str) -> None:
     Delivery.objects.filter(pk=delivery.pk, status=Status.WAITING).update(**columns)
 
 
+def postpone(refused: Delivery) -> None:
+    """What else waits for the same address comes when that one is tried again, and not before what
+    waits for others."""
+    rest = RESTS[min(refused.tries - 1, len(RESTS) - 1)]
+    due = Delivery.objects.filter(webhook=refused.webhook_id, status=Status.WAITING)
+    due.filter(next_at__lte=now()).update(next_at=now() + rest)
+
+
 def forget_deliveries() -> None:
+    """And those that found no turn for a day, behind others for an address that does not answer."""
+    late = Delivery.objects.filter(status=Status.WAITING, created_at__lt=now() - LIFETIME - GRACE)
+    late.update(status=Status.GIVEN_UP, error=NO_TURN, ended_at=now())
     Delivery.objects.filter(ended_at__lt=now() - KEPT).delete()
 
 

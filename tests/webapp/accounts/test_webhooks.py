@@ -177,6 +177,15 @@ def test_old_deliveries_are_forgotten(alice: Actor) -> None:
     assert Delivery.objects.get().key == "run.failed:new"
 
 
+@pytest.mark.parametrize(("hours", "status"), [(25.9, "waiting"), (26.1, "given_up")])
+def test_what_found_no_turn_for_a_day_is_given_up(alice: Actor, hours: float, status: str) -> None:
+    create_webhook(actor=alice, url=URL)
+    tell(alice.project, "run.failed", "late", {"text": "It failed."})
+    Delivery.objects.update(created_at=now() - timedelta(hours=hours))
+    forget_deliveries()
+    assert Delivery.objects.get().status == status
+
+
 def test_the_page_shows_what_was_sent_and_what_came_of_it(alice: Actor) -> None:
     create_webhook(actor=alice, url=URL)
     tell(alice.project, "run.failed", "run-1", {"text": "Run <x> failed."})

@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.utils.timezone import now
 
 from tests.webapp.cast import make_actor
 from training.errors import InvalidInput
@@ -188,6 +190,11 @@ def test_it_is_announced_again_while_it_runs_and_only_one_process_is_at_it(
     sent: list[tuple[str, ...]] = []
     monkeypatch.setattr(services, "send_task", lambda *args: sent.append(args))
     services.settle_abandoned()
+    services.announce_waiting()
+    assert sent == []  # it has just begun
+    long_ago = now() - timedelta(minutes=1)
+    Evaluation.objects.filter(pk=evaluation.pk).update(started_at=long_ago)
+    services.announce_waiting()
     assert sent == [("evals.run_program", evaluation.pk)]
     with claim(f"program-{evaluation.pk}"):
         run_program(evaluation.pk)

@@ -28,6 +28,7 @@ from webapp.evals.checks import (
     check_selection,
     check_spec,
 )
+from webapp.evals.curves import draw_on_run
 from webapp.evals.figures import compute_figures
 from webapp.evals.known import (
     Slot,
@@ -38,10 +39,7 @@ from webapp.evals.known import (
 )
 from webapp.evals.models import AliasMove, EvalResult, EvalSuite, Evaluation
 from webapp.fleet.models import BaseModel
-from webapp.runs.annotations import annotate
-from webapp.runs.history import record_metrics
 from webapp.runs.models import Run
-from webapp.runs.records import Annotation
 
 Status = Evaluation.Status
 
@@ -285,18 +283,34 @@ def announce_waiting() -> None:
     ready = Evaluation.objects.filter(status=Status.QUEUED, suite__status=EvalSuite.Status.READY)
     for pk in ready.filter(created_at__lt=moment).values_list("pk", flat=True):
         send_task(EVALUATE, pk)
+    for evaluation in _list_running().filter(started_at__lt=moment):
+        _announce_work(evaluation)
+
+
+def _announce_work(evaluation: Evaluation) -> None:
+    """Of what has begun: whoever is at it holds its claim, and one that died is followed."""
+    if evaluation.suite.kind != EvalSuite.Kind.OWN:
+        send_task(RUN_PROGRAM, evaluation.pk)
+    elif not _is_asked(evaluation) and list_ungraded(evaluation).exists():
+        send_task(GRADE, evaluation.pk)
 
 
 def settle_abandoned() -> None:
     """Ends what nothing works on any more: a sampler died between an answer and its count."""
-    running = Evaluation.objects.filter(status=Status.RUNNING).select_related("suite")
-    for evaluation in running.defer("suite__items"):
-        if evaluation.suite.kind != EvalSuite.Kind.OWN:
-            send_task(RUN_PROGRAM, evaluation.pk)  # whoever is at it holds its claim
-            continue
-        if not any(_find_calls(evaluation, status).exists() for status in calls.LIVE):
+    for evaluation in _list_running().filter(suite__kind=EvalSuite.Kind.OWN):
+        if not _is_asked(evaluation):
             _running(evaluation).update(num_done=evaluation.results.count())
-            _grade_or_finish(evaluation)
+            if not list_ungraded(evaluation).exists():
+                _finish(evaluation)
+
+
+def _list_running() -> QuerySet[Evaluation]:
+    running = Evaluation.objects.filter(status=Status.RUNNING).select_related("suite")
+    return running.defer("suite__items")
+
+
+def _is_asked(evaluation: Evaluation) -> bool:
+    return any(_find_calls(evaluation, status).exists() for status in calls.LIVE)
 
 
 def _find_calls(evaluation: Evaluation, status: str) -> QuerySet[SamplingCall]:
@@ -350,20 +364,7 @@ def _finish(evaluation: Evaluation) -> None:
         return
     scores = compute_figures(evaluation.suite, graded)
     if _end(live, evaluation, status=Status.DONE, scores=scores):
-        _draw_on_run(evaluation, scores)
-
-
-def _draw_on_run(evaluation: Evaluation, scores: Mapping[str, float]) -> None:
-    """On the curves of the run that saved the checkpoint, at its step."""
-    checkpoint, run = evaluation.checkpoint, evaluation.run
-    if checkpoint is None or run is None or checkpoint.run_id != run.pk:
-        return
-    name = evaluation.suite.name
-    keys = {f"eval/{name[:60]}/{figure}"[:100]: value for figure, value in scores.items()}
-    record_metrics(run, checkpoint.step, keys)
-    first, score = next(iter(scores.items()))
-    text = f"{name}: {first.replace('_', ' ')} {100 * score:.1f}%"
-    annotate(run, checkpoint.step, Annotation.Kind.EVALUATION, text)
+        draw_on_run(evaluation, scores)
 
 
 def _end(live: QuerySet[Evaluation], evaluation: Evaluation, **columns: Any) -> bool:

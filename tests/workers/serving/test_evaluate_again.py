@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.utils.timezone import now
 
 from webapp.accounts.models import Actor, Membership
 from webapp.checkpoints.models import Checkpoint
@@ -144,6 +146,10 @@ def test_graders_that_take_their_time_are_a_task_of_their_own(
     services.settle_abandoned()
     evaluation.refresh_from_db()
     assert evaluation.status == Status.RUNNING
+    sent.clear()
+    Evaluation.objects.update(started_at=now() - timedelta(minutes=1))
+    services.announce_waiting()
+    assert sent == [("evals.grade", evaluation.pk)]  # who was at it may have died
     evaluation.results.update(completion="def f(n):\n    return n + 1")
     grade_evaluation(evaluation.pk)
     evaluation.refresh_from_db()

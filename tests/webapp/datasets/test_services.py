@@ -295,3 +295,17 @@ def test_a_row_does_not_drop_the_one_that_somebody_appends_meanwhile(alice: Acto
     with pytest.raises(UserError, match="Somebody else changed kept"):
         create_version(actor=alice, name="kept", upload=make_file(GOOD), after=1)
     assert DatasetVersion.objects.count() == 2
+
+
+def test_a_conversation_is_no_row_of_pairs(alice: Actor) -> None:
+    upload(alice, {"prompt": "a", "chosen": "b", "rejected": "c"}, name="pairs")
+    with pytest.raises(UserError, match="pairs v1 holds rows of the kind preference"):
+        append_row(actor=alice, name="pairs", row=GOOD)
+
+
+def test_a_conversation_joins_prompts_with_completions(alice: Actor, home: Path) -> None:
+    upload(alice, {"prompt": "a", "completion": "b"}, name="kept")
+    version = append_row(actor=alice, name="kept", row=GOOD)
+    ingest.validate_version(version.pk)
+    version.refresh_from_db()
+    assert (version.kind, version.num_rows) == ("conversation", 2)

@@ -58,7 +58,7 @@ def upload(rest: httpx.Client, page: Page) -> str:
 
 def read_rewards(rest: httpx.Client, run_id: str) -> list[float]:
     series = rest.get(f"/rest/runs/{run_id}/metrics").json()["series"]
-    return [point["value"] for point in series["reward/mean"]]
+    return [value for _, value, _ in series["reward/mean"]]
 
 
 def check_rise(rewards: list[float]) -> None:
@@ -117,6 +117,21 @@ def look_at_rollouts(page: Page) -> None:
     expect(page.get_by_text(re.compile("answers? match"))).to_be_visible(timeout=20_000)
 
 
+def run_program(live: Live, program: str, folder: Path | None = None) -> list[dict[str, Any]]:
+    """With the unmodified SDK; what it says at each step."""
+    finished = subprocess.run(
+        [str(SDK_PYTHON), "-W", "ignore", "-c", program],
+        env=live.client,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return [json.loads(line) for line in finished.stdout.splitlines()]
+
+
 def test_the_same_over_rest_and_as_the_exported_program(
     page: Page, live: Live, rest: httpx.Client, tmp_path: Path
 ) -> None:
@@ -140,15 +155,34 @@ def test_the_same_over_rest_and_as_the_exported_program(
     page.goto(f"/runs/{run_id}/?tab=config")
     program = page.locator("pre", has_text="import tinker").inner_text()
     (tmp_path / "sums.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS))
-    finished = subprocess.run(
-        [str(SDK_PYTHON), "-W", "ignore", "-c", program],
-        env=live.client,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    told = [json.loads(line) for line in finished.stdout.splitlines()]
+    told = run_program(live, program, tmp_path)
     check_rise([each["reward"] for each in told])
+
+
+def test_games_are_played_from_the_form_over_rest_and_by_the_exported_program(
+    page: Page, live: Live, rest: httpx.Client
+) -> None:
+    page.goto("/runs/new/?method=self_play")
+    page.get_by_label("Name").fill("Plays Nim")
+    page.get_by_label("Train for").fill("3")
+    page.get_by_label("Games of an evaluation").fill("8")
+    page.get_by_label("Sample every").fill("0")
+    page.get_by_role("button", name="Launch").click()
+    expect(page.get_by_role("heading", name="Plays Nim")).to_be_visible(timeout=20_000)
+    expect(page.locator("#run-actions").get_by_text("done")).to_be_visible(timeout=TRAINING_MS)
+    config = {"steps": 2, "batch_size": 4, "group_size": 4, "eval_games": 4}
+    body = {"recipe": "self_play", "base_model": "tiny-chatml-1m", "config": config}
+    answer = rest.post("/rest/runs", json=body)
+    assert answer.status_code == 201, answer.text
+    run_id = answer.json()["id"]
+    while (run := rest.get(f"/rest/runs/{run_id}").json())["status"] in ("queued", "running"):
+        page.wait_for_timeout(500)
+    assert (run["status"], run["error"]) == ("done", "")
+    series = rest.get(f"/rest/runs/{run_id}/metrics").json()["series"]
+    assert len(series["win_rate/random"]) == 1
+    page.goto(f"/runs/{run_id}/?tab=config")
+    program = page.locator("pre", has_text="import tinker").inner_text()
+    told = run_program(live, program)
+    first = rest.get(f"/rest/runs/{run_id}/rollouts?step=1&page_size=200").json()["results"]
+    # At the first step the weights are the same, and so are the games.
+    assert (told[0]["step"], told[0]["turns"]) == (1, len(first))

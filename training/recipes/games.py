@@ -49,7 +49,7 @@ class Nim:
         return str(self.least + draw(key, seed=seed, purpose="nim") % spread)
 
     def ask(self, position: str) -> str:
-        return f"Nim, last one wins. Take 1, 2 or 3 of {position}?"
+        return f"Nim, last one wins. What is taken of {position}? 1, 2 or 3"
 
     def list_moves(self, position: str) -> Sequence[int]:
         return range(1, min(3, int(position)) + 1)

@@ -12,7 +12,7 @@ def begin(key):
 
 
 def ask(stones):
-    return f"Nim, last one wins. Take 1, 2 or 3 of {stones}?"
+    return f"Nim, last one wins. What is taken of {stones}? 1, 2 or 3"
 
 
 def list_moves(stones):

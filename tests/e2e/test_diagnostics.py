@@ -176,19 +176,19 @@ def see_told(server: Server, runs: dict[str, str], secret: str) -> None:
     """The webhook has heard of each, once, and can tell that it was Hone."""
     loops = runs.keys() - NAMED_ELSEWHERE
     wanted = {(f"diagnostic.{name}", runs[name]) for name in loops}
-    heard = lambda: [json.loads(body) for _, body in list(server.got)]  # noqa: E731
     wait_until(
-        lambda: wanted <= {(each["event"], each["run"]) for each in heard()},
-        lambda: f"{wanted} {[(each['event'], each['run']) for each in heard()]}",
+        lambda: wanted <= {(each["event"], each["run"]) for each in read_heard(server)},
+        lambda: f"{wanted} {[(each['event'], each['run']) for each in read_heard(server)]}",
     )
-    ids = [each["id"] for each in heard()]
+    ids = [each["id"] for each in read_heard(server)]
     assert len(ids) == len(set(ids))
     headers, body = server.got[0]
-    moment, signature = (
-        part[part.index("=") + 1 :] for part in headers["Hone-Signature"].split(",")
-    )
-    signed = hmac.new(secret.encode(), f"{moment}.".encode() + body, sha256).hexdigest()
-    assert signature == signed
+    moment, signature = (part.partition("=")[2] for part in headers["Hone-Signature"].split(","))
+    assert signature == hmac.new(secret.encode(), f"{moment}.".encode() + body, sha256).hexdigest()
+
+
+def read_heard(server: Server) -> list[dict[str, Any]]:
+    return [json.loads(body) for _, body in list(server.got)]
 
 
 def see_it_live(page: Page, live: Live, api: httpx.Client, run_id: str) -> None:

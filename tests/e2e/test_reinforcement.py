@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.e2e.axe import check_page
-from tests.e2e.live import SDK_PYTHON, Live
+from tests.e2e.live import TORCH_PYTHON, Live
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -118,9 +118,9 @@ def look_at_rollouts(page: Page) -> None:
 
 
 def run_program(live: Live, program: str, folder: Path | None = None) -> list[dict[str, Any]]:
-    """With the unmodified SDK; what it says at each step."""
+    """With the unmodified SDK, and jinja2 for the chat template; what it says at each step."""
     finished = subprocess.run(
-        [str(SDK_PYTHON), "-W", "ignore", "-c", program],
+        [str(TORCH_PYTHON), "-W", "ignore", "-c", program],
         env=live.client,
         cwd=folder,
         capture_output=True,

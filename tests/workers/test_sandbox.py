@@ -69,6 +69,17 @@ def test_a_test_that_calls_the_entry_by_another_name_gets_it(sandbox: Sandbox) -
     assert run(sandbox, ADD.replace("+", "-"), tests, entry="add")["score"] == 0.0
 
 
+def test_code_that_names_things_as_its_tests_do_changes_nothing_of_them(sandbox: Sandbox) -> None:
+    wrong = "def add(a, b): return 0\ndef check(it): pass\ndef abs(x): return 0"
+    defines = "def check(candidate):\n    assert candidate(1, 2) == 3"
+    assert run(sandbox, wrong, defines, entry="add")["score"] == 0.0
+    assert run(sandbox, wrong, "assert abs(add(1, 2) - 3) < 1e-6")["score"] == 0.0
+    assert run(sandbox, ADD, "assert abs(add(1, 2) - 3) < 1e-6")["score"] == 1.0
+    own = "def sum(a, b): return a + b"
+    assert run(sandbox, own, "assert sum(1, 2) == 3")["score"] == 1.0
+    assert run(sandbox, own, "assert candidate(1, 2) == sum(1, 2)", entry="sum")["score"] == 1.0
+
+
 def test_of_several_tests_each_may_count_for_itself(sandbox: Sandbox) -> None:
     tests = ["assert add(1, 2) == 3", "assert add(1, 2) == 4"]
     assert run(sandbox, ADD, tests)["score"] == 0.0

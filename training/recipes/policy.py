@@ -15,6 +15,7 @@ from training.recipes.policy_metrics import describe_groups
 from training.recipes.rl_config import PolicyConfig
 from training.recipes.rollouts import (
     Group,
+    Rollout,
     add_ratio_mask,
     make_datum,
     set_advantages,
@@ -157,12 +158,22 @@ def make_data(
     num_tokens = sum(len(rollout.tokens) for rollout in rollouts)
     data = []
     for rollout, spread in zip(rollouts, advantages, strict=True):
-        if not any(spread):
-            continue
-        datum = make_datum(rollout, spread, scale=1 / num_tokens)
-        mask = config.asks_ratio_mask
-        data.append(add_ratio_mask(datum, len(rollout.tokens)) if mask else datum)
+        if any(spread):
+            data.append(finish_datum(rollout, spread, config, scale=1 / num_tokens))
     return data
+
+
+def make_silent(groups: Sequence[Group], config: PolicyConfig) -> Datum:
+    rollout = groups[0].rollouts[0]
+    return finish_datum(rollout, [0.0] * len(rollout.tokens), config, scale=1.0)
+
+
+def finish_datum(
+    rollout: Rollout, advantages: Sequence[float], config: PolicyConfig, *, scale: float
+) -> Datum:
+    datum = make_datum(rollout, advantages, scale=scale)
+    mask = config.asks_ratio_mask
+    return add_ratio_mask(datum, len(rollout.tokens)) if mask else datum
 
 
 def learn(
@@ -175,18 +186,20 @@ def learn(
     num_steps: int,
     kl_coefficient: float,
 ) -> Learned:
-    """Where nothing is left to learn from, the steps are made at a learning rate of 0: they are
-    counted, and the weights stay."""
+    """Where nothing is left to learn from, one answer without any advantage is read, at a learning
+    rate of 0: the weights stay, and the log has the same verbs whatever was earned. A replay may
+    count otherwise: another KL coefficient, a judge that answers by now.
+    """
     data = make_data(groups, config, kl_coefficient=kl_coefficient)
+    settings = {**FORWARD_CONFIG, **config.loss_config}
     gradients, updates, rate = [], [], 0.0
     for place in range(config.num_substeps):
         part = data[place :: config.num_substeps]
         index = (number - 1) * config.num_substeps + place
         adam = config.adam_at(index, num_steps=num_steps, learning_rate=order.learning_rate)
         rate = adam.learning_rate
-        if part:
-            settings = {**FORWARD_CONFIG, **config.loss_config}
-            gradients.append(model.forward_backward(part, config.loss, config=settings))
+        learned_from = part or [make_silent(groups, config)]
+        gradients.append(model.forward_backward(learned_from, config.loss, config=settings))
         updates.append(model.optim_step(adam if part else AdamParams(learning_rate=0.0)))
     return Learned(learning_rate=rate, data=data, gradients=gradients, updates=updates)
 
@@ -201,7 +214,7 @@ def finish_step(
         "learning_rate": learned.learning_rate,
         "num_tokens": float(sum(len(datum.tokens) for datum in learned.data)),
         **describe_groups(groups, step=step - config.num_substeps),
-        **describe_outputs(outputs),
+        **describe_outputs(outputs if learned.data else ()),
     }
     batch = Batch(
         data=tuple(learned.data),

@@ -30,6 +30,7 @@ from training.recipes.rollouts import (
 )
 from training.recipes.steps import Order
 from training.types import (
+    AdamParams,
     Datum,
     ForwardBackwardOutput,
     SampledSequence,
@@ -179,6 +180,11 @@ class FakePolicyModel(FakeModel):
     """Remembers losses, and that a pass costs nothing."""
 
     losses: list[str] = field(default_factory=list)
+    verbs: list[str] = field(default_factory=list)
+
+    def optim_step(self, adam: AdamParams) -> Pending:
+        self.verbs.append("optim_step")
+        return super().optim_step(adam)
 
     def forward_backward(
         self,
@@ -189,6 +195,7 @@ class FakePolicyModel(FakeModel):
         forward_only: bool = False,
     ) -> Pending:
         assert not forward_only
+        self.verbs.append("forward_backward")
         self.losses.append(loss_fn)
         self.data.append(data)
         self.configs.append(config)
@@ -270,10 +277,26 @@ def test_the_loss_is_a_mean_over_the_tokens_of_the_batch() -> None:
 def test_a_constant_group_is_dropped_and_a_batch_of_them_moves_nothing() -> None:
     rig = Rig(config=configure())
     steps = rig.run(sums(11)[7:])  # 7 + 7 and on: none of 0, 1, 2, 3 is right
-    assert rig.model.data == []
+    assert all(not datum.inputs["advantages"].any() for part in rig.model.data for datum in part)
     assert [adam.learning_rate for adam in rig.model.adams] == [0.0, 0.0, 0.0]
     assert [step.metrics["frac_reward_zero_std"] for step in steps] == [1.0, 1.0, 1.0]
     assert all(group.is_dropped for step in steps for group in step.groups)
+    assert not any("loss" in step.metrics for step in steps)
+
+
+@pytest.mark.parametrize("loss", ["importance_sampling", "gspo"])
+def test_the_log_has_the_same_verbs_whatever_was_earned(loss: str) -> None:
+    def list_verbs(rows: Sequence[Row], **orders: float) -> list[str]:
+        constant = {"remove_constant_reward_groups": False}
+        rig = Rig(config=configure(loss=loss, num_substeps=2, **constant), with_reference=True)
+        rig.run(rows, {n: Order(**orders) for n in range(1, 7)})
+        return rig.model.verbs
+
+    earned, nothing = sums()[:3], sums(11)[7:]
+    expected = list_verbs(earned)
+    assert list_verbs(nothing) == expected
+    # A run whose KL coefficient was changed is replayed with the new one from its first step on.
+    assert list_verbs(nothing, kl_coefficient=0.5) == expected
 
 
 def test_a_batch_is_learned_from_in_as_many_steps_as_are_asked() -> None:

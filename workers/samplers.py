@@ -42,7 +42,11 @@ class RemoteSampler:
     def sample(
         self, request: SampleRequest, *, about: Mapping[str, Any]
     ) -> RemoteFuture[SampleOutput]:
-        """The first request about something counts: one that is repeated is answered as that."""
+        """The first request about something counts: one that is repeated is answered as that.
+
+        Thousands may be sent before the first is waited for: whoever asks stays the driver.
+        """
+        self.keep_going()
         key = self._make_key(about)
         call = SamplingCall.objects.filter(replay_key=key).first()
         was_recorded = call is not None

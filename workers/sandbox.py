@@ -50,10 +50,10 @@ class Process:
         self.missing = ""  # why it has no walls
 
     def run(self, job: Job) -> dict[str, Any]:
-        if self.channel is None:
-            self.begin()
-        assert self.channel is not None
         try:
+            if self.channel is None:
+                self.begin()
+            assert self.channel is not None
             return self._run(self.channel, job)
         except (OSError, SandboxLostError):
             self.stop()

@@ -28,7 +28,8 @@ class SelfPlay(PolicyDrive[SelfPlayConfig]):
         return self.arena.ask
 
     def find_ttl(self, step: int) -> int:
-        is_frozen = step // self.config.num_substeps % self.config.frozen_every == 0
+        num_before = step // self.config.num_substeps + self.config.max_steps_off_policy
+        is_frozen = num_before % self.config.frozen_every == 0  # of the batch that they answer
         is_opponent = self.config.opponent == "frozen" and is_frozen
         return FROZEN_SECONDS if is_opponent else POLICY_SECONDS
 

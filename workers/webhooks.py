@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -70,7 +71,8 @@ def check_address(url: str) -> None:
     parts = urlsplit(url)
     found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
     for address in {str(each[4][0]).partition("%")[0] for each in found}:
-        number = ipaddress.ip_address(address)
+        number: Any = ipaddress.ip_address(address)
+        number = getattr(number, "ipv4_mapped", None) or number
         if number.is_link_local or number.is_multicast or number.is_unspecified:
             raise OSError(f"{address} is no address for a webhook")
 

@@ -46,6 +46,14 @@ def go_on() -> None:
     """Nobody has pressed anything."""
 
 
+def test_who_sends_many_calls_stays_the_driver_and_hears_stop(run: Run) -> None:
+    heard: list[int] = []
+    sampler = open_sampler(run, keep_going=lambda: heard.append(SamplingCall.objects.count()))
+    for number in range(3):
+        sampler.sample(REQUEST, about={"step": number})
+    assert heard == [0, 1, 2]
+
+
 @pytest.fixture
 def run() -> Run:
     return make_client_run()

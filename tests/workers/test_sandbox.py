@@ -285,6 +285,18 @@ def test_a_process_of_the_pool_that_was_killed_is_started_again(sandbox: Sandbox
     assert sandbox.run(job)["score"] == 1.0
 
 
+def test_a_process_that_is_late_to_begin_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = Process(3)
+    job = Job(kind="math", private={"completion": "$2$", "target": "2"})
+    try:
+        with monkeypatch.context() as patch, pytest.raises(TimeoutError):
+            patch.setattr("workers.sandbox.START_SECONDS", 0.01)
+            process.run(job)
+        assert process.run(job)["score"] == 1.0
+    finally:
+        process.stop()
+
+
 def test_a_process_whose_owner_has_gone_ends(sandbox: Sandbox) -> None:
     process = Process(1)
     process.begin()

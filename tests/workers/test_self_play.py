@@ -1,13 +1,16 @@
 """Self-play over the log: no dataset, contests on a cadence, the same after a kill."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.utils.timezone import now
 
 from tests.workers.cast import make_device, make_tiny
 from tests.workers.rollouts import ProcessKilled, RolloutWaiter
 from tests.workers.test_rl import drive, list_operations, list_rollouts, read_curve
 from webapp.accounts.models import Actor
+from webapp.checkpoints.models import Checkpoint
 from webapp.core.errors import UserError
 from webapp.deployments.models import SamplingCall
 from webapp.fleet.models import BaseModel
@@ -53,6 +56,18 @@ def test_games_are_played_learned_from_and_measured(actor: Actor) -> None:
     lines = list(LogLine.objects.filter(run=run).values_list("text", flat=True))
     assert "8 games of nim a batch in 3 steps." in lines
     assert any(line.startswith("After step 3: win rate random ") for line in lines)
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_weights_that_stay_the_opponent_are_kept_until_the_next_ones(
+    actor: Actor, ahead: int
+) -> None:
+    frozen = {"opponent": "frozen", "frozen_every": 2, "max_steps_off_policy": ahead, "loss": "ppo"}
+    run = drive(make_game_run(actor, **frozen, steps=5, evaluate_every=0))
+    assert (run.status, run.error) == ("done", "")
+    kept = Checkpoint.objects.filter(run=run, expires_at__gt=now() + timedelta(days=1))
+    # Batches 3 and 5 freeze what answers them: with one batch ahead that is a step older.
+    assert [each.step for each in kept.order_by("step")][:2] == [2 - ahead, 4 - ahead]
 
 
 def test_a_driver_that_was_killed_plays_the_same_games(actor: Actor) -> None:

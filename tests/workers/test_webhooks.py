@@ -171,7 +171,13 @@ def test_a_test_event_goes_to_one_webhook_whatever_it_hears(alice: Actor, server
 
 
 @pytest.mark.parametrize(
-    "url", ["http://169.254.169.254/latest", "http://[fe80::1]/", "http://0.0.0.0/"]
+    "url",
+    [
+        "http://169.254.169.254/latest",
+        "http://[::ffff:169.254.169.254]/latest",
+        "http://[fe80::1]/",
+        "http://0.0.0.0/",
+    ],
 )
 def test_where_clouds_keep_credentials_nothing_is_sent(alice: Actor, url: str) -> None:
     with pytest.raises(OSError, match="no address for a webhook"):

@@ -112,6 +112,8 @@ def accepted_call(completion: str, target: str, _settings: Settings) -> float:
     wanted, found = read_target(target), parse_json(completion)
     if not is_call(wanted):
         raise InvalidInput(f'the target {target!r:.60} is not {{"name": ..., "arguments": ...}}')
+    if not all(isinstance(values, list) for values in wanted["arguments"].values()):
+        raise InvalidInput(f"the target {target!r:.60} lists no accepted values of an argument")
     call: Any = found[0] if found else None
     if not is_call(call) or call["name"] != wanted["name"]:
         return 0.0

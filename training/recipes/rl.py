@@ -134,6 +134,8 @@ class Questions:
                 temperature=self.config.temperature,
                 seed=draw(key, seed=self.config.seed, purpose="rollout") % 2**31,
             ),
+            # The reference knows no temperature: what is compared with it must not either.
+            with_both_logprobs=self.config.temperature != 1.0,
         )
 
     def grade(self, step: int, prompts: Sequence[Prompt], groups: Sequence[Group]) -> None:

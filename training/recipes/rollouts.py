@@ -26,7 +26,8 @@ class Prompt:
 class Rollout:
     """One answer. `scores` are by grader, `reward` is their weighted sum.
 
-    `reference` are the log-probabilities of its tokens by the model that it is not to leave.
+    `logprobs` are of the distribution that was drawn from, `own` the model's at temperature 1;
+    `reference` those of its tokens by the model that it is not to leave, at temperature 1 too.
     """
 
     prompt: Sequence[int]  # the tokens that it answers
@@ -38,6 +39,7 @@ class Rollout:
     scores: Mapping[str, float] = field(default_factory=dict)
     reward: float = 0.0
     advantage: float = 0.0
+    own: Sequence[float | None] | None = None  # None: they are `logprobs`
     reference: Sequence[float] | None = None
 
     @classmethod
@@ -46,6 +48,7 @@ class Rollout:
             prompt=prompt.tokens,
             tokens=sequence.tokens,
             logprobs=sequence.logprobs,
+            own=sequence.raw_logprobs,
             text=text,
             is_truncated=sequence.stop_reason == "length",
             messages=prompt.messages,
@@ -106,7 +109,9 @@ def find_gaps(rollout: Rollout) -> list[float]:
     """By how much the policy finds each token likelier than the reference does, in nats."""
     if rollout.reference is None:
         return [0.0] * len(rollout.tokens)
-    return [own - other for own, other in zip(rollout.logprobs, rollout.reference, strict=True)]
+    own = rollout.own or rollout.logprobs
+    pairs = zip(own, rollout.reference, strict=True)
+    return [0.0 if each is None else each - other for each, other in pairs]
 
 
 def mean_of(lists: Sequence[Sequence[float]]) -> float:

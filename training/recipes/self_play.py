@@ -170,6 +170,7 @@ class Arena:
                 temperature=self.config.temperature,
                 seed=draw(key.encode(), seed=self.config.seed, purpose="rollout") % 2**31,
             ),
+            with_both_logprobs=self.config.temperature != 1.0,
         )
 
     def measure(self, sampler: Sampler, step: int) -> dict[str, float]:

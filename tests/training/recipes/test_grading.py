@@ -109,6 +109,8 @@ def test_a_target_that_the_grader_cannot_use_is_the_suites_fault() -> None:
         grade("json_equal", "5", "five")
     with pytest.raises(InvalidInput, match="the target '5' is not"):
         grade("accepted_call", "5", "5")
+    with pytest.raises(InvalidInput, match="lists no accepted values"):
+        grade("accepted_call", CALL, '{"name": "f", "arguments": {"x": 5}}')
 
 
 def test_every_grader_survives_an_empty_answer() -> None:

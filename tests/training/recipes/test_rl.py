@@ -90,6 +90,27 @@ def test_the_penalty_takes_from_tokens_that_the_reference_finds_less_likely() ->
     assert spread_advantages([near, far], kl_coefficient=0) == [[0.25, 0.25], [-0.25, -0.25]]
 
 
+def test_what_was_drawn_at_another_temperature_is_compared_at_1() -> None:
+    rollout = make_rollout(1, own=[-1.0, None], reference=[-1.5, -0.5], advantage=0.0)
+    # Gaps are 0.5 and, where the model's own is not known, 0 nats.
+    assert spread_advantages([rollout], kl_coefficient=1.0) == [pytest.approx([-0.25, 0.25])]
+    assert not make_request(temperature=1.0).with_both_logprobs
+    assert make_request(temperature=0.5).with_both_logprobs
+
+
+def make_request(**settings: Any) -> SampleRequest:
+    config, tokenizer = configure(**settings), ChatTokenizer.load(TINY)
+    prepared = rl.prepare(sums(), tokenizer, config)
+    questions = rl.Questions(
+        prepared=prepared,
+        config=config,
+        tokenizer=tokenizer,
+        reward=reward_matches,
+        weights=WEIGHTS,
+    )
+    return questions.make_request(prepared.train[0], 1, 0, num_samples=2)
+
+
 def test_a_datum_scores_each_sampled_token_and_nothing_of_the_prompt() -> None:
     datum = make_datum(make_rollout(1, num_tokens=3), [1.0, 2.0, 3.0], scale=0.5)
     assert datum.tokens.tolist() == [5, 6, 7, 10, 11]

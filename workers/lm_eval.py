@@ -28,6 +28,7 @@ from workers.judge import act_for
 
 PROGRAM = settings.ROOT / ".venv-lm-eval" / "bin" / "lm_eval"
 POLL_SECONDS = 0.5
+INSIDE_LM_EVAL = Path(__file__).parent / "inside_lm_eval"
 AT_ONCE = 4
 MAX_TOLD = 2000  # characters of a program's own last words
 URL = "HONE_URL"  # where other machines find this installation
@@ -170,6 +171,7 @@ def write_environment(folder: Path, secret: str) -> dict[str, str]:
         "HF_DATASETS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(INSIDE_LM_EVAL),
         "OPENAI_API_KEY": secret,
     }
 

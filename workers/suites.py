@@ -13,8 +13,8 @@ from training.data.rows import Row
 from training.data.validate import read_normalised
 from training.errors import InvalidInput
 from training.recipes.graders import KINDS, choose_column
-from training.recipes.lm_task import make_items as make_task_items
-from training.recipes.lm_task import read_rows, read_task
+from training.recipes.lm_task import read_rows
+from training.recipes.lm_task_rows import fill_in
 from webapp.evals.checks import MAX_ITEMS
 from webapp.evals.models import EvalSuite
 from workers.grade import JudgeFinder, grade_with_notes
@@ -29,7 +29,7 @@ CHECKED = 200  # rows that are graded once before the suite is one, where that t
 
 def make_items(suite: EvalSuite) -> list[dict[str, Any]]:
     if suite.kind == EvalSuite.Kind.LM_EVAL:
-        return make_task_items(read_task(suite.spec["task"]), list_task_rows(suite))
+        return fill_in(suite.spec["task"], list_task_rows(suite))
     source = suite.spec.get("source", "dataset")
     return [freeze(row, suite.graders) for row in SOURCES[source](suite)]
 

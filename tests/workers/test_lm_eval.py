@@ -131,10 +131,25 @@ def test_it_sees_its_key_and_nothing_else_of_ours_and_the_key_ends_with_it(
     assert seen.pop("OPENAI_API_KEY").startswith("tml-")
     assert set(seen) - {"LC_CTYPE"} == {
         "PATH", "HOME", "HF_HOME", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE",
-        "TOKENIZERS_PARALLELISM", "OMP_NUM_THREADS",
+        "TOKENIZERS_PARALLELISM", "OMP_NUM_THREADS", "PYTHONPATH",
     }  # fmt: skip
     key = ApiKey.objects.get(name=f"lm-eval of {evaluation.pk}")
     assert key.revoked_at is not None
+
+
+def test_templates_reach_nothing_but_their_rows_in_its_own_process_too(
+    evaluation: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = """
+from jinja2 import BaseLoader, Environment, StrictUndefined
+fill = Environment(loader=BaseLoader, undefined=StrictUndefined).from_string
+print(fill("{{ question }}").render(question="1 + 1?"))
+print(fill("{{ lipsum.__globals__['os'].getpid() }}").render())
+"""
+    failed = run(evaluation, tmp_path, body, monkeypatch)
+    assert failed.status == Status.FAILED
+    assert "SecurityError" in failed.error
+    assert "1 + 1?" in failed.error
 
 
 def test_what_it_ends_with_is_said_without_its_key(
@@ -231,5 +246,8 @@ def test_a_template_that_reaches_too_far_is_refused_before_it_runs(alice: Actor)
     task = PLAIN.replace("{{question}}", "{{ ''.__class__.__mro__ }}")
     with pytest.raises(UserError, match="cannot be filled in"):
         create_task_suite(actor=alice, name="sly", task=task, rows=ROWS)
+    huge = PLAIN.replace("{{question}}", "{{ 'x' * 10 ** 11 }}")
+    with pytest.raises(UserError, match="need more memory or time"):
+        create_task_suite(actor=alice, name="huge", task=huge, rows=ROWS)
     with pytest.raises(InvalidInput):
         read_task("a: [")

@@ -7,7 +7,8 @@ from training.errors import InvalidInput
 from training.recipes.fields import Check, check_fields, whole
 from training.recipes.graders import check_graders as check_specs
 from training.recipes.graders import text
-from training.recipes.lm_task import LmTask, make_items, read_rows, read_task
+from training.recipes.lm_task import LmTask, read_rows, read_task
+from training.recipes.lm_task_rows import fill_in
 from webapp.core.errors import UserError
 from webapp.deployments.services import check_params
 
@@ -135,7 +136,7 @@ def check_task(task: str, rows: str) -> LmTask:
         raise UserError(f"The rows have more than {MAX_ROWS_TEXT:,} characters.", field="rows")
     try:
         if rows:
-            make_items(found, read_rows(rows))
+            fill_in(task, read_rows(rows))
     except InvalidInput as error:
         raise UserError(f"{capitalize(str(error))}.", field="rows") from error
     return found

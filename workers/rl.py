@@ -1,5 +1,6 @@
 """Drives reinforcement learning with verifiable rewards."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,7 +17,8 @@ from training.recipes.rl import Prepared, Questions, Scores
 from training.recipes.rl_config import PREFERENCE, RlConfig, is_preference
 from training.recipes.rollouts import Group, Prompt
 from training.types import SampledSequence, SampleRequest
-from workers.grade import grade_answers
+from webapp.runs.models import LogLine
+from workers.grade import Graded, grade_with_notes
 from workers.judge import open_judge
 from workers.policy import PolicyDrive
 from workers.preferences import Preferences, find_reward_model
@@ -31,6 +33,7 @@ class Rl(PolicyDrive[RlConfig]):
     prepared: Prepared = field(init=False)
     questions: Questions = field(init=False)
     preferences: Preferences | None = None  # opened when it is first asked
+    told: set[str] = field(default_factory=set)  # graders of which it was said what they lack
 
     def prepare(self) -> str:
         self.tokenizer = self.load_tokenizer()
@@ -65,8 +68,10 @@ class Rl(PolicyDrive[RlConfig]):
             waiter=self.waiter,
             keep_going=self.keep,
         )
-        graded = iter(grade_answers(graders, answers, judge=judge, keep_going=self.keep))
-        scores = [[next(graded) for _ in group.rollouts] for _, group in asked]
+        found = grade_with_notes(graders, answers, judge=judge, keep_going=self.keep)
+        self.tell_ungraded(step, found)
+        graded = iter(found)
+        scores = [[next(graded).scores for _ in group.rollouts] for _, group in asked]
         for reward_model in filter(is_preference, self.config.graders):
             preferences = self.open_reward_model(reward_model["checkpoint"])
             preferred = preferences.score({part: step, "by": PREFERENCE}, asked)
@@ -74,6 +79,18 @@ class Rl(PolicyDrive[RlConfig]):
                 for each, value in zip(of_group, values, strict=True):
                     each[PREFERENCE] = value
         return scores
+
+    def tell_ungraded(self, step: int, graded: Sequence[Graded]) -> None:
+        """Who could not be graded earns nothing by that grader. Once: the next steps' are alike."""
+        failed = Counter(name for each in graded for name in each.errors)
+        for name in sorted(failed.keys() - self.told):
+            self.told.add(name)
+            why = next(each.errors[name] for each in graded if name in each.errors)
+            text = (
+                f"Step {step}: {name} could not grade {failed[name]} of {len(graded)} answers,"
+                f" which earn nothing by it: {why[:300].rstrip('.')}."
+            )
+            self.errands.say(text, step, LogLine.Level.WARNING)
 
     def open_reward_model(self, name: str) -> Preferences:
         """Its weights may be of another base model than those that learn."""

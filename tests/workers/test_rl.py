@@ -180,6 +180,18 @@ def test_a_batch_that_teaches_nothing_is_counted_and_said(
     assert text.endswith("so nothing was learned from them.")
 
 
+def test_a_grader_that_cannot_grade_is_said_once_with_its_reason(
+    actor: Actor, sums: DatasetVersion
+) -> None:
+    graders = [{"name": "exact_match", "column": "nothing"}]
+    run = drive(make_rl_run(actor, sums, graders=graders, steps=2, checkpoint_every=0))
+    assert run.status == Status.DONE
+    [said] = LogLine.objects.filter(run=run, text__contains="could not grade")
+    assert said.level == LogLine.Level.WARNING
+    assert said.text.startswith("Step 1: exact_match could not grade 16 of 16 answers, which earn")
+    assert said.text.endswith("the row has no column nothing, which exact_match compares with.")
+
+
 def test_weights_that_are_sampled_from_next_do_not_expire_while_the_run_is_paused(
     actor: Actor, sums: DatasetVersion
 ) -> None:

@@ -307,10 +307,10 @@ def test_a_constant_group_is_dropped_and_a_batch_of_them_moves_nothing() -> None
 
 @pytest.mark.parametrize("loss", ["importance_sampling", "gspo"])
 def test_the_log_has_the_same_verbs_whatever_was_earned(loss: str) -> None:
-    def list_verbs(rows: Sequence[Row], **orders: float) -> list[str]:
+    def list_verbs(rows: Sequence[Row], kl_coefficient: float | None = None) -> list[str]:
         constant = {"remove_constant_reward_groups": False}
         rig = Rig(config=configure(loss=loss, num_substeps=2, **constant), with_reference=True)
-        rig.run(rows, {n: Order(**orders) for n in range(1, 7)})
+        rig.run(rows, {n: Order(kl_coefficient=kl_coefficient) for n in range(1, 7)})
         return rig.model.verbs
 
     earned, nothing = sums()[:3], sums(11)[7:]

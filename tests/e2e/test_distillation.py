@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -24,18 +25,32 @@ SHARED: dict[str, Any] = {
     "held_out_share": 0.25,
     "evaluate_every": 4,
     "max_tokens": 12,
-    "teacher": "tiny-chatml-1m",
     "sampling": {"every": 0},
 }
 PROMPT = "Say that you are fine."
-QUESTIONS = [
-    {"prompt": f"What is {a} + {b}?", "target": str(a + b)} for a in range(6) for b in range(5)
-]
+PAIRS = [(a, b) for a in range(4, 10) for b in range(5)]
+QUESTIONS = [{"prompt": f"What is {a} - {b}?", "target": str(a - b)} for a, b in PAIRS]
+ANSWERS = [{"prompt": f"What is {a} - {b}?", "completion": str(a - b)} for a, b in PAIRS]
 
 
-@pytest.fixture(scope="module")
+def write(rows: list[dict[str, str]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+@pytest.fixture
 def content() -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in QUESTIONS).encode()
+    return write(QUESTIONS)
+
+
+@pytest.fixture
+def teacher(rest: httpx.Client) -> str:
+    """A checkpoint that has learned to subtract, which the base model has not."""
+    config = {"rank": 8, "learning_rate": 0.01, "batch_size": 30, "steps": 30, "evaluate_every": 0}
+    version = upload(rest, f"differences {uuid4().hex[:6]}", write(ANSWERS))
+    run_id = launch(rest, "sft", version, {**config, "held_out_share": 0})
+    finish(rest, run_id)
+    rows = rest.get("/rest/checkpoints", params={"run": run_id}).json()["results"]
+    return next(str(row["id"]) for row in rows if row["run"] == run_id)
 
 
 def test_a_prompt_is_taken_to_heart_from_the_form(
@@ -47,9 +62,9 @@ def test_a_prompt_is_taken_to_heart_from_the_form(
     page.get_by_label("Dataset", exact=True).select_option(label="questions of the form v1")
     page.get_by_label("Prompt to take to heart").fill(PROMPT)
     page.get_by_label("Longest answer of the teacher").fill("12")
-    page.get_by_label("Train for").fill("12")
+    page.get_by_label("Train for").fill("16")
     page.locator("select[name=length_unit]").select_option("steps")
-    page.get_by_label("Learning rate").fill("0.003")
+    page.get_by_label("Learning rate").fill("0.0005")
     page.get_by_label("Sample every").fill("0")
     page.get_by_text("Advanced").click()
     page.get_by_label("Held-out share").fill("0.25")
@@ -61,20 +76,30 @@ def test_a_prompt_is_taken_to_heart_from_the_form(
     run = finish(rest, run_id)
     assert (run["recipe"], run["origin"]) == ("prompt_distillation", "browser")
     distance = read_curve(rest, run_id, "teacher/kl")
-    assert list(distance) == [4, 8, 12]
-    assert distance[12] < distance[4]
+    assert list(distance) == [4, 8, 12, 16]
+    assert distance[16] < distance[4]
 
 
 @pytest.mark.parametrize("recipe", ["on_policy_distillation", "off_policy_distillation"])
-def test_a_program_distils_as_the_run_did(
-    page: Page, live: Live, rest: httpx.Client, content: bytes, tmp_path: Path, recipe: str
+def test_a_student_comes_nearer_to_its_teacher_and_a_program_does_the_same(
+    page: Page,
+    live: Live,
+    rest: httpx.Client,
+    content: bytes,
+    teacher: str,
+    tmp_path: Path,
+    recipe: str,
 ) -> None:
-    version = upload(rest, f"questions of {recipe}", content)
-    own = {"group_size": 2} if recipe.startswith("on") else {"answers_per_prompt": 1}
-    run_id = launch(rest, recipe, version, {**SHARED, **own, "steps": 4})
+    name = f"questions {uuid4().hex[:6]}"
+    own = {"group_size": 4, "steps": 16} if recipe.startswith("on") else {"steps": 8}
+    config = {**SHARED, **own, "teacher": teacher}
+    run_id = launch(rest, recipe, upload(rest, name, content), config)
     finish(rest, run_id)
-    assert "teacher/kl" in rest.get(f"/rest/runs/{run_id}/metrics").json()["series"]
-    (tmp_path / f"questions of {recipe}.jsonl").write_bytes(content)
+    distance = list(read_curve(rest, run_id, "teacher/kl").values())
+    assert distance[-1] < distance[0]
+    (tmp_path / f"{name}.jsonl").write_bytes(content)
     told = run_program(page, live, run_id, tmp_path)
     losses = read_curve(rest, run_id, "loss")
-    assert {each["step"]: each["loss"] for each in told} == pytest.approx(losses, abs=2e-3)
+    first = {each["step"]: each["loss"] for each in told[:2]}
+    assert first == pytest.approx({step: losses[step] for step in first}, abs=5e-3)
+    assert len(told) == len(losses)

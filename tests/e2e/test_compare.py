@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,9 @@ class Rest:
     def __init__(self, live: Live) -> None:
         headers = {"X-API-Key": live.api_key}
         self.client = httpx.Client(base_url=live.url, headers=headers, timeout=60)
+
+    def close(self) -> None:
+        self.client.close()
 
     def get(self, path: str) -> Any:
         return self.client.get(f"/rest/{path}").raise_for_status().json()
@@ -102,20 +105,20 @@ def make_suite(rest: Rest, version: str) -> str:
 def test_three_evaluations_are_compared_kept_and_decide_where_an_alias_points(
     page: Page, live: Live, tmp_path: Path
 ) -> None:
-    rest = Rest(live)
-    version = upload(rest)
-    untaught, taught = (
-        train(rest, version, "untaught", UNTAUGHT),
-        train(rest, version, "taught", TAUGHT),
-    )
-    suite = make_suite(rest, version)
-    evaluations = evaluate_three(rest, suite, untaught[-1], taught[-1])
-    compare_three(page, suite, evaluations)
-    read_whole_answers(page)
-    keep_files(page, tmp_path)
-    see_matrix_and_steps(page)
-    move_an_alias(page, rest, untaught, taught)
-    look_at_pages(page)
+    with closing(Rest(live)) as rest:
+        version = upload(rest)
+        untaught, taught = (
+            train(rest, version, "untaught", UNTAUGHT),
+            train(rest, version, "taught", TAUGHT),
+        )
+        suite = make_suite(rest, version)
+        evaluations = evaluate_three(rest, suite, untaught[-1], taught[-1])
+        compare_three(page, suite, evaluations)
+        read_whole_answers(page)
+        keep_files(page, tmp_path)
+        see_matrix_and_steps(page)
+        move_an_alias(page, rest, untaught, taught)
+        look_at_pages(page)
 
 
 def compare_three(page: Page, suite: str, evaluations: list[str]) -> None:

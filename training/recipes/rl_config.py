@@ -17,6 +17,8 @@ NORMALIZATIONS: tuple[Normalization, ...] = ("mean", "std")
 PREFERENCE = "preference"  # the grader that is a reward model
 MAX_GRADERS = 8
 MAX_STALE = 16
+MAX_ANSWERS = 32_768  # of a batch: all are asked before the first is waited for
+MAX_COMPARISONS = 32_768  # of a batch, each two questions to the reward model
 
 
 def check_rewards(name: str, value: Any) -> tuple[dict[str, Any], ...]:
@@ -87,6 +89,14 @@ class PolicyConfig(RecipeConfig):
     num_substeps: int = 1
     max_steps_off_policy: int = 0  # batches; 0: each is sampled from the newest weights
 
+    def check_size(self) -> None:
+        answers = self.batch_size * self.group_size
+        if answers > MAX_ANSWERS:
+            raise InvalidInput(
+                f"a batch would have {answers:,} answers: lower batch_size or group_size until it"
+                f" has at most {MAX_ANSWERS:,}"
+            )
+
     @property
     def loss_config(self) -> dict[str, float | str]:
         given = dict(zip(RATIO_BOUNDS, (self.clip_low, self.clip_high), strict=True))
@@ -97,7 +107,9 @@ class PolicyConfig(RecipeConfig):
         return MASK in LOSS_INPUTS[self.loss].required
 
     def check_loss(self) -> None:
-        """Raise InvalidInput where a bound is given that the loss does not have."""
+        """Raise InvalidInput where a bound is given that the loss does not have, or a batch is one
+        that no server answers."""
+        self.check_size()
         if self.loss_config and not LOSS_INPUTS[self.loss].config:
             raise InvalidInput(
                 f"{self.loss} clips nothing: leave clip_low and clip_high out, or choose ppo"
@@ -153,3 +165,12 @@ class RlConfig(PolicyConfig):
         config = super(RlConfig, cls).from_dict(data)
         config.check_loss()
         return config
+
+    def check_size(self) -> None:
+        PolicyConfig.check_size(self)
+        comparisons = self.batch_size * self.group_size * (self.group_size - 1)
+        if comparisons > MAX_COMPARISONS and any(map(is_preference, self.graders)):
+            raise InvalidInput(
+                f"the reward model would compare {comparisons:,} pairs of answers a batch: lower"
+                f" batch_size or group_size until it is at most {MAX_COMPARISONS:,}"
+            )

@@ -367,6 +367,15 @@ def test_nothing_is_left_to_ask() -> None:
         ({"clip_high": 1.2}, "importance_sampling clips nothing"),
         ({"group_size": 1}, "group_size is 1"),
         ({"temperature": 0}, "temperature is 0"),
+        ({"batch_size": 4096, "group_size": 9}, "a batch would have 36,864 answers"),
+        (
+            {
+                "batch_size": 1024,
+                "group_size": 8,
+                "graders": [{"name": "preference", "checkpoint": "c"}],
+            },
+            "would compare 57,344 pairs of answers a batch",
+        ),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused(changes: dict[str, Any], expected: str) -> None:

@@ -16,13 +16,19 @@ SECONDS = 240
 
 def test_a_task_of_inspect_is_answered_and_scored(live: Live, tmp_path: Path) -> None:
     command = [
-        *(str(INSPECT), "eval", str(SCRIPTS / "inspect_sums.py")),
+        *(str(INSPECT), "eval", "inspect_sums.py"),  # it takes no absolute path
         *("--model", "openai-api/hone/tiny-chatml-1m", "--model-base-url", f"{live.url}/v1"),
         *("-M", f"api_key={live.api_key}", "--max-tokens", "8", "--temperature", "0"),
         *("--display", "plain", "--log-dir", str(tmp_path), "--log-format", "json"),
     ]
     done = subprocess.run(
-        command, env=live.client, capture_output=True, text=True, timeout=SECONDS, check=False
+        command,
+        cwd=SCRIPTS,
+        env=live.client,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     [log] = tmp_path.glob("*.json")

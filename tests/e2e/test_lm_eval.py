@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -32,9 +33,10 @@ doc_to_target: "{{['4', '5', '6', '7'].index(answer)}}"
 
 
 @pytest.fixture(scope="module")
-def api(live: Live) -> httpx.Client:
+def api(live: Live) -> Iterator[httpx.Client]:
     headers = {"Authorization": f"Bearer {live.api_key}"}
-    return httpx.Client(base_url=f"{live.url}/rest/", headers=headers, timeout=60)
+    with httpx.Client(base_url=f"{live.url}/rest/", headers=headers, timeout=60) as client:
+        yield client
 
 
 def read(response: httpx.Response) -> Any:

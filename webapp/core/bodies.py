@@ -1,6 +1,7 @@
 """Bodies of requests: how large one may be, and JSON that a database can store."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -75,10 +76,10 @@ async def refuse(send: Send, most: int) -> None:
 
 def parse_json(body: bytes, *, may_have_nan: bool = False) -> Any:
     """Raises UserError, also for what is JSON and what no database stores."""
-    keep = None if may_have_nan else _refuse_constant
+    constant, real = (None, None) if may_have_nan else (_refuse_constant, _read_finite)
     try:
         text = body.decode()
-        value = json.loads(text, parse_constant=keep)
+        value = json.loads(text, parse_constant=constant, parse_float=real)
     except (ValueError, RecursionError) as error:
         raise UserError(f"The body is not JSON: {error}.") from None
     if "\\u" in text:  # both can stand in JSON as escapes alone
@@ -88,6 +89,13 @@ def parse_json(body: bytes, *, may_have_nan: bool = False) -> Any:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _read_finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return number
 
 
 def _check_characters(value: Any) -> None:

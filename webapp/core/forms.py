@@ -2,11 +2,37 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from django.forms import BaseForm, BoundField, FloatField, IntegerField
+from django.forms import BaseForm, BoundField, FloatField, IntegerField, JSONField, ValidationError
+from django.forms.fields import InvalidJSONInput
 
+from webapp.core.bodies import parse_json
 from webapp.core.errors import NotFound, UserError
 from webapp.core.templatetags.hone import rate
+
+
+class StorableJSONField(JSONField):
+    """Refuses what Python would read and no database stores, and what is nested without end."""
+
+    def to_python(self, value: Any) -> Any:
+        if isinstance(value, str) and value and not is_json(value):
+            raise ValidationError(self.error_messages["invalid"], code="invalid")
+        return super().to_python(value)
+
+    def bound_data(self, data: Any, initial: Any) -> Any:
+        """What is none is shown again as it was typed."""
+        if isinstance(data, str) and not is_json(data):
+            return InvalidJSONInput(data)
+        return super().bound_data(data, initial)
+
+
+def is_json(text: str) -> bool:
+    try:
+        parse_json(text.encode())
+    except UserError:
+        return False
+    return True
 
 
 @contextmanager

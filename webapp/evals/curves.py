@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from webapp.evals.models import Evaluation
 from webapp.runs.annotations import annotate
-from webapp.runs.history import record_metrics
+from webapp.runs.history import name_score, record_metrics
 from webapp.runs.records import Annotation
 
 
@@ -14,7 +14,7 @@ def draw_on_run(evaluation: Evaluation, scores: Mapping[str, float]) -> None:
     if checkpoint is None or run is None or checkpoint.run_id != run.pk:
         return
     name = evaluation.suite.name
-    keys = {f"eval/{name[:60]}/{figure}"[:100]: value for figure, value in scores.items()}
+    keys = {name_score(name, figure): value for figure, value in scores.items()}
     record_metrics(run, checkpoint.step, keys)
     first, score = next(iter(scores.items()))
     text = f"{name}: {first.replace('_', ' ')} {100 * score:.1f}%"

@@ -14,6 +14,7 @@ from django.utils.timezone import now
 from django.views.decorators.http import require_GET
 
 from webapp.accounts.middleware import ActorRequest
+from webapp.core.tables import guard_cell
 from webapp.core.templatetags.hone import exact, size
 from webapp.evals.answers import name_graders
 from webapp.evals.changes import list_changes
@@ -59,7 +60,7 @@ def download_csv(request: ActorRequest) -> StreamingHttpResponse:
     def lines() -> Iterator[str]:
         yield writer.writerow(HEAD)
         for values in list_lines(choice, comparisons):
-            yield writer.writerow(values)
+            yield writer.writerow(map(guard_cell, values))
 
     response = StreamingHttpResponse(lines(), content_type="text/csv; charset=utf-8")
     return _attach(response, choice, "csv")

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from django import forms
 
 from webapp.accounts.models import Actor
+from webapp.core.forms import StorableJSONField
 from webapp.datasets.models import DatasetVersion
 from webapp.deployments.forms import offer_targets
 from webapp.evals.checks import BUILT_IN
@@ -59,7 +60,7 @@ class SuiteForm(forms.Form):
     )
     size = forms.IntegerField(label="How many", initial=100)
     task_seed = forms.IntegerField(label="Seed", initial=0)
-    config = forms.JSONField(
+    config = StorableJSONField(
         required=False,
         label="Settings of the task",
         help_text='Such as {"min_terms": 2, "max_terms": 2}.',

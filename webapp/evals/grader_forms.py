@@ -8,6 +8,7 @@ from django import forms
 
 from training.recipes.graders import KINDS, REQUIRED
 from webapp.accounts.models import Actor
+from webapp.core.forms import StorableJSONField
 from webapp.deployments.forms import Choices, offer_checkpoints
 from webapp.deployments.models import Deployment
 from webapp.fleet.models import BaseModel
@@ -68,7 +69,7 @@ class GraderForm(forms.Form):
     pattern = forms.CharField(
         required=False, max_length=1000, help_text="Empty: each row's target is the pattern."
     )
-    schema = forms.JSONField(
+    schema = StorableJSONField(
         required=False,
         help_text="Empty: each row's column schema.",
         widget=forms.Textarea(attrs={"rows": 4, "class": "mono", "spellcheck": "false"}),

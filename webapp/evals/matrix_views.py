@@ -11,6 +11,7 @@ from django.shortcuts import render
 from django.views.decorators.http import require_GET
 
 from webapp.accounts.middleware import ActorRequest
+from webapp.core.tables import guard_cell
 from webapp.evals.answers import name_graders
 from webapp.evals.matrix import read_matrix
 from webapp.evals.models import EvalSuite
@@ -98,7 +99,7 @@ def download_steps(request: ActorRequest) -> HttpResponse:
         evaluation = point.evaluation
         writer.writerow(
             [
-                *(point.step, name_subject(evaluation), evaluation.pk),
+                *(point.step, guard_cell(name_subject(evaluation)), evaluation.pk),
                 *(point.score, point.low, point.high, point.num_items),
                 evaluation.served.get("digest", ""),
             ]

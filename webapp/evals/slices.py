@@ -11,6 +11,7 @@ from webapp.evals.comparison import SIGNIFICANT, ComparedSample, Comparison, nam
 from webapp.evals.paired import adjust_holm, compare_scores, estimate_interval
 
 MOST_VALUES = 12  # of a column: one with more tells items apart, and not kinds of them
+MOST_NUMBER = 1e300
 PARTS = 4  # of numbers: about as many items in each
 NUMBER = re.compile(r"\s*[-+]?[\d,]*\.?\d+(e[-+]?\d+)?\s*%?\s*", re.IGNORECASE)
 LONG_TARGET = 80  # characters: more than an answer of a line
@@ -165,7 +166,7 @@ def describe_target(target: str) -> str:
     """What kind of answer is asked for."""
     if not target.strip():
         return "none"
-    if NUMBER.fullmatch(target):
+    if len(target) <= LONG_TARGET and NUMBER.fullmatch(target):  # its time grows with the square
         return "a number"
     if target.strip()[0] in "{[" and _is_json(target):
         return "JSON"
@@ -213,7 +214,9 @@ def _by_parts(items: Sequence[Item], read: Callable[[Item], Any], unit: str) -> 
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whole numbers too long for a float are names of things."""
+    is_one = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_one and abs(value) < MOST_NUMBER  # type: ignore[operator]
 
 
 def _write(value: object) -> str:

@@ -1,6 +1,5 @@
 """The launch form: what a run learns from, how, and what it shows on the way."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -10,12 +9,14 @@ from django.apps import apps
 from training.recipes.config import FULL_SHARE, RecipeConfig
 from training.types import MAX_RANK
 from webapp.accounts.models import Actor
+from webapp.core.bodies import parse_json
 from webapp.core.errors import UserError
 from webapp.core.forms import say_limits
 from webapp.core.templatetags.hone import rate
 from webapp.datasets.models import DatasetVersion
 from webapp.fleet.models import BaseModel
 from webapp.runs.grids import list_points, parse_grid
+from webapp.runs.history import name_score
 
 SMALL_MODEL = 500_000_000  # parameters; below, ten times the usual learning rate trains better
 MAX_PROMPTS = 50
@@ -328,7 +329,7 @@ class LaunchForm(forms.Form):
     def _make_early_stop(self) -> dict[str, Any]:
         metric, suite = self.cleaned_data["early_stop"], self.cleaned_data["eval_suite"]
         if metric == SUITE:
-            metric = f"eval/{suite.name}/{suite.graders[0]['name']}"
+            metric = name_score(suite.name, suite.graders[0]["name"])
         is_loss = metric == "held_out_loss"
         patience = self.cleaned_data["patience"]
         return {"metric": metric, "patience": patience, "higher_is_better": not is_loss}
@@ -347,8 +348,8 @@ def read_prompt(number: int, line: str) -> Any:
     if not line.startswith("["):
         return line
     try:
-        messages = json.loads(line)
-    except ValueError:
+        messages = parse_json(line.encode())
+    except UserError:
         raise forms.ValidationError(
             f"Line {number} begins like a JSON list, and is none."
         ) from None

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from webapp.core.bodies import parse_json
 from webapp.core.errors import UserError
 
 MOST_RUNS = 64
@@ -89,6 +90,6 @@ def parse_grid(text: str) -> dict[str, list[Any]]:
 
 def read_value(text: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return parse_json(text.encode())
+    except UserError:
         return text.strip()

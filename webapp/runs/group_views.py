@@ -15,6 +15,7 @@ from webapp.accounts.middleware import ActorRequest
 from webapp.accounts.models import Actor
 from webapp.accounts.permissions import check_can_write
 from webapp.core.errors import NotFound
+from webapp.core.tables import guard_cell
 from webapp.runs.group_table import make_bands, read_curve, read_table
 from webapp.runs.models import Metric, RunGroup
 from webapp.runs.sweeps import stop_group
@@ -82,7 +83,7 @@ def download_group(request: ActorRequest, group_id: str) -> StreamingHttpRespons
     def lines() -> Iterator[str]:
         yield writer.writerow(["run", "name", "key", "step", "value", "at"])
         for run_id, name, key, step, value, at in values.iterator():
-            yield writer.writerow([run_id, name, key, step, value, at.isoformat()])
+            yield writer.writerow([run_id, guard_cell(name), key, step, value, at.isoformat()])
 
     response = StreamingHttpResponse(lines(), content_type="text/csv; charset=utf-8")
     response.headers["Content-Disposition"] = f'attachment; filename="{group.pk}.csv"'

@@ -32,6 +32,11 @@ class History:
     last_id: int
 
 
+def name_score(suite: str, figure: str) -> str:
+    """The key of what the checkpoints of a run score on a suite: as long as a key may be."""
+    return f"eval/{suite[:60]}/{figure}"[:100]
+
+
 def record_metrics(run: Run, step: int, metrics: Mapping[str, float]) -> None:
     """A replayed step writes nothing twice: the first value of a step and key stays."""
     rows = [

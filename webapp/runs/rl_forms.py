@@ -1,6 +1,5 @@
 """The launch forms of reinforcement learning: what an answer earns, and how the policy learns."""
 
-import json
 from typing import Any, ClassVar
 
 from django import forms
@@ -8,6 +7,8 @@ from django import forms
 from training.errors import InvalidInput
 from training.recipes.graders import KINDS
 from training.recipes.rl_config import LOSSES, MAX_STALE, check_rewards
+from webapp.core.bodies import parse_json
+from webapp.core.errors import UserError
 from webapp.runs.forms import LaunchForm
 
 LOSS_LABELS = {
@@ -130,8 +131,8 @@ class RlForm(PolicyForm):
         if data["grader"] != OWN_SETTINGS and not written:
             return [{"name": data["grader"]}]
         try:
-            return json.loads(written)
-        except ValueError:
+            return parse_json(written.encode())
+        except UserError:
             raise InvalidInput("graders are not a JSON list") from None
 
     def make_own(self) -> dict[str, Any]:

@@ -225,6 +225,30 @@ def test_numbers_of_a_column_are_cut_into_ranges_of_about_as_many_items(alice: A
     assert [each.name for each in cut_comparisons(found, "column odd").slices] == ["false", "true"]
 
 
+def test_a_column_of_endless_numbers_tells_nothing_and_breaks_nothing(
+    browser: Client, alice: Actor
+) -> None:
+    items = [make_item(n, metadata={"id": 10**400 + n}) for n in range(40)]
+    suite = make_suite(alice, 40, items=items)
+    found = [make_evaluation(suite, [0] * 40), make_evaluation(suite, [1] * 40)]
+    assert "column id" not in read(browser, address(found))
+
+
+def test_a_target_of_a_million_digits_is_told_at_once() -> None:
+    assert describe_target("1" * 1_000_000 + "x") == "one word"
+
+
+def test_an_answer_that_a_spreadsheet_would_run_is_text_in_the_csv(
+    browser: Client, suite: EvalSuite
+) -> None:
+    before = make_evaluation(suite, [0] * 12, texts={0: '=HYPERLINK("http://x")', 1: "-5"})
+    after = make_evaluation(suite, [1] * 12, texts={0: "@SUM(A1)", 1: "-1,200.5 %"})
+    answer = browser.get(address([before, after], "csv/"))
+    rows = csv.DictReader(io.StringIO(answer.getvalue().decode()))
+    answers = [row["answer"] for row in rows]
+    assert answers[:3] == ['\'=HYPERLINK("http://x")', "'@SUM(A1)", "-5"]
+
+
 def test_answers_of_twenty_thousand_letters_are_compared_to_their_end(
     browser: Client, suite: EvalSuite
 ) -> None:

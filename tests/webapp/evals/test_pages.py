@@ -486,3 +486,26 @@ def test_texts_too_long_to_compare_by_word_are_compared_as_wholes() -> None:
     first, second = diff_texts(long, long + "b")
     assert ([each.is_changed for each in first], len(second)) == ([True], 1)
     assert [each.is_changed for each in diff_texts(long, long)[0]] == [False]
+
+
+@pytest.mark.parametrize(
+    "typed", ["[" * 100_000, "1" * 5000, '{"minimum": NaN}', '{"title": "\\ud800"}']
+)
+def test_a_schema_that_no_database_stores_is_refused_beside_its_field(
+    browser: Client, version: DatasetVersion, typed: str
+) -> None:
+    grader = {"grader-0-name": "json_schema", "grader-0-schema": typed}
+    answer = browser.post("/evals/suites/new/", {**FORM, "dataset_version": version.pk, **grader})
+    assert answer.status_code == 400
+    assert "Enter a valid JSON." in answer.content.decode()
+    assert not EvalSuite.objects.exists()
+
+
+def test_a_suite_that_says_nothing_of_sampling_has_its_pages(
+    browser: Client, suite: EvalSuite, checkpoint: Checkpoint
+) -> None:
+    EvalSuite.objects.update(sampling={}, kind=EvalSuite.Kind.INSPECT)
+    suite.refresh_from_db()
+    evaluation = evaluate(suite, checkpoint.base_model, checkpoint, [1, 0, 0, 0])
+    for url in (f"/evals/suites/{suite.pk}/", f"/evals/{evaluation.pk}/"):
+        assert "as its task says" in read(browser, url)

@@ -11,6 +11,7 @@ from tests.webapp.runs.test_pages_launch import fill, make_version
 from webapp.accounts.models import Actor
 from webapp.accounts.services import create_key
 from webapp.evals.models import EvalSuite
+from webapp.runs.history import name_score
 from webapp.runs.models import Run, RunGroup
 
 pytestmark = pytest.mark.django_db
@@ -50,6 +51,10 @@ def test_a_sweep_that_is_none_is_said_beside_its_field(browser: Client) -> None:
         ("rate", "not a setting with values"),
         ("seed: " + ", ".join(map(str, range(33))), "list of 1 to 32"),
         ("no_such_setting: 1, 2", "no_such_setting"),
+        ("learning_rate: NaN, 1e-3", "learning_rate"),
+        ("learning_rate: 1e999, 1e-3", "learning_rate"),
+        ("seed: " + "1" * 5000, "seed"),
+        ("seed: " + "[" * 100_000, "seed"),
     ):
         answer = browser.post("/runs/new/", fill(browser.get("/runs/new/"), sweep=wrong))
         assert answer.status_code == 400
@@ -128,6 +133,30 @@ def test_the_form_makes_the_rule_of_an_early_stop(alice: Actor, browser: Client)
     assert newest.config["early_stop"]["metric"] == "eval/words/exact_match"
     assert newest.config["early_stop"]["higher_is_better"]
     assert browser.post("/runs/new/", fill(page, early_stop="suite")).status_code == 400
+
+
+def test_the_rule_watches_the_curve_of_a_suite_with_a_long_name(
+    alice: Actor, browser: Client
+) -> None:
+    suite = EvalSuite.objects.create(
+        project=alice.project, name="long " * 20, status="ready", graders=[{"name": "contains"}]
+    )
+    filled = fill(browser.get("/runs/new/"), early_stop="suite", eval_suite=suite.pk)
+    browser.post("/runs/new/", filled)
+    watched = Run.objects.get().config["early_stop"]["metric"]
+    assert watched == name_score(suite.name, "contains")
+    assert len(watched) < len(suite.name)
+
+
+@pytest.mark.parametrize(
+    "typed", ["[" * 100_000, "[" + "1" * 5000 + "]", '[{"role": "user", "content": "\\ud800"}]']
+)
+def test_a_pinned_prompt_that_no_database_stores_is_said_beside_its_field(
+    browser: Client, typed: str
+) -> None:
+    answer = browser.post("/runs/new/", fill(browser.get("/runs/new/"), prompts=typed))
+    assert answer.status_code == 400
+    assert "Line 1 begins like a JSON list, and is none." in answer.content.decode()
 
 
 def test_without_a_rule_the_config_says_nothing_of_one(browser: Client) -> None:

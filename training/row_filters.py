@@ -102,9 +102,10 @@ def check_filters(filters: Any) -> list[dict[str, Any]]:
 
 
 def check_filter(name: str, spec: Any) -> dict[str, Any]:
-    if not isinstance(spec, Mapping) or spec.get("filter") not in CHECKS:
+    named = spec.get("filter") if isinstance(spec, Mapping) else None
+    if not isinstance(named, str) or named not in CHECKS:
         raise InvalidInput(f"{name}.filter is not one of {', '.join(CHECKS)}")
-    kind, settings = spec["filter"], {key: spec[key] for key in spec if key != "filter"}
+    kind, settings = named, {key: spec[key] for key in spec if key != "filter"}
     checks = CHECKS[kind]
     if unknown := sorted(str(key) for key in settings.keys() - checks.keys()):
         known = ", ".join(checks) or "none"

@@ -145,8 +145,8 @@ def _find_regular(rows: Iterable[Row], keep: Keep, _at: datetime) -> list[Row]:
 
 
 def _find_young(rows: Iterable[Row], keep: Keep, at: datetime) -> list[Row]:
-    after = at - timedelta(days=keep.days)
-    return [row for row in rows if keep.days and row.created_at > after]
+    limit = timedelta(days=keep.days)  # no date lies a million days back
+    return [row for row in rows if keep.days and at - row.created_at < limit]
 
 
 FINDERS: Mapping[str, Callable[[Sequence[Row], Keep, datetime], list[Row]]] = {

@@ -55,7 +55,7 @@ REQUIRED = {"reasoning_gym": {"task"}, "built_in": {"name"}, "items": {"items"}}
 def check_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Where the items come from, if not from a dataset: {"source", ...its settings}."""
     source = spec.get("source")
-    if source not in SOURCES:
+    if not isinstance(source, str) or source not in SOURCES:
         raise UserError(
             f"source is {source!r:.60}; it is one of {', '.join(SOURCES)}.", field="source"
         )

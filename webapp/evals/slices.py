@@ -215,8 +215,9 @@ def _by_parts(items: Sequence[Item], read: Callable[[Item], Any], unit: str) -> 
 
 def _is_number(value: object) -> bool:
     """Whole numbers too long for a float are names of things."""
-    is_one = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_one and abs(value) < MOST_NUMBER  # type: ignore[operator]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < MOST_NUMBER
 
 
 def _write(value: object) -> str:

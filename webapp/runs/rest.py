@@ -66,7 +66,7 @@ class RunOutput(serializers.ModelSerializer[Run]):
 
 
 class RunInput(serializers.Serializer[Run]):
-    name = serializers.CharField(max_length=120, required=False, default="")
+    name = serializers.CharField(max_length=120, required=False, allow_blank=True, default="")
     base_model = serializers.CharField(help_text="Any of its names.")
     dataset_version = serializers.CharField(
         required=False, help_text="An id; its status is ready, and its kind one the recipe takes."

@@ -25,7 +25,7 @@ class StageInput(serializers.Serializer[Any]):
 
 
 class RlhfInput(serializers.Serializer[Any]):
-    name = serializers.CharField(max_length=120, required=False, default="")
+    name = serializers.CharField(max_length=120, required=False, allow_blank=True, default="")
     base_model = serializers.CharField(help_text="Any of its names.")
     sft = StageInput(help_text="Learns from conversations; the policy begins with its weights.")
     reward_model = StageInput(help_text="Learns from preference pairs, beginning with the model.")

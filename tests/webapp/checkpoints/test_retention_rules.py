@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webapp.checkpoints.retention_rules import Keep, Row, decide
+from webapp.checkpoints.retention_rules import MOST, Keep, Row, decide
 from webapp.core.errors import UserError
 
 AT = datetime(2026, 11, 25, tzinfo=UTC)
@@ -61,6 +61,7 @@ def test_the_young_stay_and_one_of_exactly_that_age_does_not() -> None:
         row("old", created_at=AT - timedelta(days=7)),
     ]
     assert list_kept(rows, days=7) == {"fresh"}
+    assert list_kept(rows, days=MOST) == {"fresh", "old"}
 
 
 def test_parts_add_up_and_each_says_why() -> None:

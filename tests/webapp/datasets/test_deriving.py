@@ -207,6 +207,7 @@ def test_rows_that_a_run_did_not_learn_or_forgot_can_be_left_out(
         ({"filters": [{"filter": "length", "most": 3, "unit": "tokens"}]}, "lacks base_model"),
         ({"filters": [{"filter": "contains", "pattern": "("}]}, "not a regular expression"),
         ({"filters": [{"filter": "role", "role": "bot"}]}, "give one of system"),
+        ({"filters": [{"filter": ["duplicates"]}]}, "is not one of length"),
         ({"filters": [{"filter": "duplicates", "x": 1}]}, "has no setting 'x'"),
         ({"filters": [{"filter": "losses", "run": "run-x", "which": "rose"}]}, "No run run-x"),
         ({"split": {"seed": 1}}, "split is not an object with held_out_share"),

@@ -89,6 +89,7 @@ def answer(evaluation: Evaluation, index: int, score: float) -> None:
         ({"dataset_version": None}, "dataset_version"),
         ({"spec": {"source": "built_in", "name": "bfcl_simple"}}, "dataset_version"),
         ({"dataset_version": None, "spec": {"source": "taste"}}, "source"),
+        ({"dataset_version": None, "spec": {"source": ["items"]}}, "source"),
         ({"dataset_version": None, "spec": {"source": "reasoning_gym"}}, "source"),
         ({"dataset_version": None, "spec": {"source": "built_in", "name": "mmlu"}}, "source"),
         ({"dataset_version": None, "spec": {"source": "items", "items": []}}, "source"),

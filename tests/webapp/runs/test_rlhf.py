@@ -1,5 +1,6 @@
 """RLHF as a chain of three runs: launched at once, each waits for the one before it."""
 
+import json
 from typing import Any
 
 import pytest
@@ -283,6 +284,15 @@ def test_the_form_launches_the_chain_and_shows_the_same_call(alice: Actor) -> No
     assert "1 is too small" in wrong.content.decode()
     later = browser.post("/runs/new/rlhf/forecast/", data | {"sft_steps": "7"})
     assert later.context["forecasts"][0][1].num_steps == 7
+
+
+@pytest.mark.usefixtures("versions")
+def test_the_call_that_the_form_shows_is_taken_with_the_name_left_empty(
+    alice: Actor, program: Client
+) -> None:
+    shown = sign_in(alice).get("/runs/new/rlhf/").context["curl"]
+    assert post(program, json.loads(shown.partition("-d '")[2][:-1])).status_code == 201
+    assert RunGroup.objects.get().name.startswith("RLHF on ")
 
 
 def fill_stages(page: Any, **changes: str) -> dict[str, Any]:

@@ -63,11 +63,12 @@ def test_a_sweep_that_is_none_is_said_beside_its_field(browser: Client) -> None:
     assert not RunGroup.objects.exists()
 
 
+@pytest.mark.parametrize("name", ["seeds", ""])
 def test_the_call_that_the_form_shows_launches_the_same_sweep(
-    browser: Client, program: Client
+    browser: Client, program: Client, name: str
 ) -> None:
     page = browser.get("/runs/new/")
-    filled = fill(page, sweep="seed: 1, 2", name="seeds")
+    filled = fill(page, sweep="seed: 1, 2", name=name)
     shown = browser.post("/runs/new/forecast/", filled).context["export"].curl
     assert "/rest/sweeps" in shown
     body = json.loads(re.findall(r"-d '(.*)'", shown, re.DOTALL)[0])
@@ -75,6 +76,7 @@ def test_the_call_that_the_form_shows_launches_the_same_sweep(
     assert answer.status_code == 201
     assert [run["config"]["seed"] for run in answer.json()["runs"]] == [2, 1]
     assert {run["group"] for run in answer.json()["runs"]} == {answer.json()["id"]}
+    assert answer.json()["name"] == (name or "Sweep over seed")
 
 
 def test_a_repeated_call_launches_no_second_sweep(alice: Actor, program: Client) -> None:

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import regex  # type: ignore[import-untyped]
-
 from training.errors import InvalidInput
+from training.patterns import check_compiles
 
 Spec = Mapping[str, Any]
 Check = Callable[[str, Any], Any]
@@ -56,10 +55,7 @@ def text(limit: int, *, may_be_empty: bool = False) -> Check:
 
 def pattern(name: str, value: Any) -> str:
     checked: str = text(MAX_PATTERN)(name, value)
-    try:
-        regex.compile(checked)
-    except regex.error as error:
-        raise InvalidInput(f"{name} is not a regular expression: {error}") from error
+    check_compiles(name, checked)
     return checked
 
 

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import regex  # type: ignore[import-untyped]
-
 from training.errors import InvalidInput
+from training.patterns import check_compiles
 from training.recipes.fields import Check, check_fields, one_of, real, whole, yes_or_no
 
 Place = Literal["inline", "sandbox", "judge"]
@@ -55,10 +54,7 @@ def text(limit: int) -> Check:
 def check_pattern(name: str, value: Any) -> str:
     if not isinstance(value, str) or len(value) > MAX_PATTERN:
         raise InvalidInput(f"{name} is not a pattern of at most {MAX_PATTERN} characters")
-    try:
-        regex.compile(value)
-    except regex.error as error:
-        raise InvalidInput(f"{name} is not a regular expression: {error}") from error
+    check_compiles(name, value)
     return value
 
 

@@ -1,7 +1,7 @@
 """Which checkpoints something needs now, whatever a rule says. Apps above are found by name."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from django.apps import apps
@@ -13,7 +13,7 @@ from webapp.runs.models import Run
 
 OVER = (Run.Status.DONE, Run.Status.FAILED, Run.Status.CANCELLED)
 SERVING = ("loading", "ready", "failed")
-PREFIX = "ckpt-"
+PREFIX, PATH_PREFIX = "ckpt-", "tinker://"
 
 # Each way of needing one that the database can name by itself, with the words for it.
 NEEDED: tuple[tuple[str, Q], ...] = (
@@ -46,6 +46,7 @@ def list_needs(project_id: str) -> dict[str, list[str]]:
     _note(needs, "what a rollback would serve", _list_ways_back(project_id))
     _note(needs, "what an alias is tested or rolled back to", _list_moves(project_id))
     _note(needs, "named by a suite or a run that is not over", _list_named(project_id))
+    _note(needs, "asked for pairs from documents", _list_asked(project_id))
     return needs
 
 
@@ -87,24 +88,47 @@ def _list_moves(project_id: str) -> Iterator[str | None]:
         yield from pair
 
 
+def _list_asked(project_id: str) -> QuerySet[Any]:
+    """Between two questions none of its calls is on its way."""
+    generations = _find_model("datasets", "Generation").filter(project=project_id)
+    asking = generations.filter(status__in=("reading", "asking"))
+    return asking.values_list("checkpoint", flat=True)
+
+
 def _list_named(project_id: str) -> Iterator[str]:
-    """A judge, a teacher, a reward model: wherever settings say a checkpoint's id."""
+    """A judge, a teacher, a reward model: wherever settings say a checkpoint's id or path."""
     live = Run.objects.filter(project=project_id).exclude(status__in=OVER)
-    for config in live.values_list("config", flat=True):
-        yield from find_checkpoint_ids(config)
     suites = _find_model("evals", "EvalSuite").filter(project=project_id)
-    for graders, spec in suites.values_list("graders", "spec"):
-        yield from find_checkpoint_ids([graders, spec])
+    paths: set[str] = set()
+    for settings in (
+        *live.values_list("config", flat=True).iterator(),
+        *suites.values_list("graders", "spec").iterator(),
+    ):
+        yield from find_checkpoint_ids(settings)
+        paths.update(_find_texts(settings, PATH_PREFIX))
+    yield from _list_by_path(project_id, paths)
+
+
+def _list_by_path(project_id: str, paths: Collection[str]) -> Iterator[str]:
+    names = {path.rpartition("/")[2] for path in paths}
+    rows = Checkpoint.objects.alive().filter(project=project_id, name__in=names)
+    for checkpoint in rows.select_related("run").defer("probe") if names else ():
+        if checkpoint.tinker_path in paths:
+            yield checkpoint.pk
 
 
 def find_checkpoint_ids(value: Any) -> Iterator[str]:
+    return _find_texts(value, PREFIX)
+
+
+def _find_texts(value: Any, beginning: str) -> Iterator[str]:
     """By hand: settings may be nested as deep as JSON goes."""
     waiting = [value]
     while waiting:
         each = waiting.pop()
         if isinstance(each, dict):
             waiting.extend(each.values())
-        elif isinstance(each, list):
+        elif isinstance(each, list | tuple):
             waiting.extend(each)
-        elif isinstance(each, str) and each.startswith(PREFIX):
+        elif isinstance(each, str) and each.startswith(beginning):
             yield each

@@ -114,10 +114,12 @@ def _make_rows(project_id: str, checkpoints: Sequence[Checkpoint], keep: Keep) -
 
 
 def _list_going(project_id: str) -> set[str]:
-    """Runs that are not over, and those that another one waits to begin after."""
+    """Runs that are not over, and those that another one waits to begin after: behind a judge it
+    goes on from what the judge came after.
+    """
     runs = Run.objects.filter(project=project_id).exclude(status__in=OVER)
-    pairs = runs.values_list("pk", "after")
-    return {pk for pair in pairs for pk in pair if pk}
+    chains = runs.values_list("pk", "after", "after__after")
+    return {pk for chain in chains for pk in chain if pk}
 
 
 def _read_scores(project_id: str, keep: Keep) -> dict[str, float]:

@@ -11,6 +11,7 @@ LEVEL = 0.95
 RESAMPLES = 4999
 SEED = 20_240_517  # fixed: the same scores give the same figures
 REMEMBERED = 256  # results: the next page of a comparison asks for the same again
+DIGITS = 9  # of a change
 DRAWN_AT_ONCE = 1_000_000  # numbers: resampling takes no more memory than these need
 
 Scores = tuple[float, ...]
@@ -45,11 +46,16 @@ def compare_means(changes: Sequence[float]) -> float:
 @lru_cache(maxsize=REMEMBERED)
 def compare_scores(first: Scores, second: Scores) -> float:
     """McNemar's exact test of scores that are 0 or 1, and a permutation test of others."""
-    changes = [after - before for before, after in zip(first, second, strict=True)]
+    changes = subtract(first, second)
     if are_binary(first, second):
         wins, losses = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
         return compute_p_value(wins, losses)
     return compare_means(changes)
+
+
+def subtract(first: Scores, second: Scores) -> list[float]:
+    """Second minus first. Rounded, so that 0.2 - 0.1 and 0.3 - 0.2 are one change."""
+    return [round(after - before, DIGITS) for before, after in zip(first, second, strict=True)]
 
 
 def are_binary(*scores: Sequence[float]) -> bool:
@@ -76,7 +82,7 @@ def estimate_interval(
     """Of the mean difference, second minus first."""
     if are_binary(first, second):
         return _newcombe_interval(first, second, level)
-    return _bootstrap_interval([b - a for a, b in zip(first, second, strict=True)], -1.0, level)
+    return _bootstrap_interval(subtract(first, second), -1.0, level)
 
 
 @lru_cache(maxsize=REMEMBERED)

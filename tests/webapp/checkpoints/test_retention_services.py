@@ -24,6 +24,7 @@ from webapp.checkpoints.retention_rules import Keep
 from webapp.checkpoints.retention_services import apply_active_rules, apply_rule, save_rule
 from webapp.checkpoints.services import find_folder, remove_folder, set_pinned
 from webapp.core.errors import UserError
+from webapp.datasets.records import Generation
 from webapp.deployments.models import Deployment, DeploymentChange, SamplingCall, SamplingSession
 from webapp.evals.models import Alias, AliasMove, EvalSuite, Evaluation
 from webapp.firetitan.models import PromotedModel
@@ -204,6 +205,36 @@ def need_stage(checkpoint: Checkpoint) -> None:
     )
 
 
+def need_policy(checkpoint: Checkpoint) -> None:
+    """A policy that waits for a worker. Its judge is done, and came after the run."""
+    model = checkpoint.base_model
+    columns: dict[str, Any] = {"project": checkpoint.project, "base_model": model, "rank": 1}
+    judge = Run.objects.create(name="judge", after=checkpoint.run, status="done", **columns)
+    Run.objects.create(name="policy", after=judge, **columns)
+
+
+def need_path(checkpoint: Checkpoint) -> None:
+    Run.objects.create(
+        project=checkpoint.project,
+        name="student",
+        base_model=checkpoint.base_model,
+        rank=1,
+        config={"teacher": checkpoint.tinker_path},
+    )
+
+
+def need_pairs(checkpoint: Checkpoint) -> None:
+    Generation.objects.create(
+        project=checkpoint.project,
+        name="pairs",
+        base_model=checkpoint.base_model,
+        checkpoint=checkpoint,
+        documents=[],
+        options={},
+        status="asking",
+    )
+
+
 def need_sampling(checkpoint: Checkpoint) -> None:
     SamplingCall.objects.create(
         project=checkpoint.project,
@@ -252,7 +283,7 @@ NEEDS = [
     *(need_pin, need_public, need_deployment, need_change, need_way_back, need_alias),
     *(need_alias_way_back, need_alias_test, need_evaluation, need_judge, need_teacher),
     *(need_branch, need_stage, need_sampling, need_client, need_export, need_promotion),
-    need_other_project,
+    *(need_other_project, need_policy, need_path, need_pairs),
 ]
 
 

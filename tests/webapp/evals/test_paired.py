@@ -141,3 +141,11 @@ def test_odd_scores_give_numbers_and_no_warning(seed: int) -> None:
     low, high = estimate_interval(first, second)
     assert -1 <= low <= high <= 1
     assert 0 < compare_scores(first, second) <= 1
+
+
+def test_changes_that_differ_in_their_last_digit_alone_are_equal_changes() -> None:
+    found = estimate_interval((0.1, 0.2, 0.1, 0.2), (0.2, 0.3, 0.2, 0.3))
+    assert found == estimate_interval((0.25, 0.25, 0.25, 0.25), (0.35, 0.35, 0.35, 0.35))
+    low, high = found
+    assert low < 0
+    assert high > 0.1

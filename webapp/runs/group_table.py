@@ -13,7 +13,9 @@ from webapp.runs.models import Metric, Run, RunGroup
 MOST_POINTS = 400  # of one run's curve beside others
 SEED = "seed"
 FIRST = ("held_out_loss", "held_out/accuracy", "reward/mean", "loss")  # what a group is judged by
-RISING = ("accuracy", "reward", "score", "eval/", "win", "pass")  # keys where more is better
+# Parts of keys where more is better, and those of keys that have one and where less is.
+RISING = ("accuracy", "reward", "score", "eval/", "win", "pass", "margin", "preferred")
+FALLING = ("zero_std", "rejected_reward")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +71,7 @@ def read_table(group: RunGroup, metric: str = "") -> Table:
     metrics = list_metrics(runs)
     chosen = metric if metric in metrics else choose_metric(metrics)
     varied = find_varied(runs)
-    is_rising = any(part in chosen for part in RISING)
+    is_rising = rises(chosen)
     curves = {run.pk: read_curve(run, chosen) for run in runs} if chosen else {}
     rows = [
         make_row(run, place, varied, curves.get(run.pk, ()), is_rising)
@@ -88,6 +90,13 @@ def read_table(group: RunGroup, metric: str = "") -> Table:
 def list_metrics(runs: Sequence[Run]) -> list[str]:
     keys = Metric.objects.filter(run__in=runs).order_by("key").values_list("key", flat=True)
     return list(keys.distinct())
+
+
+def rises(metric: str) -> bool:
+    """Whether more of it is better."""
+    if any(part in metric for part in FALLING):
+        return False
+    return any(part in metric for part in RISING)
 
 
 def choose_metric(metrics: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """The Rollouts tab of a run: one step's groups side by side, filtered and searched."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -113,7 +113,8 @@ def read_rollouts(run: Run, query: Mapping[str, str]) -> dict[str, Any]:
     step = last if asked.step is None else asked.step
     found = asked.choose(run, step)
     groups = found.order_by("-step", "group").values_list("step", "group").distinct()
-    page = Paginator(groups, GROUPS_SHOWN).get_page(query.get("page"))
+    wanted = query.get("page") or find_page(groups, query.get("group", ""))
+    page = Paginator(groups, GROUPS_SHOWN).get_page(wanted)
     shown = RolloutPage(
         query=asked,
         step=step,
@@ -125,6 +126,12 @@ def read_rollouts(run: Run, query: Mapping[str, str]) -> dict[str, Any]:
         num_found=found.count(),
     )
     return {"rollouts": shown, "filters": FILTER_LABELS}
+
+
+def find_page(groups: Iterable[tuple[int, int]], group: str) -> int:
+    """Where a link to one group leads; to none, or to one that is not there: the first page."""
+    numbers = [str(number) for _, number in groups] if group else []
+    return numbers.index(group) // GROUPS_SHOWN + 1 if group in numbers else 1
 
 
 def make_cards(

@@ -162,6 +162,12 @@ def test_the_evidence_of_a_batch_and_of_answers_is_shown(run: Run, browser: Clie
         assert piece in page, piece
 
 
+def test_the_rows_of_a_batch_have_the_numbers_of_the_data_tab(run: Run, browser: Client) -> None:
+    note(run, step=3, batch=[{"row": 7, "loss": 8.125}], num_datums=1)
+    page = browser.get(f"/runs/{run.pk}/?tab=integrity").content.decode()
+    assert "<td>row 7</td>" in page
+
+
 def test_rest_tells_all_ten_and_dismisses(alice: Actor, run: Run) -> None:
     client = Client(headers={"X-API-Key": create_key(actor=alice, name="k")[1]})
     path = f"/rest/runs/{run.pk}/findings"

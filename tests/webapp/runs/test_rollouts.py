@@ -129,6 +129,14 @@ def test_groups_come_page_by_page(actor: Actor, run: Run) -> None:
     assert "Question 6?" in read(client, run, "&page=2")
 
 
+def test_a_link_to_one_group_leads_to_its_page(actor: Actor, run: Run) -> None:
+    fill(run, num_steps=1, num_groups=8)
+    client = sign_in(actor)
+    assert "Question 7?" in read(client, run, "&step=1&group=7")
+    assert "Question 7?" not in read(client, run, "&step=1&group=7&page=1")
+    assert "Question 0?" in read(client, run, "&step=1&group=99")
+
+
 def test_the_number_of_queries_does_not_grow_with_the_groups(actor: Actor, run: Run) -> None:
     fill(run, num_steps=1, num_groups=2)
     client = sign_in(actor)

@@ -10,7 +10,7 @@ from webapp.accounts.models import Actor
 from webapp.core.errors import UserError
 from webapp.datasets.models import Dataset, DatasetVersion
 from webapp.runs.grids import list_points, parse_grid
-from webapp.runs.group_table import find_varied, make_bands, read_curve, read_table
+from webapp.runs.group_table import find_varied, make_bands, read_curve, read_table, rises
 from webapp.runs.history import record_metrics
 from webapp.runs.models import Run, RunGroup
 from webapp.runs.sweeps import create_sweep, stop_group
@@ -148,6 +148,18 @@ def test_more_is_better_of_a_reward(actor: Actor) -> None:
     for place, run in enumerate(runs):
         record_metrics(run, 1, {"reward/mean": place / 10})
     assert [row.run for row in read_table(group).rows] == runs[::-1]
+
+
+@pytest.mark.parametrize(
+    ("metric", "is_more_better"),
+    [
+        ("loss", False), ("kl/reference", False), ("frac_reward_zero_std", False),
+        ("dpo/rejected_reward", False), ("reward/mean", True), ("dpo/margin", True),
+        ("held_out/preferred", True), ("win_rate/optimal", True),
+    ],
+)  # fmt: skip
+def test_the_best_of_a_metric_is_its_most_or_its_least(metric: str, is_more_better: bool) -> None:
+    assert rises(metric) == is_more_better
 
 
 def test_seeds_become_a_mean_with_its_spread_where_all_have_the_step(actor: Actor) -> None:

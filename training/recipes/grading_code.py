@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from traceback import walk_tb
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 import regex  # type: ignore[import-untyped]
@@ -239,9 +239,27 @@ def check_tests(names: Mapping[str, Any], tests: Sequence[CodeType], entry: str)
             check = scope.get("check")
             if entry and callable(check) and check is not known.get("check"):
                 check(scope["candidate"])
+            for function in list_functions(scope):
+                function()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a test raises, it failed
             failures.append(f"{find_line(error)}{type(error).__name__} {error}".strip()[:300])
     return failures
+
+
+def list_functions(scope: Mapping[str, Any]) -> list[FunctionType]:
+    """Tests as pytest finds them: defined and not called, they would pass whatever the code does.
+    The code's own functions are none of these here.
+    """
+    return [
+        each
+        for name, each in scope.items()
+        if name.startswith("test") and isinstance(each, FunctionType) and not count_arguments(each)
+    ]
+
+
+def count_arguments(function: FunctionType) -> int:
+    code = function.__code__
+    return code.co_argcount + code.co_kwonlyargcount
 
 
 def hide_builtins(names: Mapping[str, Any], test: CodeType, entry: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Carries deliveries to their webhooks: one signed POST each, no redirects, short timeouts."""
 
+import asyncio
 import hmac
 import ipaddress
 import json
@@ -22,6 +23,7 @@ from webapp.accounts.webhooks import (
 )
 
 LIMITS = httpx.Timeout(5.0, connect=3.0)
+WHOLE_SECONDS = 10.0  # of one delivery
 MOST_AT_ONCE = 100
 SPENT_SECONDS = 40.0  # of one task: what is left is the next one's
 SIGNATURE = "Hone-Signature"
@@ -30,18 +32,17 @@ SIGNATURE = "Hone-Signature"
 def deliver() -> None:
     """What is due now. An address that does not answer holds nobody else's up."""
     until = time.monotonic() + SPENT_SECONDS
-    with httpx.Client(timeout=LIMITS, follow_redirects=False, trust_env=False) as client:
-        while time.monotonic() < until and (due := list_due(MOST_AT_ONCE)):
-            deliver_each(client, due, until)
+    while time.monotonic() < until and (due := list_due(MOST_AT_ONCE)):
+        deliver_each(due, until)
 
 
-def deliver_each(client: httpx.Client, due: Sequence[Delivery], until: float) -> None:
+def deliver_each(due: Sequence[Delivery], until: float) -> None:
     silent: set[str] = set()
     for delivery in due:
         webhook_id = delivery.webhook_id
         if webhook_id in silent or time.monotonic() > until or not claim_delivery(delivery):
             continue
-        if why := send(client, delivery):
+        if why := send(delivery):
             silent.add(webhook_id)
             note_refused(delivery, why)
             postpone(delivery)
@@ -49,20 +50,29 @@ def deliver_each(client: httpx.Client, due: Sequence[Delivery], until: float) ->
             note_taken(delivery)
 
 
-def send(client: httpx.Client, delivery: Delivery) -> str:
+def send(delivery: Delivery) -> str:
     """Why it was not taken, in a sentence; empty: it was."""
     url = delivery.webhook.url
     try:
         check_address(url)
         body = json.dumps({**delivery.body, "id": delivery.key}).encode()
         headers = make_headers(delivery.event, delivery.webhook.secret, body, int(time.time()))
-        with client.stream("POST", url, content=body, headers=headers) as answer:
-            return explain(answer.status_code)  # its body is nobody's business here
+        return explain(asyncio.run(post(url, body, headers)))
     except httpx.TimeoutException:
         return "It did not answer within 5 s."
+    except TimeoutError:
+        return f"Its answer did not come to an end within {WHOLE_SECONDS:g} s."
     except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
         said = str(error).rstrip(".") or type(error).__name__
         return f"It could not be reached: {said}."
+
+
+async def post(url: str, body: bytes, headers: Mapping[str, str]) -> int:
+    """The status of its answer. Limits on each read alone would let it say a letter at a time."""
+    client = httpx.AsyncClient(timeout=LIMITS, follow_redirects=False, trust_env=False)
+    async with asyncio.timeout(WHOLE_SECONDS), client:
+        async with client.stream("POST", url, content=body, headers=headers) as answer:
+            return answer.status_code  # its body is nobody's business here
 
 
 def check_address(url: str) -> None:

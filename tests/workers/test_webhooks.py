@@ -133,6 +133,17 @@ def test_a_silent_address_holds_nobody_up_and_is_asked_once(
     assert (first.tries, first.error) == (1, "It did not answer within 5 s.")
 
 
+def test_an_answer_that_trickles_in_is_not_waited_for(
+    alice: Actor, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "WHOLE_SECONDS", 0.5)
+    server.is_slow = True
+    make_webhook(alice, server.url)
+    tell(alice.project, "run.failed", "run-1", {"text": "It failed."})
+    deliver()
+    assert read_one().error == "Its answer did not come to an end within 0.5 s."
+
+
 def test_a_crowd_for_a_dead_address_keeps_no_place_of_others(
     alice: Actor, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

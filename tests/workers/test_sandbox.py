@@ -81,7 +81,9 @@ def test_code_that_names_things_as_its_tests_do_changes_nothing_of_them(sandbox:
 
 
 def test_functions_that_pytest_would_find_are_called(sandbox: Sandbox) -> None:
-    tests = "def test_small():\n    assert add(1, 2) == 3\ndef test_next():\n    assert add(2, 2) == 4"
+    tests = (
+        "def test_small():\n    assert add(1, 2) == 3\ndef test_next():\n    assert add(2, 2) == 4"
+    )
     assert run(sandbox, ADD, tests)["score"] == 1.0
     assert run(sandbox, "def add(a, b): return 3", tests)["score"] == 0.0
     own = "def test_me(): raise ValueError\n" + ADD

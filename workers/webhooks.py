@@ -70,9 +70,9 @@ def send(delivery: Delivery) -> str:
 async def post(url: str, body: bytes, headers: Mapping[str, str]) -> int:
     """The status of its answer. Limits on each read alone would let it say a letter at a time."""
     client = httpx.AsyncClient(timeout=LIMITS, follow_redirects=False, trust_env=False)
-    async with asyncio.timeout(WHOLE_SECONDS), client:
-        async with client.stream("POST", url, content=body, headers=headers) as answer:
-            return answer.status_code  # its body is nobody's business here
+    asked = client.stream("POST", url, content=body, headers=headers)
+    async with asyncio.timeout(WHOLE_SECONDS), client, asked as answer:
+        return answer.status_code  # its body is nobody's business here
 
 
 def check_address(url: str) -> None:

@@ -112,6 +112,7 @@ def find_leaks(version: DatasetVersion, options: Options) -> Result:
         "num_exact": len(exact),
         "num_near": len(near),
         "num_left_out": sketches.num_left_out,
+        "num_pairs": len(pairs),
         "pairs": show_pairs(name_source(options), version, pairs[:MAX_SHOWN]),
     }
 

@@ -79,7 +79,7 @@ def test_leaks_are_the_same_rows_and_near_ones_of_the_other_side(
     )
     found = ask(actor, train, "leakage", against=held_out.pk, threshold=0.7)
     assert (found["num_rows"], found["num_others"]) == (3, 3)
-    assert (found["num_exact"], found["num_near"]) == (1, 1)
+    assert (found["num_exact"], found["num_near"], found["num_pairs"]) == (1, 1, 2)
     pairs = {(pair["first"]["number"], pair["second"]["number"]) for pair in found["pairs"]}
     assert pairs == {(3, 1), (2, 2)}
 

@@ -11,7 +11,7 @@ from django.conf import settings
 from webapp.core.errors import UserError
 from webapp.core.threads import App, Receive, Scope, Send
 
-UPLOADS = ("/rest/dataset-versions", "/datasets/new/")
+UPLOADS = ("/rest/dataset-versions", "/datasets/new/", "/rest/generations", "/generations/new/")
 HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 

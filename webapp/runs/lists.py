@@ -51,7 +51,7 @@ class RunQuery:
 
 def list_runs(actor: Actor, query: RunQuery) -> CursorPage[Run]:
     rows = Run.objects.in_project(actor).select_related("base_model", "dataset_version__dataset")
-    rows = rows.prefetch_related("base_model__names").defer("config", "steering", "error")
+    rows = rows.prefetch_related("base_model__names").defer("steering", "error")
     for word in query.text.split()[:MOST_WORDS]:
         rows = rows.filter(
             Q(name__icontains=word)

@@ -75,7 +75,9 @@ def test_a_body_within_the_limit_arrives() -> None:
     assert (status, reader.num_bytes) == (200, 100)
 
 
-@pytest.mark.parametrize("path", ["/rest/dataset-versions", "/datasets/new/"])
+@pytest.mark.parametrize(
+    "path", ["/rest/dataset-versions", "/datasets/new/", "/rest/generations", "/generations/new/"]
+)
 def test_uploads_may_be_larger(path: str) -> None:
     assert post(path, [b"x"], {"content-length": "1100"})[0] == 200
     assert post(path, [b"x"], {"content-length": "1101"})[0] == 413

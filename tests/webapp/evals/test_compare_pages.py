@@ -328,7 +328,9 @@ def test_each_sample_of_an_item_can_be_read(browser: Client, alice: Actor) -> No
     EvalResult.objects.filter(evaluation=before, index=0, sample=1).update(completion="second try")
     page = read(browser, address([before, after], "answers/", item="0"))
     assert "second try" not in page
-    assert "second try" in read(browser, address([before, after], "answers/", item="0", x="1"))
+    second = read(browser, address([before, after], "answers/", item="0", x="1"))
+    assert "second try" in second
+    assert "<strong>2</strong>" in second  # as the evaluation's page counts them
 
 
 def test_the_csv_has_a_line_for_every_answer(browser: Client, three: list[Evaluation]) -> None:

@@ -9,7 +9,14 @@ from django.test import Client
 from django.utils.timezone import now
 from pytest_django import DjangoAssertNumQueries
 
-from tests.webapp.cast import make_actor, make_base_model, make_run, make_viewer, sign_in
+from tests.webapp.cast import (
+    count_queries,
+    make_actor,
+    make_base_model,
+    make_run,
+    make_viewer,
+    sign_in,
+)
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.fleet.models import BaseModel, Worker
@@ -112,6 +119,17 @@ def test_every_tab_of_a_clients_run_and_of_a_recipes_run_opens(
         for tab in TABS:
             assert browser.get(f"/runs/{run.pk}/?tab={tab}").status_code == 200
     assert browser.get(f"/runs/{run.pk}/?tab=nothing").status_code == 404
+
+
+def test_the_list_takes_the_same_queries_for_one_program_and_for_five(
+    alice: Actor, browser: Client
+) -> None:
+    base_model = make_base_model()
+    make_run(alice, base_model)
+    once = count_queries(browser, "/runs/")
+    for _ in range(4):
+        make_run(alice, base_model)
+    assert count_queries(browser, "/runs/") == once
 
 
 def record_paced_steps(run: Run, gaps: Sequence[float]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from typing import Any
@@ -18,6 +18,7 @@ from workers.remote import Ended, OperationFailed, RemoteFuture, Waiter
 
 Status = SamplingCall.Status
 Question = Sequence[Mapping[str, Any]]  # messages
+KEY = "judge"
 LIVE = (Status.QUEUED, Status.RUNNING)
 FAILED = (Status.FAILED, Status.CANCELLED, Status.LOST)
 
@@ -89,9 +90,11 @@ def open_judge(
     waiter: Waiter,
     keep_going: Callable[[], None],
 ) -> RemoteJudge:
-    """`name` as in the project: a deployment, a checkpoint or a base model."""
+    """`name` as in the project: a deployment, a checkpoint or a base model. As a key of the project
+    sees it: what else its owner may see is not everybody's here.
+    """
     try:
-        target = find_target(act_for(project), name)
+        target = find_target(replace(act_for(project), key_id=KEY), name)
     except UserError as error:
         raise InvalidInput(f"the judge {name!r:.80}: {error}") from error
     return RemoteJudge(

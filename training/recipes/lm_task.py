@@ -130,6 +130,9 @@ def read_task(text: str) -> LmTask:
     if len(text) > MAX_TASK:
         raise InvalidInput(f"the task has more than {MAX_TASK:,} characters")
     try:
+        # A few of them, each of several of the one before, are more than any memory holds.
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise InvalidInput("the task refers to its own parts by *: write each out")
         said = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise InvalidInput(f"the task is not plain YAML: {error}") from error

@@ -52,6 +52,7 @@ def test_the_file_for_lm_eval_has_our_rows_and_our_name_whatever_it_said() -> No
         ("", "not a YAML file"),
         ("[1]", "not a YAML file"),
         ("a: [", "not plain YAML"),
+        (f"metadata: &a [x, x]\ntag: [*a, *a]\n{PLAIN}", "refers to its own parts"),
         (f"{PLAIN}process_docs: !function utils.process\n", "not plain YAML"),
         (f"{PLAIN}include: other.yaml\n", "include is not known here"),
         (f"{PLAIN}process_results: x\n", "process_results is not known here"),

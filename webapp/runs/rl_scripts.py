@@ -37,10 +37,10 @@ def write_rl(program: Program) -> str:
     penalty = PENALTY.replace("REFERENCE", name_start(program)) if config.kl_coefficient else ""
     loop = LOOP.replace("ADVANTAGES", SPREAD if config.kl_coefficient else PLAIN)
     by_std = config.advantage_normalization == "std"
-    parts = RL.replace("REWARD", reward).replace("MASK", MASK if config.asks_ratio_mask else "")
-    return (
-        head + ORDER + SCHEDULE + parts.replace("SCALE", STD if by_std else "1.0") + penalty + loop
-    )
+    parts = RL.replace("MASK", MASK if config.asks_ratio_mask else "")
+    parts = parts.replace("SCALE", STD if by_std else "1.0")
+    # Last: what people have written stays as it is.
+    return head + ORDER + SCHEDULE + parts.replace("REWARD", reward) + penalty + loop
 
 
 def write_reward(graders: Sequence[Mapping[str, Any]]) -> str:

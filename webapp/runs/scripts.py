@@ -10,6 +10,7 @@ from training.types import LORA_ALPHA
 
 NO_EMBEDDING = "  # no flag means the input embedding, which the run on this page trains too"
 NO_ALPHA = "  # no flag means alpha, which is {alpha:g} in the run on this page and {usual:g} here"
+NO_STOP = "# The run on this page may stop early; this program makes all of its steps.\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +49,11 @@ def write_head(program: Program, *, imports: str = "import tinker", **own: Any) 
     }
     constants = "\n".join(f"{name.upper()} = {value!r}" for name, value in settings.items())
     needs = " ".join(["tinker transformers", *(["torch"] if "torch" in imports else [])])
+    notes = NO_STOP if config.early_stop else ""
     fetched = FETCH if program.version_id else ""
     return (
         f"# pip install {needs}; export TINKER_BASE_URL={program.url} TINKER_API_KEY=tml-...\n"
+        f"{notes}"
         f"import hashlib\nimport json\nimport math\nimport os\nimport urllib.request\n\n"
         f"{imports}\n\n{constants}\n{fetched}\n{write_client(program)}{TOKENIZER}"
     )

@@ -5,11 +5,14 @@ from django.test import Client
 
 from tests.webapp.cast import make_actor, make_base_model, sign_in
 from tests.webapp.runs.test_pages_launch import fill, make_version
+from training.recipes.rl_config import RlConfig
 from webapp.accounts.models import Actor
 from webapp.accounts.services import create_key
 from webapp.datasets.models import Dataset, DatasetVersion
 from webapp.runs.methods import METHODS
 from webapp.runs.models import Run
+from webapp.runs.rl_scripts import write_rl
+from webapp.runs.scripts import Program
 from workers.methods import DRIVES
 
 pytestmark = pytest.mark.django_db
@@ -151,3 +154,23 @@ def test_every_method_is_forecast_and_written_as_a_call_and_as_a_program(
     assert f'"recipe": "{recipe}"' in export.curl
     compile(export.script, "script", "exec")
     assert "tinker.ServiceClient()" in export.script
+
+
+def test_a_pattern_stands_in_the_program_as_it_was_written() -> None:
+    pattern = "(SCALE|MASK|REWARD)"
+    graders = [{"name": "regex", "pattern": pattern, "weight": 1.0}]
+    config = RlConfig.from_dict({"graders": graders, "steps": 1})
+    made = write_rl(
+        Program(url="http://x", base_model="m", context_tokens=0, version_id="v", config=config)
+    )
+    assert f"re.search({pattern!r}, text)" in made
+
+
+def test_a_program_says_that_it_does_not_stop_early(alice: Actor, browser: Client) -> None:
+    make_version(alice)
+    page = browser.get("/runs/new/")
+    said = "may stop early; this program makes all of its steps"
+    assert said not in page.context["export"].script
+    later = browser.post("/runs/new/forecast/", fill(page, early_stop="held_out_loss"))
+    assert said in later.context["export"].script
+    compile(later.context["export"].script, "script", "exec")

@@ -155,10 +155,11 @@ def test_batches_are_sampled_ahead_where_that_is_allowed(
     assert (run.step, run.total_steps) == (4, 4)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_the_penalty_holds_the_policy_near_what_it_began_with(
-    actor: Actor, sums: DatasetVersion
+    actor: Actor, sums: DatasetVersion, temperature: float
 ) -> None:
-    run = drive(make_rl_run(actor, sums, kl_coefficient=0.1))
+    run = drive(make_rl_run(actor, sums, kl_coefficient=0.1, temperature=temperature))
     assert (run.status, run.error) == (Status.DONE, "")
     divergence = read_curve(run, "kl/reference")
     assert divergence[1] == pytest.approx(0, abs=1e-3)  # at first it is the reference

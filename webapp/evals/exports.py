@@ -23,13 +23,13 @@ from webapp.evals.compare_views import Column, make_columns, relate
 from webapp.evals.comparison import Comparison, name_change, sum_up
 from webapp.evals.items import ItemRow, list_rows, select_rows
 from webapp.evals.models import EvalResult, Evaluation
-from webapp.evals.slices import cut_comparisons, list_facets
+from webapp.evals.slices import Cut, cut_comparisons, list_facets
 from webapp.evals.texts import AnswerDiff, diff_answers
 from webapp.evals.views import show_item
 from webapp.runs.views import Echo
 
 MOST_BYTES = 4 * 2**20  # of prompts and answers in the HTML file
-SECONDS = 20.0  # for all differences in it
+SECONDS = 20.0  # for all differences in it, and as long for all slices
 SECONDS_A_PAIR = 0.5
 R = TypeVar("R", bound=HttpResponseBase)
 
@@ -119,6 +119,8 @@ def write_html(choice: Choice) -> str:
     suite = choice.baseline.suite
     rows = select_rows(list_rows(comparisons), "flips")
     flips = list(take_flips(rows, columns))
+    facets = list_facets(suite.items)
+    cuts = list(take_cuts(comparisons, facets))
     return render_to_string(
         "evals/export.html",
         {
@@ -132,13 +134,23 @@ def write_html(choice: Choice) -> str:
             "num_flips": len(rows),
             "flips": flips,
             "limit": size(MOST_BYTES),
-            "cuts": [cut_comparisons(comparisons, name) for name in list_facets(suite.items)],
+            "cuts": cuts,
+            "uncut": facets[len(cuts) :],
             "relations": relate(columns),
             "changes": list_changes(*choice.evaluations),
             "settings": list_settings(columns),
             "written_at": now(),
         },
     )
+
+
+def take_cuts(comparisons: Sequence[Comparison], facets: Sequence[str]) -> Iterator[Cut]:
+    """In order, until the time is over: each slice of parts of a point is resampled."""
+    deadline = monotonic() + SECONDS
+    for name in facets:
+        if monotonic() > deadline:
+            return
+        yield cut_comparisons(comparisons, name)
 
 
 def list_settings(columns: Sequence[Column]) -> list[tuple[str, str, str]]:

@@ -225,6 +225,16 @@ def test_numbers_of_a_column_are_cut_into_ranges_of_about_as_many_items(alice: A
     assert [each.name for each in cut_comparisons(found, "column odd").slices] == ["false", "true"]
 
 
+def test_slices_that_take_too_long_are_left_out_of_the_file_and_named(
+    browser: Client, three: list[Evaluation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "Nothing is cut here" not in read(browser, address(three, "html/"))
+    monkeypatch.setattr(exports, "SECONDS", -1.0)
+    page = read(browser, address(three, "html/"))
+    assert "Nothing is cut here by prompt length, column level, for lack of time" in page
+    assert "By prompt length" not in page
+
+
 def test_a_column_of_endless_numbers_tells_nothing_and_breaks_nothing(
     browser: Client, alice: Actor
 ) -> None:

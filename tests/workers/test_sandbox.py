@@ -69,6 +69,12 @@ def test_a_test_that_calls_the_entry_by_another_name_gets_it(sandbox: Sandbox) -
     assert run(sandbox, ADD.replace("+", "-"), tests, entry="add")["score"] == 0.0
 
 
+def test_a_check_that_nothing_calls_is_the_rows_fault(sandbox: Sandbox) -> None:
+    tests = "def check(candidate):\n    assert candidate(1, 2) == 3"
+    assert "name the entry" in run(sandbox, ADD, tests)["error"]
+    assert run(sandbox, ADD, f"{tests}\ncheck(add)")["score"] == 1.0
+
+
 def test_code_that_names_things_as_its_tests_do_changes_nothing_of_them(sandbox: Sandbox) -> None:
     wrong = "def add(a, b): return 0\ndef check(it): pass\ndef abs(x): return 0"
     defines = "def check(candidate):\n    assert candidate(1, 2) == 3"

@@ -5,6 +5,7 @@ values, or handles of objects that stay with the code. Nothing that the code doe
 process (leaving it, rewriting comparisons, reading its memory) makes a test pass.
 """
 
+import ast
 import builtins
 import json
 import os
@@ -180,6 +181,10 @@ def run_tests(wire: Wire, tests: Any, entry: str, *, partial: bool) -> tuple[flo
     if isinstance(tests, list) and tests and all(isinstance(each, dict) for each in tests):
         return share(check_outputs(wire, tests), len(tests), partial)
     compiled = [compile_test(each) for each in read_sources(tests)]
+    if not entry and any(map(waits_for_entry, read_sources(tests))):
+        raise InvalidInput(
+            "the tests only define check(candidate): name the entry that it is to test"
+        )
     try:
         names = read_names(wire)
     except CodeFailedError as error:
@@ -220,6 +225,16 @@ def compile_test(source: str) -> Any:
         return compile(source, TESTS, "exec")
     except (SyntaxError, ValueError) as error:
         raise InvalidInput(f"the tests are not Python: {error}") from error
+
+
+def waits_for_entry(source: str) -> bool:
+    """Without one it would never be called, and every answer would pass."""
+    tree = ast.parse(source)
+    is_defined = any(
+        isinstance(each, ast.FunctionDef) and each.name == "check" for each in tree.body
+    )
+    calls = (each.func for each in ast.walk(tree) if isinstance(each, ast.Call))
+    return is_defined and not any(isinstance(f, ast.Name) and f.id == "check" for f in calls)
 
 
 def share(failures: Sequence[str], count: int, partial: bool) -> tuple[float, str]:

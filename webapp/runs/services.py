@@ -22,7 +22,7 @@ from webapp.runs.endings import tell_end
 from webapp.runs.methods import METHODS, check_kind, find_method
 from webapp.runs.models import LogLine, Operation, Run, RunGroup, Session
 from webapp.runs.room import predict_bytes
-from webapp.runs.teachers import check_teacher
+from webapp.runs.teachers import check_reward_models, check_teacher
 
 NOT_OF_THE_RECIPE = ("eval_suite",)  # of a run's config: the worker sees to it
 LONGEST_SILENCE = timedelta(minutes=10)  # the SDK beats every 10 s and itself gives up after 2 min
@@ -62,6 +62,7 @@ def create_run(  # noqa: PLR0913 - the row's columns, by name
     config = check_config(config if parent is None else take_shape(config, parent), recipe)
     check_suite(actor.project, config.get("eval_suite"))
     check_teacher(actor.project, config.get("teacher"))
+    check_reward_models(actor.project, config.get("graders"))
     predicted = predict_bytes(dataset_version, base_model, read_recipe(config, recipe))
     learned = dataset_version.dataset if dataset_version is not None else METHODS[recipe].label
     given = name.strip() or f"{learned} on {base_model.short_name}"

@@ -23,6 +23,17 @@ def check_teacher(project: Project, name: Any) -> None:
         )
 
 
+def check_reward_models(project: Project, graders: Any) -> None:
+    """As teachers are. One that a run of the same group is still to make is named by that run."""
+    for name in filter(None, (each.get("checkpoint") for each in graders or ())):
+        if not name.startswith("run:") and find_checkpoint(project, name) is None:
+            raise UserError(
+                f"There is no reward model {name!r:.80}: name a checkpoint of this project by its"
+                " id or tinker:// path.",
+                field="graders",
+            )
+
+
 def find_checkpoint(project: Project, name: str) -> Any | None:
     """Its app lies above this one, so it is found by name."""
     rows = apps.get_model("checkpoints", "Checkpoint").objects.loadable().filter(project=project)

@@ -3,12 +3,14 @@
 import pytest
 from django.test import Client
 
-from tests.webapp.cast import make_actor, make_base_model, sign_in
+from tests.webapp.cast import make_actor, make_base_model, make_run, sign_in
+from tests.webapp.deployments.conftest import make_checkpoint
 from tests.webapp.runs.test_pages_launch import fill, make_version
 from training.recipes.rl_config import RlConfig
 from webapp.accounts.models import Actor
 from webapp.accounts.services import create_key
 from webapp.datasets.models import Dataset, DatasetVersion
+from webapp.fleet.models import BaseModel
 from webapp.runs.methods import METHODS
 from webapp.runs.models import Run
 from webapp.runs.rl_scripts import write_rl
@@ -174,3 +176,23 @@ def test_a_program_says_that_it_does_not_stop_early(alice: Actor, browser: Clien
     later = browser.post("/runs/new/forecast/", fill(page, early_stop="held_out_loss"))
     assert said in later.context["export"].script
     compile(later.context["export"].script, "script", "exec")
+
+
+def test_a_reward_model_of_another_project_is_refused_at_once(
+    alice: Actor, program: Client
+) -> None:
+    version = make_version(alice, kind="prompt")
+    base_model = BaseModel.objects.get()
+    for owner, status in ((make_actor("carol"), 400), (alice, 201)):
+        judge = make_checkpoint(make_run(owner, base_model))
+        body = {
+            "base_model": base_model.name,
+            "dataset_version": version.pk,
+            "recipe": "rl",
+            "config": {"graders": [{"name": "preference", "checkpoint": judge.pk}], "steps": 1},
+        }
+        answer = program.post("/rest/runs", body, content_type="application/json")
+        assert (answer.status_code, "reward model" in answer.content.decode()) == (
+            status,
+            status == 400,
+        )

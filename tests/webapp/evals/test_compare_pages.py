@@ -225,6 +225,20 @@ def test_numbers_of_a_column_are_cut_into_ranges_of_about_as_many_items(alice: A
     assert [each.name for each in cut_comparisons(found, "column odd").slices] == ["false", "true"]
 
 
+def test_the_page_names_both_tests_where_both_were_made(browser: Client, alice: Actor) -> None:
+    suite = make_suite(alice, 4)
+    whole, parts = make_evaluation(suite, [0, 1, 1, 1]), make_evaluation(suite, [0, 0.5, 1, 1])
+    base = make_evaluation(suite, [0, 0, 0, 1])
+    both = " ".join(read(browser, address([base, whole, parts])).split())
+    exact, drawn = "McNemar&#x27;s exact test", "a paired permutation test"
+    assert f"{exact} where all scores are 0 or 1" in both
+    assert f"by {drawn} (" in both
+    assert "where some are parts of a point" in both
+    one = read(browser, address([base, whole]))
+    assert f"by {exact}. The interval is Newcombe's for paired shares, at 95 %" in one
+    assert drawn not in one
+
+
 def test_slices_that_take_too_long_are_left_out_of_the_file_and_named(
     browser: Client, three: list[Evaluation], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Self-play over the log: no dataset, contests on a cadence, the same after a kill."""
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,9 @@ from django.utils.timezone import now
 
 from tests.workers.cast import make_device, make_tiny
 from tests.workers.rollouts import ProcessKilled, RolloutWaiter
+from tests.workers.test_distillation import make, make_version
 from tests.workers.test_rl import drive, list_operations, list_rollouts, read_curve
+from training.recipes.games import Nim
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.core.errors import UserError
@@ -33,7 +36,7 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def make_game_run(actor: Actor, **changes: Any) -> Run:
+def make_game_run(actor: Actor, parent: Checkpoint | None = None, **changes: Any) -> Run:
     return services.create_run(
         actor=actor,
         origin="browser",
@@ -42,6 +45,7 @@ def make_game_run(actor: Actor, **changes: Any) -> Run:
         dataset_version=None,
         config=CONFIG | changes,
         recipe="self_play",
+        parent=parent,
     )
 
 
@@ -56,6 +60,35 @@ def test_games_are_played_learned_from_and_measured(actor: Actor) -> None:
     lines = list(LogLine.objects.filter(run=run).values_list("text", flat=True))
     assert "8 games of nim a batch in 3 steps." in lines
     assert any(line.startswith("After step 3: win rate random ") for line in lines)
+
+
+def test_a_beginner_learns_the_rules_from_its_own_games(actor: Actor, tmp_path: Path) -> None:
+    """It has seen each move once or twice, and plays against itself from there. What breaks the
+    rules loses, so it soon breaks none; and it loses less to an opponent who moves at random."""
+    nim = Nim()
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": nim.ask(str(heap))},
+                {"role": "assistant", "content": str(move)},
+            ]
+        }
+        for heap in range(1, nim.most + 1)
+        for move in nim.list_moves(str(heap))
+    ]
+    shown = {"rank": 8, "learning_rate": 0.003, "schedule": "constant", "batch_size": 24}
+    shown |= {"steps": 2, "evaluate_every": 0, "held_out_share": 0, "sampling": {"every": 0}}
+    version = make_version(actor, tmp_path, rows, "conversation")
+    beginner = drive(make(actor, version, "sft", shown))
+    config = {"batch_size": 8, "steps": 6, "learning_rate": 0.002, "seed": 3, "rank": 8}
+    config |= {"evaluate_every": 1, "eval_games": 30}
+    parent = Checkpoint.objects.get(run=beginner, kind="training")
+    run = drive(make_game_run(actor, parent=parent, **config))
+    assert (run.status, run.error) == ("done", "")
+    legal, won = read_curve(run, "reward/legal"), read_curve(run, "win_rate/random")
+    assert legal[1] < 0.85
+    assert legal[6] > 0.95
+    assert won[6] > won[1]
 
 
 @pytest.mark.parametrize("ahead", [0, 1])

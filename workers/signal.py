@@ -48,7 +48,7 @@ class Signal:
         self.num_zero += length == 0
         if length == 0:
             return
-        mean = float(advantages[on].mean())
+        mean = float(advantages[on].mean(dtype=np.float64))  # odd programs send 1e38 and more
         self.advantages.append(mean)
         self.lengths.append(length)
         if mean > 0:

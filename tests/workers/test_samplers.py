@@ -137,10 +137,14 @@ def test_a_failed_call_says_whose_fault_it_was(
 
 
 def test_a_stop_is_heard_while_an_answer_is_waited_for(run: Run) -> None:
-    def stop() -> None:
-        raise Cancelled
+    wishes: list[str] = []
 
-    waits = open_sampler(run, keep_going=stop).sample(REQUEST, about={"step": 1})
+    def hear() -> None:
+        if wishes:
+            raise Cancelled
+
+    waits = open_sampler(run, keep_going=hear).sample(REQUEST, about={"step": 1})
+    wishes.append("stop")
     with pytest.raises(Cancelled):
         waits.result()
 

@@ -36,7 +36,7 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def make_game_run(actor: Actor, parent: Checkpoint | None = None, **changes: Any) -> Run:
+def make_game_run(actor: Actor, parent: Any = None, **changes: Any) -> Run:
     return services.create_run(
         actor=actor,
         origin="browser",
@@ -76,11 +76,22 @@ def test_a_beginner_learns_the_rules_from_its_own_games(actor: Actor, tmp_path: 
         for heap in range(1, nim.most + 1)
         for move in nim.list_moves(str(heap))
     ]
-    shown = {"rank": 8, "learning_rate": 0.003, "schedule": "constant", "batch_size": 24}
+    shown: dict[str, Any] = {
+        "rank": 8,
+        "learning_rate": 0.003,
+        "schedule": "constant",
+        "batch_size": 24,
+    }
     shown |= {"steps": 2, "evaluate_every": 0, "held_out_share": 0, "sampling": {"every": 0}}
     version = make_version(actor, tmp_path, rows, "conversation")
     beginner = drive(make(actor, version, "sft", shown))
-    config = {"batch_size": 8, "steps": 6, "learning_rate": 0.002, "seed": 3, "rank": 8}
+    config: dict[str, Any] = {
+        "batch_size": 8,
+        "steps": 6,
+        "learning_rate": 0.002,
+        "seed": 3,
+        "rank": 8,
+    }
     config |= {"evaluate_every": 1, "eval_games": 30}
     parent = Checkpoint.objects.get(run=beginner, kind="training")
     run = drive(make_game_run(actor, parent=parent, **config))

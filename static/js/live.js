@@ -68,7 +68,8 @@ function connect() {
     };
 }
 
-if (path) {
+// htmx listens from DOMContentLoaded on: a hint that came before would be told to nobody.
+function begin() {
     connect();
     setInterval(() => {
         if (!document.hidden && Date.now() - lastHeard > SILENCE_MS) tell("catchup");
@@ -76,3 +77,6 @@ if (path) {
     document.addEventListener("visibilitychange", () => document.hidden || tell("catchup"));
     window.addEventListener("online", () => tell("catchup"));
 }
+
+if (path && document.readyState === "complete") begin();
+else if (path) document.addEventListener("DOMContentLoaded", () => setTimeout(begin));

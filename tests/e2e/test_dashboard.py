@@ -195,7 +195,7 @@ def test_a_run_is_paused_resumed_and_stopped_from_its_page(page: Page, live: Liv
     page.get_by_role("button", name="Resume").click()
     expect(page.locator("#run-actions").get_by_text("running")).to_be_visible(timeout=60_000)
     page.on("dialog", lambda dialog: dialog.accept())
-    page.get_by_role("button", name="Stop").click()
+    page.get_by_role("button", name="Stop", exact=True).click()
     confirm = page.get_by_role("dialog").get_by_role("button", name="Stop")
     if confirm.count():
         confirm.click()
@@ -212,9 +212,11 @@ def test_a_page_that_lost_its_connection_shows_the_whole_history_again(
     act_by_rest(live, run_id, "pause", "paused")
     expect(page.locator("#run-actions").get_by_text("paused")).to_be_visible(timeout=60_000)
     page.context.set_offline(True)
-    act_by_rest(live, run_id, "resume", "done")
-    assert len(page.evaluate(DRAWN_LOSSES)) < 600
-    page.context.set_offline(False)
+    try:
+        act_by_rest(live, run_id, "resume", "done")
+        assert len(page.evaluate(DRAWN_LOSSES)) < 600
+    finally:
+        page.context.set_offline(False)
     expect(page.locator("#run-actions").get_by_text("done")).to_be_visible(timeout=60_000)
     assert len(wait_for_points(page, 600)) == 600
 

@@ -1,6 +1,7 @@
 """Distillation in the whole product: from the form, over REST, and as programs on the SDK."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -103,3 +104,30 @@ def test_a_student_comes_nearer_to_its_teacher_and_a_program_does_the_same(
     first = {each["step"]: each["loss"] for each in told[:2]}
     assert first == pytest.approx({step: losses[step] for step in first}, abs=5e-3)
     assert len(told) == len(losses)
+
+
+@pytest.mark.parametrize("recipe", ["on_policy_distillation", "off_policy_distillation"])
+def test_a_teacher_is_chosen_in_the_form(
+    page: Page, rest: httpx.Client, content: bytes, recipe: str
+) -> None:
+    name = f"questions {uuid4().hex[:6]}"
+    upload(rest, name, content)
+    page.goto(f"/runs/new/?method={recipe}")
+    page.get_by_label("Dataset", exact=True).select_option(label=f"{name} v1")
+    page.get_by_label("Teacher", exact=True).select_option(label="tiny-chatml-1m")
+    page.get_by_label("Train for").fill("2")
+    page.locator("select[name=length_unit]").select_option("steps")
+    page.get_by_label("Sample every").fill("0")
+    page.get_by_role("button", name="Launch").click()
+    expect(page).to_have_url(re.compile(r"/runs/run-\w+/$"), timeout=20_000)
+    run = finish(rest, page.url.rstrip("/").split("/")[-1])
+    assert (run["recipe"], run["origin"], run["step"]) == (recipe, "browser", 2)
+    assert run["config"]["teacher"] == "tiny-chatml-1m"
+
+
+def test_a_prompt_is_taken_to_heart_over_rest(rest: httpx.Client, content: bytes) -> None:
+    version = upload(rest, f"questions {uuid4().hex[:6]}", content)
+    config = {**SHARED, "teacher_prompt": PROMPT, "steps": 2}
+    run = finish(rest, launch(rest, "prompt_distillation", version, config))
+    assert (run["origin"], run["step"]) == ("rest", 2)
+    assert run["config"]["teacher_prompt"] == PROMPT

@@ -134,6 +134,13 @@ def test_preferences_are_learned_from_the_form_and_by_the_program_it_exports(
     assert told[-1]["held_out/accuracy"] > 0.9
 
 
+def test_preferences_are_launched_over_rest(rest: httpx.Client) -> None:
+    version = upload(rest, "pairs over REST", PAIRS)
+    config = DPO | {"steps": 2, "evaluate_every": 0}
+    run = finish(rest, launch(rest, "dpo", version, config))
+    assert (run["recipe"], run["origin"], run["step"]) == ("dpo", "rest", 2)
+
+
 def fill_dpo(page: Page, version: str) -> None:
     page.get_by_label("Dataset", exact=True).select_option(version)
     page.get_by_label("Train for").fill(str(DPO["steps"]))

@@ -20,10 +20,8 @@ About = dict[str, Any]
 
 def find_reward_model(run: Run, name: str) -> Checkpoint:
     """By its id, or by its path as the SDK has it; of the run's own project."""
-    rows = Checkpoint.objects.select_related("run", "base_model").filter(project=run.project)
-    found = next((each for each in rows.filter(pk=name)), None) or next(
-        (each for each in rows.filter(deleted_at=None) if each.tinker_path == name), None
-    )
+    rows = Checkpoint.objects.filter(project=run.project)
+    found = rows.loadable().find_named(name) or rows.find_named(name)
     if found is None:
         raise InvalidInput(f"there is no checkpoint {name!r:.60} in the run's project")
     if found.deleted_at is not None:

@@ -28,7 +28,7 @@ def open_teacher(run: Run, name: str, *, waiter: Waiter, keep: KeepGoing) -> Tea
 def find_teacher(run: Run, name: str) -> tuple[BaseModel, Checkpoint | None]:
     if not name:
         return run.base_model, run.parent
-    checkpoint = find_checkpoint(run, name)
+    checkpoint = Checkpoint.objects.loadable().filter(project=run.project).find_named(name)
     if checkpoint is not None:
         return checkpoint.base_model, checkpoint
     base_model = BaseModel.objects.filter(names__name=name).order_by().first()
@@ -37,16 +37,6 @@ def find_teacher(run: Run, name: str) -> tuple[BaseModel, Checkpoint | None]:
             f"the teacher {name!r:.80} is neither a checkpoint of the project nor a base model"
         )
     return base_model, None
-
-
-def find_checkpoint(run: Run, name: str) -> Checkpoint | None:
-    """By its id or its tinker:// path."""
-    rows = Checkpoint.objects.loadable().filter(project=run.project)
-    rows = rows.select_related("base_model", "run")
-    if not name.startswith("tinker://"):
-        return rows.filter(pk=name).first()
-    named = rows.filter(name=name.rpartition("/")[2])
-    return next((each for each in named if each.tinker_path == name), None)
 
 
 def speaks_alike(run: Run, teacher: Teacher, own: ChatTokenizer) -> bool:

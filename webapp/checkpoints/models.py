@@ -22,6 +22,14 @@ class CheckpointQuerySet(OwnedQuerySet["Checkpoint"]):
         """What can be served, sampled from and trained on: exports only leave this server."""
         return self.alive().exclude(kind=Checkpoint.Kind.EXTERNAL)
 
+    def find_named(self, name: str) -> "Checkpoint | None":
+        """By its id or its tinker:// path."""
+        rows = self.select_related("base_model", "run")
+        if not name.startswith("tinker://"):
+            return rows.filter(pk=name).first()
+        named = rows.filter(name=name.rpartition("/")[2])
+        return next((each for each in named if each.tinker_path == name), None)
+
 
 class Checkpoint(models.Model):
     """Weights on disk: an adapter in PEFT format or, of a full-parameter run, a whole model or what

@@ -36,11 +36,8 @@ def check_reward_models(project: Project, graders: Any) -> None:
 
 def find_checkpoint(project: Project, name: str) -> Any | None:
     """Its app lies above this one, so it is found by name."""
-    rows = apps.get_model("checkpoints", "Checkpoint").objects.loadable().filter(project=project)
-    if not name.startswith("tinker://"):
-        return rows.filter(pk=name).first()
-    named = rows.filter(name=name.rpartition("/")[2]).select_related("run")
-    return next((each for each in named if each.tinker_path == name), None)
+    rows = apps.get_model("checkpoints", "Checkpoint").objects.loadable()
+    return rows.filter(project=project).find_named(name)
 
 
 def name_for_program(name: str) -> str:

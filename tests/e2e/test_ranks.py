@@ -16,8 +16,9 @@ NUM_STEPS = 16
 KILLED_AT = 8
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """One for each test: one of them ends it, and tests come in any order."""
     installation = Live(tmp_path_factory.mktemp("sharded"))
     installation.environment["HONE_RANKS"] = "2"
     installation.start()
@@ -57,5 +58,4 @@ def test_an_orderly_end_leaves_no_rank(sharded: Live) -> None:
     sharded.process.send_signal(signal.SIGINT)
     assert sharded.process.wait(END_SECONDS) == 0
     wait_until_gone([follower])
-    log = (sharded.home / "logs" / "gpu.log").read_text()
-    assert log.count("this worker ends with it") <= 1
+    assert "this worker ends with it" not in (sharded.home / "logs" / "gpu.log").read_text()

@@ -1,13 +1,13 @@
 """Serving: what is served where, with which proof, and every call for samples."""
 
 from datetime import timedelta
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from django.db import models
 from django.db.models import Q
 from django.utils.timezone import now
 
-from webapp.accounts.models import OwnedQuerySet, Project, User
+from webapp.accounts.models import Actor, OwnedQuerySet, Project, User
 from webapp.checkpoints.models import Checkpoint
 from webapp.core import ids
 from webapp.fleet.models import BaseModel
@@ -213,6 +213,10 @@ class SamplingSession(models.Model):
 
 class SamplingCallQuerySet(OwnedQuerySet["SamplingCall"]):
     """Sampling calls of a project."""
+
+    def with_traffic_for(self, actor: Actor) -> Self:
+        """Whose traffic an actor may see: an operator that of all projects."""
+        return self if actor.may_administer else self.in_project(actor)
 
 
 class SamplingCall(models.Model):

@@ -26,7 +26,7 @@ def show_replicas(request: ActorRequest) -> HttpResponse:
         "engines": describe_engines(replicas),
         "serving": settings.SERVING,
         "external": settings.SAMPLING_SERVER_URL,
-        "traffic": read_traffic(SamplingCall.objects.all()),
+        "traffic": read_traffic(SamplingCall.objects.with_traffic_for(request.actor)),
     }
     return render(request, "deployments/replicas.html", context)
 
@@ -41,8 +41,9 @@ def save_traffic(request: ActorRequest, deployment_id: str) -> HttpResponse:
 
 @login_required
 @require_GET
-def save_all_traffic(request: ActorRequest) -> HttpResponse:  # noqa: ARG001 - Django's
-    return write_csv(read_traffic(SamplingCall.objects.all()), "traffic.csv")
+def save_all_traffic(request: ActorRequest) -> HttpResponse:
+    calls = SamplingCall.objects.with_traffic_for(request.actor)
+    return write_csv(read_traffic(calls), "traffic.csv")
 
 
 def write_csv(traffic: Traffic, filename: str) -> HttpResponse:

@@ -11,12 +11,13 @@ from rest_framework.views import APIView
 
 from webapp.accounts.authentication import actor_of
 from webapp.accounts.idempotency import answer_once
-from webapp.accounts.permissions import check_may_administer
+from webapp.accounts.permissions import check_may_administer, may_administer
 from webapp.core.errors import NotFound
 from webapp.core.paging import AddedCursorPagination
 from webapp.fleet.isolation import start_isolation_test
 from webapp.fleet.models import BaseModel, IsolationTest, Worker
 from webapp.fleet.services import add_base_model, find_base_model, remove_base_model
+from webapp.fleet.workers import hide_names
 
 
 class BaseModelOutput(serializers.ModelSerializer[BaseModel]):
@@ -80,6 +81,11 @@ class BaseModelDetail(APIView):
 
 
 class WorkerOutput(serializers.ModelSerializer[Worker]):
+    holds = serializers.SerializerMethodField(
+        help_text="What it has in memory. Operators read which runs and checkpoints those are,"
+        " others how many."
+    )
+
     class Meta:
         model = Worker
         fields = (
@@ -93,13 +99,18 @@ class WorkerOutput(serializers.ModelSerializer[Worker]):
             "heartbeat_at",
         )
 
+    def get_holds(self, worker: Worker) -> dict[str, Any]:
+        is_whole = may_administer(self.context["actor"])
+        return worker.holds if is_whole else hide_names(worker.holds)
+
 
 class WorkerList(APIView):
     """The processes that train and sample here."""
 
     @extend_schema(responses=WorkerOutput(many=True))
-    def get(self, request: Request) -> Response:  # noqa: ARG002 - DRF's
-        return Response(WorkerOutput(Worker.objects.all(), many=True).data)
+    def get(self, request: Request) -> Response:
+        context = {"actor": actor_of(request)}
+        return Response(WorkerOutput(Worker.objects.all(), many=True, context=context).data)
 
 
 class DifferenceOutput(serializers.Serializer[Any]):

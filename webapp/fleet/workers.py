@@ -16,6 +16,7 @@ COUNTED = {
     "adapters": "checkpoints",
     "calls": "calls",
 }
+OF_PROJECTS = ("runs", "adapters", "restoring", "server")  # named, of whatever project
 MEMORY_PARTS = {
     "room": "For training",
     "base_models": "Base models",
@@ -92,6 +93,15 @@ def list_places(workers: Iterable[WorkerState]) -> list[Place]:
 def read_memory(holds: Mapping[str, Any]) -> list[int]:
     memory = holds.get("memory")
     return [memory.get(key, 0) for key in MEMORY_PARTS] if memory else []
+
+
+def hide_names(holds: Mapping[str, Any]) -> dict[str, Any]:
+    """For who may not see all projects: how many runs and checkpoints, and whether it has any."""
+    named = {key: holds[key] for key in OF_PROJECTS if key in holds}
+    counts = {
+        key: len(value) if isinstance(value, list) else bool(value) for key, value in named.items()
+    }
+    return {**holds, **counts}
 
 
 def describe_holds(holds: dict[str, object]) -> str:

@@ -198,6 +198,7 @@ def be_code(
     for fd in set(range(3, MAX_FDS)) - {asks, answers}:
         with suppress(OSError):
             os.close(fd)
+    os.setsid()  # as an ordinary user's it could else end the workers, by their process group
     confine(limits, processes=CODE_PROCESSES)
     serve = serve_program if public["is_program"] else serve_functions
     with suppress(EOFError, OSError):

@@ -165,6 +165,12 @@ def test_no_trick_passes_tests_and_the_next_answer_is_graded_as_ever(
     assert run(sandbox, ADD, "assert add(1, 2) == 3")["score"] == 1.0
 
 
+def test_what_code_signals_to_its_group_reaches_no_process_of_ours(sandbox: Sandbox) -> None:
+    code = "import os\ndef group():\n    return os.getpgrp()"
+    found = run(sandbox, code, "assert group() > 0")
+    assert found["score"] == 1.0, found  # 0: one of outside
+
+
 BOMBS = {
     "an endless loop": "while True:\n    pass",
     "a fork bomb": """

@@ -14,12 +14,12 @@ def read_evaluations() -> QuerySet[Any]:
 
 def find_score(evaluation: Any) -> float | None:
     """By the suite's first grader. None: nothing is graded."""
-    names = [grader["name"] for grader in evaluation.suite.graders]
-    return evaluation.scores.get(names[0]) if names else None
+    score: float | None = evaluation.first_score
+    return score
 
 
 def describe_score(evaluation: Any) -> str:
     score = find_score(evaluation)
     if score is None:
         return str(evaluation.status)
-    return f"{100 * score:.1f} % {evaluation.suite.graders[0]['name'].replace('_', ' ')}"
+    return f"{100 * score:.1f} % {evaluation.suite.first_grader.replace('_', ' ')}"

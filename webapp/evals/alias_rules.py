@@ -31,6 +31,8 @@ def check_rule(
     suite: EvalSuite, *, grader: str, test: str, margin: float, level: float
 ) -> dict[str, Any]:
     names = name_graders(suite)
+    if not names:
+        raise UserError(f"Nothing grades {suite.name}: choose another suite.", field="suite")
     if grader and grader not in names:
         raise UserError(
             f"The suite has no grader {grader!r:.60}: it has {', '.join(names)}.", field="grader"

@@ -68,6 +68,11 @@ class EvalSuite(models.Model):
         return self.num_items * int(self.sampling.get("num_samples", 1))
 
     @property
+    def first_grader(self) -> str:
+        """Whose mean is the score. Empty: nothing grades it."""
+        return str(self.graders[0]["name"]) if self.graders else ""
+
+    @property
     def source(self) -> str:
         """Where its items come from, if not from a dataset."""
         spec = self.spec
@@ -126,8 +131,8 @@ class Evaluation(models.Model):
 
     @property
     def first_score(self) -> float | None:
-        """By the suite's first grader. None: nothing is graded yet."""
-        score: float | None = self.scores.get(self.suite.graders[0]["name"])
+        """By the suite's first grader. None: nothing is graded yet, or ever."""
+        score: float | None = self.scores.get(self.suite.first_grader)
         return score
 
 

@@ -357,14 +357,20 @@ def _finish(evaluation: Evaluation) -> None:
     """With its figures over what was graded; where nothing was, it has failed."""
     live = _running(evaluation)
     graded = list(evaluation.results.exclude(scores={}).defer("completion"))
-    if not graded:
-        first = evaluation.results.first()
-        error = first.error if first else "No prompt of it was answered."
-        _end(live, evaluation, status=Status.FAILED, error=error)
-        return
     scores = compute_figures(evaluation.suite, graded)
+    if not scores:
+        _end(live, evaluation, status=Status.FAILED, error=_explain_nothing(evaluation))
+        return
     if _end(live, evaluation, status=Status.DONE, scores=scores):
         draw_on_run(evaluation, scores)
+
+
+def _explain_nothing(evaluation: Evaluation) -> str:
+    """Why it has no score at all."""
+    first = evaluation.results.first()
+    if first is None:
+        return "No prompt of it was answered."
+    return first.error or "No grader of the suite has graded an answer."
 
 
 def _end(live: QuerySet[Evaluation], evaluation: Evaluation, **columns: Any) -> bool:

@@ -20,6 +20,7 @@ from webapp.core.errors import NotFound
 from webapp.core.forms import show_errors
 from webapp.deployments.forms import offer_base_models
 from webapp.deployments.views import find_target
+from webapp.evals.answers import name_graders
 from webapp.evals.forms import EvaluationForm, offer_versions
 from webapp.evals.models import EvalResult, EvalSuite, Evaluation
 from webapp.evals.naming import name_subject
@@ -113,8 +114,9 @@ def show_suite(request: ActorRequest, suite_id: str) -> HttpResponse:
 
 def list_figures(suite: EvalSuite) -> list[str]:
     """What stands beside the score: its pass@k, and the other graders' means."""
-    first, *others = (grader["name"] for grader in suite.graders)
-    return [f"{first}/pass@{k}" for k in suite.sampling.get("pass_at", ())] + others
+    first, names = suite.first_grader, name_graders(suite)
+    pass_at = suite.sampling.get("pass_at", ()) if names else ()
+    return [f"{first}/pass@{k}" for k in pass_at] + names[1:]
 
 
 def describe_choice(suite: EvalSuite) -> str:
@@ -192,9 +194,9 @@ def find_evaluation(actor: Actor, evaluation_id: str) -> Evaluation:
 @require_GET
 def show_evaluation(request: ActorRequest, evaluation_id: str) -> HttpResponse:
     evaluation = find_evaluation(request.actor, evaluation_id)
-    names = [grader["name"] for grader in evaluation.suite.graders]
+    names = name_graders(evaluation.suite)
     grader = request.GET.get("grader", "")
-    grader = grader if grader in names else names[0]
+    grader = grader if grader in names else evaluation.suite.first_grader
     results = filter_results(evaluation, grader, request.GET.get("show", ""))
     page = Paginator(results, ROWS_A_PAGE).get_page(request.GET.get("page"))
     siblings = read_evaluations(request.actor).filter(suite=evaluation.suite_id)
@@ -225,6 +227,8 @@ def show_evaluation(request: ActorRequest, evaluation_id: str) -> HttpResponse:
 
 def filter_results(evaluation: Evaluation, grader: str, show: str) -> QuerySet[EvalResult]:
     results = evaluation.results.all()
+    if show in ("right", "wrong") and not grader:
+        return results.none()
     if show == "right":
         return results.filter(**{f"scores__{grader}__gte": RIGHT})
     if show == "wrong":

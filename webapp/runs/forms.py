@@ -264,6 +264,8 @@ class LaunchForm(forms.Form):
         data = super().clean() or {}
         if data.get("early_stop") == SUITE and data.get("eval_suite") is None:
             self.add_error("early_stop", "Choose the eval suite whose score is watched.")
+        elif data.get("early_stop") == SUITE and not data["eval_suite"].graders:
+            self.add_error("early_stop", "Nothing grades that suite: it has no score to watch.")
         length = data.get("length")
         if data.get("length_unit") == "steps" and length is not None and length % 1:
             self.add_error("length", "Steps are whole: give a whole number, or count in epochs.")
@@ -329,7 +331,7 @@ class LaunchForm(forms.Form):
     def _make_early_stop(self) -> dict[str, Any]:
         metric, suite = self.cleaned_data["early_stop"], self.cleaned_data["eval_suite"]
         if metric == SUITE:
-            metric = name_score(suite.name, suite.graders[0]["name"])
+            metric = name_score(suite.name, suite.first_grader)
         is_loss = metric == "held_out_loss"
         patience = self.cleaned_data["patience"]
         return {"metric": metric, "patience": patience, "higher_is_better": not is_loss}

@@ -1,7 +1,7 @@
 // The curves of one run. Points are fetched after the last id that is here, so nothing is ever missing:
 // not after a reload, a sleeping laptop or a lost socket.
 
-import { fade, makeTheme, readColour, readSeries, write } from "./plots.js";
+import { fade, makeTheme, readColour, readSeries, tellLeftOut, write } from "./plots.js";
 
 const root = document.getElementById("charts");
 const cards = root.querySelector("[data-charts]");
@@ -50,7 +50,7 @@ const ORDER = ["loss", "dpo", "comparison", "held_out", "learning_rate", "grad_n
 const LAST = ["tokens", "epoch"];
 const SPARSE = 40; // curves of fewer points show each of them
 
-const series = new Map(); // key -> {steps, values, times}
+const series = new Map(); // key -> {steps, values, times, left_out: points too large to be drawn}
 const charts = new Map(); // card -> {element, plot}
 let last = 0;
 let isFetching = false;
@@ -104,11 +104,11 @@ function join(old, fresh) {
         values: old.values.concat(fresh.values),
         times: old.times.concat(fresh.times),
     };
-    if (fresh.steps.length && fresh.steps[0] > old.steps[old.steps.length - 1]) return joined;
+    const left_out = old.left_out + fresh.left_out;
+    if (fresh.steps.length && fresh.steps[0] > old.steps[old.steps.length - 1]) return { ...joined, left_out };
     const order = [...joined.steps.keys()].sort((a, b) => joined.steps[a] - joined.steps[b]);
-    return Object.fromEntries(
-        Object.entries(joined).map(([name, list]) => [name, order.map((place) => list[place])]),
-    );
+    const sorted = Object.entries(joined).map(([name, list]) => [name, order.map((place) => list[place])]);
+    return { ...Object.fromEntries(sorted), left_out };
 }
 
 function cardOf(key) {
@@ -265,11 +265,14 @@ function writeLegend(element, lines) {
 function draw(card) {
     const chart = charts.get(card);
     const keys = keysOf(card);
-    const traces = keys.flatMap((key, place) => makeTraces(key, card, place));
+    tellLeftOut(chart.element, keys.reduce((sum, key) => sum + series.get(key).left_out, 0));
+    const drawn = keys.filter((key) => series.get(key).steps.length);
+    const traces = drawn.flatMap((key, place) => makeTraces(key, card, place));
     const lines = traces.filter((trace) => trace.name);
     const query = keys.map((key) => `key=${encodeURIComponent(key)}`).join("&");
     chart.element.querySelector("[data-chart-csv]").href = `${root.dataset.csv}?${query}`;
     writeLegend(chart.element, lines);
+    if (!lines.length) return;
     Plotly.react(chart.plot, traces, makeLayout(lines, chart.plot.clientWidth), { displayModeBar: false, responsive: true });
 }
 

@@ -1,12 +1,12 @@
 // One metric of all runs of a group, each in its colour of the table; seeds as a mean with a band.
 
-import { fade, makeTheme, readSeries } from "./plots.js";
+import { fade, makeTheme, readSeries, tellLeftOut } from "./plots.js";
 
 const card = document.getElementById("group-chart");
 const plot = card?.querySelector(".plot");
 const DASHES = ["solid", "dash", "dot", "dashdot"]; // six colours, and again in another stroke
 const SPARSE = 40; // curves of fewer points show each of them
-let answer = { lines: [], bands: [] };
+let answer = { lines: [], bands: [], left_out: 0 };
 
 async function fetchPoints() {
     try {
@@ -42,6 +42,7 @@ function makeBand(band, place) {
 }
 
 function draw() {
+    tellLeftOut(card, answer.left_out);
     const traces = [...answer.lines.filter((line) => line.steps.length).map(makeLine), ...answer.bands.flatMap(makeBand)];
     const steps = answer.lines.flatMap((line) => line.steps);
     const dtick = steps.length && Math.max(...steps) - Math.min(...steps) < 6 ? 1 : undefined; // 1.5 would be written 2

@@ -21,6 +21,7 @@ export function readSeries(place) {
 export function write(value) {
     if (value === 0) return "0";
     const size = Math.abs(value);
+    if (size >= 1e15) return value.toExponential(2);
     if (size >= 1000) return Math.round(value).toLocaleString("en-US");
     if (size < 1e-3) return value.toExponential(2).replace(/\.?0+e/, "e");
     const short = Number(value.toPrecision(4));
@@ -42,4 +43,11 @@ export function makeTheme(xaxis = {}, yaxis = {}) {
         xaxis: { ...axis, showgrid: false, ...xaxis },
         yaxis: { ...axis, nticks: 6, exponentformat: "power", ...yaxis },
     };
+}
+
+// Beside a chart: the server leaves out what no axis holds.
+export function tellLeftOut(element, count) {
+    const note = element.querySelector("[data-left-out]");
+    note.hidden = !count;
+    note.textContent = `${count} point${count === 1 ? "" : "s"} of 1e100 and more not drawn: the CSV has all.`;
 }

@@ -28,6 +28,7 @@ from webapp.evals.services import LIVE, cancel_evaluation, list_ungraded, reques
 
 ROWS_A_PAGE = 25
 FILTERS = (("", "All"), ("wrong", "Wrong"), ("right", "Right"), ("unanswered", "With errors"))
+SIDES = {"right": "gte", "wrong": "lt"}
 RIGHT = 1.0  # graders that give parts of a point are right with the whole of it
 
 
@@ -227,12 +228,9 @@ def show_evaluation(request: ActorRequest, evaluation_id: str) -> HttpResponse:
 
 def filter_results(evaluation: Evaluation, grader: str, show: str) -> QuerySet[EvalResult]:
     results = evaluation.results.all()
-    if show in ("right", "wrong") and not grader:
-        return results.none()
-    if show == "right":
-        return results.filter(**{f"scores__{grader}__gte": RIGHT})
-    if show == "wrong":
-        return results.filter(**{f"scores__{grader}__lt": RIGHT})
+    if show in SIDES:  # nothing is on either side of what nobody grades
+        wanted = {f"scores__{grader}__{SIDES[show]}": RIGHT}
+        return results.filter(**wanted) if grader else results.none()
     if show == "unanswered":
         return results.exclude(error="")
     if show == "ungraded":

@@ -3,12 +3,13 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, floor, isfinite, log10
+from math import ceil, floor, log10
 from typing import Any
 
 from django.db.models import Avg, F, Min
 from django.http import HttpRequest
 
+from webapp.core.numbers import LARGEST_DRAWN, is_drawn
 from webapp.core.templatetags.hone import count, digits
 from webapp.runs.branches import Branch, read_family
 from webapp.runs.models import Metric, Run
@@ -19,7 +20,7 @@ MOST_POINTS = 400  # of one line
 WIDTH, HEIGHT = 960, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 40, 12, 32  # margins of the plot
 TICKS = 5
-SMALLEST, LARGEST = 1e-300, 1e100  # what is beyond is no number that can be drawn
+SMALLEST = 1e-300  # what is below is no room on an axis
 
 Points = Sequence[tuple[int, float]]
 
@@ -90,7 +91,11 @@ def read_points(family: Sequence[Branch], key: str) -> dict[str, list[tuple[int,
     """By run, the mean of each stretch of steps: one query, however long the runs are."""
     longest = max((branch.run.step for branch in family), default=0)
     stride = max(1, ceil(longest / MOST_POINTS))
-    rows = Metric.objects.filter(run__in=[branch.run.pk for branch in family], key=key)
+    rows = Metric.objects.filter(
+        run__in=[branch.run.pk for branch in family],
+        key=key,
+        value__range=(-LARGEST_DRAWN, LARGEST_DRAWN),  # the mean of larger ones overflows
+    )
     stretches = (
         rows.annotate(stretch=F("step") / stride)
         .values("run", "stretch")
@@ -100,7 +105,7 @@ def read_points(family: Sequence[Branch], key: str) -> dict[str, list[tuple[int,
     points: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for each in stretches.values_list("run", "first", "mean"):
         run, step, value = each
-        if isfinite(value) and abs(value) < LARGEST:
+        if is_drawn(value):
             points[run].append((step, value))
     return points
 

@@ -12,6 +12,7 @@ from django.utils.timezone import now
 from webapp.accounts.models import User
 from webapp.core.dispatch import TRAIN_RUN, send_task
 from webapp.core.events import publish, run_group
+from webapp.core.numbers import keep_finite
 from webapp.runs.annotations import annotate
 from webapp.runs.chains import HAS_TURN, begin_after, call_followers
 from webapp.runs.endings import tell_end
@@ -147,7 +148,7 @@ def record_step(run: Run, step: int, metrics: Mapping[str, float]) -> None:
     record_metrics(run, step, metrics)
     if "loss" in metrics:
         newest = Run.objects.filter(pk=run.pk, step__lte=step + 1)  # one may be under way
-        newest.update(last_loss=metrics["loss"])
+        newest.update(last_loss=keep_finite(metrics["loss"]))
     check_wish(run)
 
 

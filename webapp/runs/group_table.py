@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from webapp.runs.grids import NOT_SWEPT
-from webapp.runs.history import History, Point, read_metrics
+from webapp.runs.history import History, Point, read_metrics, split_drawn
 from webapp.runs.models import Metric, Run, RunGroup
 
 MOST_POINTS = 400  # of one run's curve beside others
@@ -164,10 +164,10 @@ def describe_settings(run: Run, varied: Sequence[str]) -> str:
 
 
 def make_band(name: str, curves: Sequence[Sequence[Point]]) -> Band:
-    """Mean and standard deviation of the runs that have a step."""
+    """Mean and standard deviation at the steps that all of the runs have a drawn point of."""
     values: dict[int, list[float]] = {}
     for curve in curves:
-        for point in curve:
+        for point in split_drawn(curve)[0]:
             values.setdefault(point.step, []).append(point.value)
     shared = {step: each for step, each in sorted(values.items()) if len(each) == len(curves)}
     means = [statistics.fmean(each) for each in shared.values()]

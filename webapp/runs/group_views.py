@@ -17,6 +17,7 @@ from webapp.accounts.permissions import check_can_write
 from webapp.core.errors import NotFound
 from webapp.core.tables import guard_cell
 from webapp.runs.group_table import make_bands, read_curve, read_table
+from webapp.runs.history import split_drawn
 from webapp.runs.models import Metric, RunGroup
 from webapp.runs.sweeps import stop_group
 from webapp.runs.views import Echo
@@ -56,7 +57,8 @@ def read_group_points(request: ActorRequest, group_id: str) -> JsonResponse:
     group = find_group(request.actor, group_id)
     runs = list(group.runs.order_by("created_at", "pk"))
     key = request.GET.get("metric", "")
-    curves = {run.pk: read_curve(run, key) for run in runs}
+    split = {run.pk: split_drawn(read_curve(run, key)) for run in runs}
+    curves = {pk: drawn for pk, (drawn, _) in split.items()}
     lines = [
         {
             "run": run.pk,
@@ -68,7 +70,9 @@ def read_group_points(request: ActorRequest, group_id: str) -> JsonResponse:
         for place, run in enumerate(runs)
     ]
     bands = [asdict(band) for band in make_bands(runs, curves)]
-    return JsonResponse({"metric": key, "lines": lines, "bands": bands})
+    num_left_out = sum(left_out for _, left_out in split.values())
+    answer = {"metric": key, "lines": lines, "bands": bands, "left_out": num_left_out}
+    return JsonResponse(answer)
 
 
 @login_required

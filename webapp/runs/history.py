@@ -11,6 +11,7 @@ from django.db.models.expressions import Combinable
 from django.db.models.functions import Coalesce
 
 from webapp.core.events import project_group, publish, run_group
+from webapp.core.numbers import is_drawn, keep_finite
 from webapp.runs.models import Metric, Run
 
 SPEED_WEIGHT = 0.2  # of the newest step in a run's tokens a second
@@ -53,8 +54,8 @@ def record_optimizer_step(run: Run, metrics: Mapping[str, float], *, num_tokens:
     """Count one optimizer step and write its numbers. Returns its number, from 1 on."""
     changes: dict[str, object] = {"step": F("step") + 1, "num_tokens": F("num_tokens") + num_tokens}
     if "loss" in metrics:
-        changes["last_loss"] = metrics["loss"]
-    if "tokens_per_second" in metrics:
+        changes["last_loss"] = keep_finite(metrics["loss"])
+    if math.isfinite(metrics.get("tokens_per_second", math.nan)):
         changes["tokens_per_second"] = smooth_speed(metrics["tokens_per_second"])
     Run.objects.filter(pk=run.pk).update(**changes)
     step: int = Run.objects.values_list("step", flat=True).get(pk=run.pk)
@@ -94,6 +95,12 @@ def read_metrics(
         last_id = max(last_id, pk)
     thinned = {key: thin(points, max_points) for key, points in series.items()}
     return History(series=thinned, last_id=last_id)
+
+
+def split_drawn(points: Sequence[Point]) -> tuple[Sequence[Point], int]:
+    """Those that a chart draws, and how many others there are."""
+    drawn = [point for point in points if is_drawn(point.value)]
+    return drawn, len(points) - len(drawn)
 
 
 def thin(points: Sequence[Point], max_points: int) -> Sequence[Point]:

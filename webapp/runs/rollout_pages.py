@@ -89,7 +89,7 @@ class GroupCard:
 
     @property
     def mean(self) -> float:
-        return sum(each.rollout.reward for each in self.answers) / len(self.answers)
+        return sum(each.rollout.reward / len(self.answers) for each in self.answers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,12 +149,17 @@ def make_cards(
     answers = [
         Answer(
             rollout=row,
-            share=(row.reward - least) / (most - least) if most > least else 0.0,
+            share=measure_share(row.reward, least, most),
             is_found=matches is not None and row.pk in matches,
         )
         for row in rows
     ]
     return [make_card(group, [each for each in answers if is_of(each, group)]) for group in groups]
+
+
+def measure_share(reward: float, least: float, most: float) -> float:
+    """Of the way from the least to the most. By halves, whose differences are always finite."""
+    return (reward / 2 - least / 2) / (most / 2 - least / 2) if most > least else 0.0
 
 
 def is_of(answer: Answer, group: tuple[int, int]) -> bool:

@@ -1,7 +1,7 @@
 """Pages of runs: the list, one run, and what a person may press."""
 
 import csv
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from django.contrib import messages
@@ -25,7 +25,7 @@ from webapp.runs.data_tab import read_data
 from webapp.runs.export import Export, export_run
 from webapp.runs.filmstrip import arrange_samples
 from webapp.runs.findings import list_entries, list_open, read_badges
-from webapp.runs.history import list_keys, read_metrics
+from webapp.runs.history import Point, list_keys, read_metrics, split_drawn
 from webapp.runs.lists import RunQuery, list_runs
 from webapp.runs.methods import METHODS
 from webapp.runs.models import Run, Sample
@@ -219,15 +219,18 @@ def read_points(request: ActorRequest, run_id: str) -> JsonResponse:
     run = find_run(request.actor, run_id)
     after = read_count(request.GET.get("after", "0"), "after")
     history = read_metrics(run, after_id=after, max_points=MAX_POINTS)
-    series = {
-        key: {
-            "steps": [point.step for point in points],
-            "values": [point.value for point in points],
-            "times": [round(point.at.timestamp(), 1) for point in points],
-        }
-        for key, points in history.series.items()
-    }
+    series = {key: write_series(points) for key, points in history.series.items()}
     return JsonResponse({"last": history.last_id, "series": series})
+
+
+def write_series(points: Sequence[Point]) -> dict[str, Any]:
+    drawn, num_left_out = split_drawn(points)
+    return {
+        "steps": [point.step for point in drawn],
+        "values": [point.value for point in drawn],
+        "times": [round(point.at.timestamp(), 1) for point in drawn],
+        "left_out": num_left_out,
+    }
 
 
 class Echo:

@@ -77,6 +77,7 @@ def test_a_digest_is_cut_and_whole_on_hover() -> None:
 def test_a_sparkline_needs_two_points() -> None:
     assert trail([1.0]) == ""
     assert trail([1.0, float("nan"), 0.0]) == "0.0,2.0 72.0,22.0"
+    assert trail([1.0, 1.7e308, -1.7e308, 0.0]) == "0.0,2.0 72.0,22.0"
 
 
 def test_an_unlikely_token_is_shaded_darker() -> None:

@@ -3,8 +3,12 @@
 import math
 
 import pytest
+from django.test import Client
 
 from tests.webapp.cast import make_actor, make_run
+from webapp.accounts.models import Actor, Role
+from webapp.accounts.services import create_key
+from webapp.runs.driving import record_step
 from webapp.runs.history import (
     list_keys,
     read_metrics,
@@ -12,6 +16,7 @@ from webapp.runs.history import (
     record_optimizer_step,
 )
 from webapp.runs.models import Metric, Run
+from webapp.runs.views import write_series
 
 pytestmark = pytest.mark.django_db
 
@@ -30,6 +35,25 @@ def test_a_step_that_is_recorded_again_keeps_its_first_value(run: Run) -> None:
 def test_what_is_not_finite_is_not_recorded(run: Run) -> None:
     record_metrics(run, 1, {"loss": math.nan, "grad_norm": math.inf, "epoch": 1})
     assert list_keys(run) == ["epoch"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_run_whose_loss_is_no_number_any_more_is_told_over_rest(run: Run, value: float) -> None:
+    record_optimizer_step(run, {"loss": 2.0, "tokens_per_second": 9.0}, num_tokens=1)
+    record_optimizer_step(run, {"loss": value, "tokens_per_second": value}, num_tokens=1)
+    record_step(run, 2, {"loss": value})
+    actor = Actor(user=run.project.members.get(), project=run.project, role=Role.OWNER)
+    _, secret = create_key(actor=actor, name="k")
+    answer = Client().get(f"/rest/runs/{run.pk}", headers={"authorization": f"Bearer {secret}"})
+    assert (answer.status_code, answer.json()["last_loss"]) == (200, None)
+    assert answer.json()["tokens_per_second"] == 9.0
+
+
+def test_a_number_that_no_axis_holds_is_counted_beside_the_curve(run: Run) -> None:
+    record_metrics(run, 1, {"loss": 2.0})
+    record_metrics(run, 2, {"loss": 1.7e308})
+    curve = write_series(read_metrics(run).series["loss"])
+    assert (curve["values"], curve["left_out"]) == ([2.0], 1)
 
 
 def test_optimizer_steps_are_counted_from_one(run: Run) -> None:

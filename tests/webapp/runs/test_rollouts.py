@@ -11,6 +11,7 @@ from webapp.accounts.services import create_key
 from webapp.runs import rollouts
 from webapp.runs.models import Run
 from webapp.runs.records import Rollout
+from webapp.runs.rollout_pages import measure_share
 
 pytestmark = pytest.mark.django_db
 
@@ -203,3 +204,9 @@ def test_old_steps_lose_their_tokens_and_keep_their_text(
     kept = run.rollouts.exclude(tokens=[]).values_list("step", flat=True).distinct()
     assert set(kept) == {3, 4}
     assert all(run.rollouts.values_list("completion", flat=True))
+
+
+def test_the_bar_of_a_reward_is_a_share_whatever_the_rewards_are() -> None:
+    assert [measure_share(each, 0.0, 2.0) for each in (0.0, 1.0, 2.0)] == [0.0, 0.5, 1.0]
+    assert [measure_share(each, -1.7e308, 1.7e308) for each in (-1.7e308, 0.0)] == [0.0, 0.5]
+    assert measure_share(3.0, 3.0, 3.0) == 0.0

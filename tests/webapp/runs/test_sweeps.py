@@ -1,5 +1,6 @@
 """Sweeps: what a grid means, that all runs begin or none, and how they are compared."""
 
+import json
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from django.test import Client
 from tests.webapp.cast import make_actor, make_base_model, make_viewer, sign_in
 from webapp.accounts.models import Actor
 from webapp.core.errors import UserError
+from webapp.core.templatetags.hone import digits
 from webapp.datasets.models import Dataset, DatasetVersion
 from webapp.runs.grids import list_points, parse_grid
 from webapp.runs.group_table import find_varied, make_bands, read_curve, read_table, rises
@@ -174,6 +176,24 @@ def test_seeds_become_a_mean_with_its_spread_where_all_have_the_step(actor: Acto
     assert first.highs[0] == pytest.approx(3 + 2**0.5)  # sqrt(((2-3)^2 + (4-3)^2) / (2-1))
     assert first.lows[0] == pytest.approx(3 - 2**0.5)
     assert (second.means, second.lows) == ([5.0], [5.0])
+
+
+@pytest.mark.parametrize("huge", [1.7e308, -1.7e308, 1e100])
+def test_numbers_that_no_axis_holds_are_left_out_and_counted(actor: Actor, huge: float) -> None:
+    group = sweep(actor)
+    runs = list(group.runs.order_by("created_at"))
+    for run, losses in zip(runs, ([2.0, huge], [4.0, -huge], [huge], [5.0]), strict=True):
+        for step, loss in enumerate(losses, start=1):
+            record_metrics(run, step, {"loss": loss})
+    browser = sign_in(actor)
+    found = browser.get(f"/runs/groups/{group.pk}/points?metric=loss")
+    told = json.loads(found.content, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
+    assert told["left_out"] == 3
+    assert [line["values"] for line in told["lines"]] == [[2.0], [4.0], [], [5.0]]
+    assert [(band["steps"], band["means"]) for band in told["bands"]] == [([1], [3.0]), ([], [])]
+    assert digits(huge) in browser.get(f"/runs/groups/{group.pk}/").content.decode()
+    lines = b"".join(browser.get(f"/runs/groups/{group.pk}/points.csv")).decode()
+    assert str(huge) in lines
 
 
 def test_stages_of_different_recipes_are_not_told_apart_by_settings(actor: Actor) -> None:

@@ -9,6 +9,8 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.timezone import now
 
+from webapp.core.numbers import is_drawn
+
 register = template.Library()
 
 NOTHING = "–"  # noqa: RUF001 - an en dash: there is no value, which is not a zero
@@ -187,7 +189,7 @@ def at(mapping: dict[str, object], key: str) -> object:
 @register.filter
 def trail(values: Sequence[float], width: int = 72) -> str:
     """The points of a sparkline in a box of `width` by 24; empty where there is no line to draw."""
-    kept = [value for value in values if isfinite(value)]
+    kept = [value for value in values if is_drawn(value)]
     if len(kept) < 2:
         return ""
     low, high = min(kept), max(kept)

@@ -16,6 +16,10 @@ from training.vectors import check_vectors
 CUSTOM = "custom"
 LOSS_ID = "loss_id"  # config of a custom loss: which one
 LOGPROBS = "logprobs"  # config: "all" (default), or "weighted" where zeros elsewhere are fine
+# config of a policy loss: what the samples were drawn at. Its log-probabilities, those that are
+# told among them, are then of the logits divided by it.
+TEMPERATURE = "temperature"
+HOTTEST = 1000.0
 RATIO_BOUNDS = ("clip_low_threshold", "clip_high_threshold")
 MASK = "sequence_ratio_mask"
 
@@ -130,6 +134,8 @@ def _check_config(request: ForwardBackward, loss: LossInputs) -> None:
                 raise InvalidInput(f"config {key!r} is {value!r}: say 'all' or 'weighted'")
         elif key == LOSS_ID and request.loss_fn == CUSTOM:
             continue
+        elif key == TEMPERATURE and "logprobs" in loss.required:
+            _check_temperature(value)
         elif key not in loss.config:
             known = ", ".join(sorted(loss.config)) or "no keys"
             raise InvalidInput(f"config {key!r}: {request.loss_fn} knows {known}")
@@ -140,6 +146,17 @@ def _check_config(request: ForwardBackward, loss: LossInputs) -> None:
     low, high = ({**loss.config, **request.config}.get(key) for key in RATIO_BOUNDS)
     if isinstance(low, float) and isinstance(high, float) and low > high:
         raise InvalidInput(f"config 'clip_low_threshold' is {low}, above the high one of {high}")
+
+
+def _check_temperature(value: float | str) -> None:
+    if isinstance(value, str) or not 0 < value <= HOTTEST:
+        raise InvalidInput(
+            f"config {TEMPERATURE!r} is {value!r}: send a number above 0 and up to {HOTTEST:g}"
+        )
+
+
+def read_temperature(request: ForwardBackward) -> float:
+    return float(request.config.get(TEMPERATURE, 1.0))
 
 
 def _find_custom(request: ForwardBackward) -> CustomLoss:

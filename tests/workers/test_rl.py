@@ -17,6 +17,7 @@ from webapp.fleet.models import BaseModel
 from webapp.runs import driving, services, steering
 from webapp.runs.models import LogLine, Metric, Operation, Run
 from webapp.runs.records import Rollout
+from webapp.wire.passes import decode_output
 from workers import recipe
 
 pytestmark = pytest.mark.django_db
@@ -164,6 +165,19 @@ def test_the_penalty_holds_the_policy_near_what_it_began_with(
     divergence = read_curve(run, "kl/reference")
     assert divergence[1] == pytest.approx(0, abs=1e-3)  # at first it is the reference
     assert abs(divergence[4]) > 1e-3
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+def test_the_policy_that_learns_is_the_one_that_was_sampled_at_its_temperature(
+    actor: Actor, sums: DatasetVersion, temperature: float
+) -> None:
+    run = drive(make_rl_run(actor, sums, temperature=temperature, steps=1, evaluate_every=0))
+    assert (run.status, run.error) == (Status.DONE, "")
+    learned = Operation.objects.get(run=run, kind="forward_backward")
+    metrics = decode_output(bytes(learned.result or b"")).metrics
+    assert metrics["ratio:mean"] == pytest.approx(1, abs=1e-4)
+    assert read_curve(run, "sampler/kl")[1] < 1e-6
+    assert read_curve(run, "sampler/logprob_difference_mean")[1] < 1e-4
 
 
 def test_a_batch_that_teaches_nothing_is_counted_and_said(

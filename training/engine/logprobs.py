@@ -66,8 +66,9 @@ def _read_logprobs(
     reading = Reading.empty(targets_PK, rule)
     for start, stop, pair in cut_chunks(len(targets_PK), head.weight.shape[0], active):
         outputs_CV = _project(hidden_PH[start:stop], head, pair)
-        gains = 1.0 if slopes_PH is None else rule.find_gains(outputs_CV)
-        shifted_CV = rule.apply_(outputs_CV)
+        bent = rule.narrow(slice(start, stop))
+        gains = 1.0 if slopes_PH is None else bent.find_gains(outputs_CV)
+        shifted_CV = bent.apply_(outputs_CV)
         highest_C1 = shifted_CV.amax(dim=1, keepdim=True)
         shifted_CV.sub_(highest_C1)
         first_C1 = targets_PK[start:stop, :1]
@@ -90,7 +91,10 @@ def _read_logprobs(
 
 
 def pick_gains(gains: torch.Tensor | float, targets_CK: torch.Tensor) -> torch.Tensor | float:
-    return gains if isinstance(gains, float) else gains.gather(1, targets_CK)
+    """What is one number a position is so for every target."""
+    if isinstance(gains, float) or gains.shape[1] == 1:
+        return gains
+    return gains.gather(1, targets_CK)
 
 
 def cut_chunks(
@@ -202,8 +206,9 @@ class _Logprobs(torch.autograd.Function):
         for start, stop, pair in cut_chunks(len(targets_PK), ctx.head.weight.shape[0], ctx.active):
             rows = slice(start, stop)
             if pair is not None:
+                rule = ctx.rule.narrow(rows)
                 _add_head_gradients(
-                    ctx.head, pair, hidden_PH[rows], targets_PK[rows], grad_PK[rows], ctx.rule
+                    ctx.head, pair, hidden_PH[rows], targets_PK[rows], grad_PK[rows], rule
                 )
             if grad_PH is not None and targets_PK.shape[1] > 1:
                 gains_CK = None if gains_PK is None else gains_PK[rows]

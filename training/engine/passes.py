@@ -21,7 +21,7 @@ from training.engine.packing import Item, Layout, Part, lay_out
 from training.engine.routes import following
 from training.engine.tally import Tally, count_slopes, make_rows, read_input
 from training.engine.vectors import pull_vectors
-from training.requests import LOGPROBS, LOSS_INPUTS, find_scored
+from training.requests import LOGPROBS, LOSS_INPUTS, find_scored, read_temperature
 from training.types import Datum, FloatArray, ForwardBackward, IntArray
 
 
@@ -32,6 +32,7 @@ class Questions:
     targets: IntArray  # (U, K)
     scored: IntArray  # (P,) indices into U
     wanted: IntArray  # (P,)
+    temperatures: FloatArray  # (U,)
 
 
 def collect_questions(pack: Sequence[Item], requests: Mapping[str, ForwardBackward]) -> Questions:
@@ -48,6 +49,12 @@ def collect_questions(pack: Sequence[Item], requests: Mapping[str, ForwardBackwa
         targets=np.concatenate([make_rows(item.datum.inputs["target_tokens"]) for item in pack]),
         scored=np.flatnonzero(scored_U),
         wanted=np.flatnonzero(~scored_U & ~silent_U),
+        temperatures=np.concatenate(
+            [
+                np.full(item.length, read_temperature(requests[item.run]), np.float32)
+                for item in pack
+            ]
+        ),
     )
 
 
@@ -64,9 +71,9 @@ def run_pass(
     if not pack[0].datum.num_targets:
         return pull_vectors(layout, hidden_TH, tallies, adapters.projections), len(layout.tokens)
     asked = collect_questions(pack, {run: tally.request for run, tally in tallies.items()})
-    logprobs_PK = project(adapters, layout, hidden_TH, asked.targets, asked.scored)
+    logprobs_PK = project(adapters, layout, hidden_TH, asked, asked.scored)
     with torch.no_grad():
-        others_PK = project(adapters, layout, hidden_TH, asked.targets, asked.wanted)
+        others_PK = project(adapters, layout, hidden_TH, asked, asked.wanted)
     told_UK = np.zeros(asked.targets.shape, np.float32)
     told_UK[asked.scored] = logprobs_PK.detach().cpu().numpy()
     told_UK[asked.wanted] = others_PK.cpu().numpy()
@@ -116,16 +123,19 @@ def project(
     adapters: Adapters,
     layout: Layout,
     hidden_TH: torch.Tensor,
-    targets_UK: IntArray,
+    asked: Questions,
     indices_P: IntArray,
 ) -> torch.Tensor:
     """Log-probabilities of the targets at some of the told positions."""
-    rows_P = torch.from_numpy(layout.places[indices_P]).to(hidden_TH.device)
-    targets_PK = torch.from_numpy(targets_UK[indices_P]).to(hidden_TH.device)
+    device = hidden_TH.device
+    rows_P = torch.from_numpy(layout.places[indices_P]).to(device)
+    targets_PK = torch.from_numpy(asked.targets[indices_P]).to(device)
     active = adapters.head.find_active([find_range(part, indices_P) for part in layout.parts])
-    return compute_logprobs(
-        hidden_TH[rows_P], targets_PK, adapters.head, active, adapters.logit_rule
-    )
+    temperatures_P = asked.temperatures[indices_P]
+    rule = adapters.logit_rule
+    if (temperatures_P != 1).any():
+        rule = rule.temper(torch.from_numpy(temperatures_P).to(device))
+    return compute_logprobs(hidden_TH[rows_P], targets_PK, adapters.head, active, rule)
 
 
 def find_range(part: Part, indices_P: IntArray) -> Slice:

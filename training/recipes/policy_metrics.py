@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from training.recipes.rollouts import Group, Rollout, find_gaps, mean_of
+from training.recipes.rollouts import Group, Rollout, find_gaps, find_weights, mean_of
 
 
 def describe_groups(groups: Sequence[Group], *, step: int) -> dict[str, float]:
@@ -48,6 +48,12 @@ def describe_lengths(rollouts: Sequence[Rollout]) -> Mapping[str, float]:
 
 
 def describe_reference(rollouts: Sequence[Rollout]) -> Mapping[str, float]:
-    """The mean over sampled tokens: an estimate of the divergence from the reference."""
-    measured = [find_gaps(rollout) for rollout in rollouts if rollout.reference is not None]
-    return {"kl/reference": mean_of(measured)} if measured else {}
+    """An estimate of the divergence from the reference: the mean over sampled tokens, where what
+    was drawn at another temperature counts as often as the model at 1 would have drawn it."""
+    measured = [rollout for rollout in rollouts if rollout.reference is not None]
+    if not measured:
+        return {}
+    gaps = np.concatenate([find_gaps(rollout) for rollout in measured])
+    weights = np.concatenate([find_weights(rollout) for rollout in measured])
+    total = float(weights.sum())
+    return {"kl/reference": float((weights * gaps).sum()) / total if total else 0.0}

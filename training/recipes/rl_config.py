@@ -8,7 +8,7 @@ from training.errors import InvalidInput
 from training.recipes.config import SHARED_CHECKS, RecipeConfig, Work
 from training.recipes.fields import Check, check_fields, one_of, optional, real, whole, yes_or_no
 from training.recipes.graders import check_graders, text
-from training.requests import LOSS_INPUTS, MASK, RATIO_BOUNDS
+from training.requests import LOSS_INPUTS, MASK, RATIO_BOUNDS, TEMPERATURE
 
 PolicyLoss = Literal["importance_sampling", "ppo", "cispo", "dapo", "gspo"]
 Normalization = Literal["mean", "std"]
@@ -98,9 +98,15 @@ class PolicyConfig(RecipeConfig):
             )
 
     @property
-    def loss_config(self) -> dict[str, float | str]:
+    def bounds(self) -> dict[str, float | str]:
         given = dict(zip(RATIO_BOUNDS, (self.clip_low, self.clip_high), strict=True))
         return {key: value for key, value in given.items() if value is not None}
+
+    @property
+    def loss_config(self) -> dict[str, float | str]:
+        """What learns is the policy that was drawn from, at its temperature."""
+        own: dict[str, float | str] = {TEMPERATURE: self.temperature}
+        return self.bounds if self.temperature == 1.0 else self.bounds | own
 
     @property
     def asks_ratio_mask(self) -> bool:
@@ -110,7 +116,7 @@ class PolicyConfig(RecipeConfig):
         """Raise InvalidInput where a bound is given that the loss does not have, or a batch is one
         that no server answers."""
         self.check_size()
-        if self.loss_config and not LOSS_INPUTS[self.loss].config:
+        if self.bounds and not LOSS_INPUTS[self.loss].config:
             raise InvalidInput(
                 f"{self.loss} clips nothing: leave clip_low and clip_high out, or choose ppo"
             )

@@ -1,5 +1,6 @@
 """What reinforcement learning learns from: prompts, sampled answers, and what those earned."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.types import Datum, SampledSequence
+
+MOST_NATS = 50.0  # of a weight's logarithm: what was drawn is never so unlikely
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +29,8 @@ class Prompt:
 class Rollout:
     """One answer. `scores` are by grader, `reward` is their weighted sum.
 
-    `logprobs` are of the distribution that was drawn from, `own` the model's at temperature 1;
-    `reference` those of its tokens by the model that it is not to leave, at temperature 1 too.
+    `logprobs` are of the distribution that was drawn from, which is what learns. The reference
+    knows no temperature, so `own`, the model's at temperature 1, are what it is compared with.
     """
 
     prompt: Sequence[int]  # the tokens that it answers
@@ -40,7 +43,7 @@ class Rollout:
     reward: float = 0.0
     advantage: float = 0.0
     own: Sequence[float | None] | None = None  # None: they are `logprobs`
-    reference: Sequence[float] | None = None
+    reference: Sequence[float] | None = None  # by the model that it is not to leave
 
     @classmethod
     def of(cls, prompt: Prompt, sequence: SampledSequence, text: str) -> "Rollout":
@@ -112,6 +115,16 @@ def find_gaps(rollout: Rollout) -> list[float]:
     own = rollout.own or rollout.logprobs
     pairs = zip(own, rollout.reference, strict=True)
     return [0.0 if each is None else each - other for each, other in pairs]
+
+
+def find_weights(rollout: Rollout) -> list[float]:
+    """How much likelier each token was to the model at temperature 1 than to what drew it."""
+    if rollout.own is None:
+        return [1.0] * len(rollout.tokens)
+    pairs = zip(rollout.own, rollout.logprobs, strict=True)
+    return [
+        0.0 if each is None else math.exp(min(each - drawn, MOST_NATS)) for each, drawn in pairs
+    ]
 
 
 def mean_of(lists: Sequence[Sequence[float]]) -> float:

@@ -49,7 +49,8 @@ DIAGNOSTICS: tuple[Diagnostic, ...] = (
         seen_by="The log-probabilities that samples came with, against the learner's own when it"
         " first learns from them.",
         advice="Look at the renderer or chat template that made the prompts, at how old the"
-        " sampled weights are, at a temperature other than 1, and at the sampler's precision.",
+        " sampled weights are, at a temperature other than 1 that the loss was not told, and at the"
+        " sampler's precision.",
     ),
     Diagnostic(
         key="zero_signal_groups",

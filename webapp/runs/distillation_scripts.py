@@ -1,7 +1,7 @@
 """The programs on the tinker SDK that do the same as distillation runs."""
 
 from training.recipes.distillation_config import DistillationConfig, OnPolicyDistillationConfig
-from webapp.runs.rl_scripts import LOOP, MASK, PENALTY, RL, SPREAD, name_start
+from webapp.runs.rl_scripts import LOOP, MASK, RL, SPREAD, name_start, write_penalty
 from webapp.runs.scripts import (
     ENCODE,
     MAKE_DATA,
@@ -33,7 +33,7 @@ def write_on_policy(program: Program) -> str:
     )
     parts = RL.replace("REWARD", "0.0  # to come nearer to the teacher is all there is")
     parts = parts.replace("MASK", MASK if config.asks_ratio_mask else "").replace("SCALE", "1.0")
-    penalty = PENALTY.replace("REFERENCE", program.teacher or name_start(program))
+    penalty = write_penalty(config, program.teacher or name_start(program))
     return head + ORDER + SCHEDULE + parts + penalty + LOOP.replace("ADVANTAGES", SPREAD)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from training.recipes.rl_config import RlConfig
+from training.recipes.rl_config import PolicyConfig, RlConfig
 from webapp.runs.scripts import ORDER, SCHEDULE, Program, write_head
 
 WRITTEN: Mapping[str, str] = {
@@ -34,13 +34,19 @@ def write_rl(program: Program) -> str:
         kl_coefficient=config.kl_coefficient,
         drop_constant=config.remove_constant_reward_groups,
     )
-    penalty = PENALTY.replace("REFERENCE", name_start(program)) if config.kl_coefficient else ""
+    penalty = write_penalty(config, name_start(program)) if config.kl_coefficient else ""
     loop = LOOP.replace("ADVANTAGES", SPREAD if config.kl_coefficient else PLAIN)
     by_std = config.advantage_normalization == "std"
     parts = RL.replace("MASK", MASK if config.asks_ratio_mask else "")
     parts = parts.replace("SCALE", STD if by_std else "1.0")
     # Last: what people have written stays as it is.
     return head + ORDER + SCHEDULE + parts.replace("REWARD", reward) + penalty + loop
+
+
+def write_penalty(config: PolicyConfig, reference: str) -> str:
+    """What was drawn at another temperature is read again: the reference knows none."""
+    own = DRAWN if config.temperature == 1.0 else READ_AGAIN
+    return PENALTY.replace("OWN", own).replace("REFERENCE", reference)
 
 
 def write_reward(graders: Sequence[Mapping[str, Any]]) -> str:
@@ -151,15 +157,20 @@ PENALTY = '''
 reference = tinker.ServiceClient().create_sampling_client(REFERENCE)
 
 
-def spread(learned):
-    """A token that the reference finds less likely than most, against the policy, loses by it."""
+def read_logprobs(model, learned):
+    """Of the sampled tokens, at temperature 1."""
     asked = [
-        reference.compute_logprobs(tinker.ModelInput.from_ints(prompt + list(sequence.tokens)))
+        model.compute_logprobs(tinker.ModelInput.from_ints(prompt + list(sequence.tokens)))
         for prompt, sequence, _ in learned
     ]
+    return [future.result()[len(prompt):] for (prompt, _, _), future in zip(learned, asked)]
+
+
+def spread(learned, policy):
+    """A token that the reference finds less likely than most, against the policy, loses by it."""
     gaps = [
-        [own - other for own, other in zip(sequence.logprobs, future.result()[len(prompt):])]
-        for (prompt, sequence, _), future in zip(learned, asked)
+        [own - other for own, other in zip(*both)]
+        for both in zip(OWN, read_logprobs(reference, learned))
     ]
     mean = sum(map(sum, gaps)) / max(1, sum(map(len, gaps)))
     return [
@@ -167,8 +178,10 @@ def spread(learned):
         for (_, _, advantage), own in zip(learned, gaps)
     ]
 '''
+DRAWN = "[sequence.logprobs for _, sequence, _ in learned]"
+READ_AGAIN = "read_logprobs(policy, learned)"
 PLAIN = "[[advantage] * len(sequence.tokens) for _, sequence, advantage in learned]"
-SPREAD = "spread(learned)"
+SPREAD = "spread(learned, sampler)"
 LOOP = """
 
 rows = [row for row in read_rows() if not is_held_out(row[0])]

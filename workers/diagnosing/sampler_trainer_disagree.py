@@ -13,7 +13,8 @@ from workers.disagreement import KL as KL_KEY
 
 ADVICE = (
     "Look at the renderer or chat template that made the prompts, at how old the sampled weights"
-    " are, at a temperature other than 1, and at the sampler's precision."
+    " are, at a temperature other than 1 that the loss was not told, and at the sampler's"
+    " precision."
 )
 
 

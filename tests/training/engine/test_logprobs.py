@@ -10,10 +10,13 @@ from training.engine.logprobs import compute_logprobs
 from training.engine.lora import LoraLinear, Route, Sums
 
 VOCABULARY, WIDTH, POSITIONS = 2000, 128, 32
+TEMPERATURES = torch.linspace(0.5, 2.0, POSITIONS)
 RULES = {
     "plain": IDENTITY,
     "scaled": LogitRule(scale=0.5),
     "capped": LogitRule(scale=2.0, cap=25.0),
+    "tempered": LogitRule(scale=0.5).temper(TEMPERATURES),
+    "capped and tempered": LogitRule(scale=2.0, cap=25.0).temper(TEMPERATURES),
 }
 
 
@@ -39,6 +42,8 @@ def differentiate_plainly(
     logits_PV = (exact_PH @ exact_VH.T) * rule.scale
     if rule.cap is not None:
         logits_PV = rule.cap * torch.tanh(logits_PV / rule.cap)
+    if rule.coldness is not None:
+        logits_PV = logits_PV / TEMPERATURES.double()[:, None]
     logits_PV.log_softmax(1).gather(1, targets_PK).backward(grad_PK.double())
     assert exact_PH.grad is not None
     assert exact_VH.grad is not None

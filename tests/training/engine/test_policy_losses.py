@@ -203,6 +203,9 @@ def test_a_ratio_that_overflows_behind_its_bound_has_a_finite_gradient(loss_fn: 
         ("stable_reinforce", {"beta": 0.1}, "config 'beta': stable_reinforce knows kl_coeff"),
         ("gspo", {"epsilon": 0.2}, "knows clip_high_threshold, clip_low_threshold"),
         ("gspo", {"clip_low_threshold": 1.5}, "'clip_low_threshold' is 1.5, above the high one"),
+        ("ppo", {"temperature": 0.0}, "'temperature' is 0.0: send a number above 0 and up to 1000"),
+        ("ppo", {"temperature": math.inf}, "'temperature' is inf: send a number above 0"),
+        ("cross_entropy", {"temperature": 0.5}, "'temperature': cross_entropy knows no keys"),
     ],
 )
 def test_settings_that_a_loss_cannot_have_are_refused_by_name(

@@ -1,5 +1,6 @@
 """Advantages, the penalty and the numbers of a policy, computed by hand."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from training.errors import InvalidInput
 from training.model import Future, Sampler
 from training.recipes import policy, rl
 from training.recipes.grading import Answer, grade_inline
-from training.recipes.policy_metrics import describe_groups
+from training.recipes.policy_metrics import describe_groups, describe_reference
 from training.recipes.rl_config import RlConfig
 from training.recipes.rollouts import (
     Group,
@@ -94,6 +95,11 @@ def test_what_was_drawn_at_another_temperature_is_compared_at_1() -> None:
     rollout = make_rollout(1, own=[-1.0, None], reference=[-1.5, -0.5], advantage=0.0)
     # Gaps are 0.5 and, where the model's own is not known, 0 nats.
     assert spread_advantages([rollout], kl_coefficient=1.0) == [pytest.approx([-0.25, 0.25])]
+    assert describe_reference([rollout]) == {"kl/reference": pytest.approx(0.5)}  # of the first
+    # Twice as likely at 1 as it was drawn, and half as likely: (2 * 0.3 - 0.5 * 0.3) / 2.5.
+    own = [-0.5 + math.log(2), -0.5 - math.log(2)]
+    rollout = make_rollout(1, own=own, reference=[own[0] - 0.3, own[1] + 0.3])
+    assert describe_reference([rollout]) == {"kl/reference": pytest.approx(0.45 / 2.5)}
     assert not make_request(temperature=1.0).with_both_logprobs
     assert make_request(temperature=0.5).with_both_logprobs
 

@@ -13,7 +13,7 @@ from webapp.datasets.models import Dataset, DatasetVersion
 from webapp.fleet.models import BaseModel
 from webapp.runs.methods import METHODS
 from webapp.runs.models import Run
-from webapp.runs.rl_scripts import write_rl
+from webapp.runs.rl_scripts import DRAWN, READ_AGAIN, write_rl
 from webapp.runs.scripts import Program
 from workers.methods import DRIVES
 
@@ -166,6 +166,26 @@ def test_a_pattern_stands_in_the_program_as_it_was_written() -> None:
         Program(url="http://x", base_model="m", context_tokens=0, version_id="v", config=config)
     )
     assert f"re.search({pattern!r}, text)" in made
+
+
+@pytest.mark.parametrize(("temperature", "own"), [(1.0, DRAWN), (0.7, READ_AGAIN)])
+def test_a_program_learns_and_penalises_at_the_temperature_that_it_samples_at(
+    temperature: float, own: str
+) -> None:
+    settings = {"temperature": temperature, "kl_coefficient": 0.1, "steps": 1}
+    made = write_rl(
+        Program(
+            url="http://x",
+            base_model="m",
+            context_tokens=0,
+            version_id="v",
+            config=RlConfig.from_dict(settings),
+        )
+    )
+    compile(made, "script", "exec")
+    expected = None if temperature == 1.0 else {"temperature": temperature}
+    assert f"LOSS_CONFIG = {expected!r}\n" in made
+    assert f"zip({own}, read_logprobs(reference, learned))" in made
 
 
 def test_a_program_says_that_it_does_not_stop_early(alice: Actor, browser: Client) -> None:

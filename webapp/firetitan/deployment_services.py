@@ -6,6 +6,7 @@ from typing import Any
 from django.db import transaction
 
 from webapp.accounts.models import Actor
+from webapp.checkpoints.models import Checkpoint
 from webapp.core.errors import NotFound, UserError
 from webapp.deployments import replicas, services
 from webapp.deployments.models import Deployment
@@ -16,6 +17,7 @@ from webapp.firetitan.errors import AlreadyExists
 from webapp.firetitan.models import DeploymentTerms, TrainerJob
 from webapp.firetitan.names import check_id, make_slug
 from webapp.firetitan.promotion import find_model
+from webapp.fleet.models import BaseModel
 
 WHOLE = ("base_model", "checkpoint", "fireworks_terms")
 
@@ -54,16 +56,34 @@ def read_terms(deployment: Deployment) -> DeploymentTerms:
     )
 
 
-@transaction.atomic
 def create_deployment(
     *, actor: Actor, deployment_id: str, request: DeploymentRequest
 ) -> Deployment:
     """It serves the base model, or the promoted one, until a snapshot is loaded."""
     check_id(deployment_id, "deploymentId")
-    if Deployment.objects.filter(project=actor.project, name=deployment_id).exists():
-        raise AlreadyExists(f"There is a deployment {deployment_id} already.")
+    check_is_free(actor, deployment_id)
     base_model, checkpoint = find_model(actor, request.base_model)
     check_job(actor, request.terms["hot_load_trainer_job"], base_model.pk)
+    try:
+        return _create(actor, deployment_id, request, base_model, checkpoint)
+    except UserError:
+        check_is_free(actor, deployment_id)  # another request may have been faster
+        raise
+
+
+def check_is_free(actor: Actor, deployment_id: str) -> None:
+    if Deployment.objects.filter(project=actor.project, name=deployment_id).exists():
+        raise AlreadyExists(f"There is a deployment {deployment_id} already.")
+
+
+@transaction.atomic
+def _create(
+    actor: Actor,
+    deployment_id: str,
+    request: DeploymentRequest,
+    base_model: BaseModel,
+    checkpoint: Checkpoint | None,
+) -> Deployment:
     deployment = services.create_deployment(
         actor=actor, name=deployment_id, base_model=base_model, checkpoint=checkpoint
     )
@@ -79,6 +99,7 @@ def update_deployment(
     *, actor: Actor, deployment: Deployment, changes: Mapping[str, Any]
 ) -> Deployment:
     check_job(actor, changes.get("hot_load_trainer_job", ""), deployment.base_model_id)
+    lock(deployment)
     terms = read_terms(deployment)
     for name, value in changes.items():
         setattr(terms, name, value)
@@ -87,6 +108,13 @@ def update_deployment(
     if any(name.endswith("_count") for name in changes):  # else a person's word stands
         scale_as_told(actor, deployment, terms)
     return deployment
+
+
+def lock(deployment: Deployment) -> None:
+    """With its newest terms: two changes at once both stand, and both may be the first."""
+    if Deployment.objects.select_for_update().filter(pk=deployment.pk).first() is None:
+        raise NotFound(f"There is no deployment {deployment.name[:100]}.")
+    deployment.refresh_from_db()
 
 
 def scale_deployment(*, actor: Actor, deployment: Deployment, num_replicas: int) -> Deployment:

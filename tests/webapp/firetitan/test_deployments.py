@@ -1,5 +1,7 @@
 """Deployments as their programs see them: made, told, scaled, changed, deleted, made again."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -9,10 +11,14 @@ from django.test.utils import CaptureQueriesContext
 from tests.webapp.cast import make_base_model, make_run
 from tests.webapp.deployments.conftest import make_checkpoint
 from tests.webapp.firetitan.conftest import Program
+from webapp.accounts.models import Actor
+from webapp.checkpoints.models import Checkpoint
 from webapp.deployments.models import Deployment
 from webapp.deployments.replicas import scale_deployment
 from webapp.deployments.services import create_deployment, stop_deployment
+from webapp.firetitan import deployment_services
 from webapp.firetitan.models import DeploymentTerms, PromotedModel, TrainerJob
+from webapp.firetitan.promotion import find_model
 from webapp.fleet.models import BaseModel
 
 PATH = "deployments"
@@ -123,6 +129,59 @@ def test_a_promoted_model_is_served_from_its_checkpoint(
 def test_the_same_id_again_is_a_conflict(program: Program, served: Deployment) -> None:
     answer = program.post(f"{NEW}serving", make_body())
     assert (program.status, answer["code"]) == (409, 6)
+
+
+def test_of_two_programs_that_ask_at_once_the_slower_one_is_told_of_the_conflict(
+    program: Program, base_model: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_slowly(actor: Actor, name: str) -> tuple[BaseModel, Checkpoint | None]:
+        create_deployment(actor=actor, name="serving", base_model=base_model)
+        return find_model(actor, name)
+
+    monkeypatch.setattr(deployment_services, "find_model", find_slowly)
+    answer = program.post(f"{NEW}serving", make_body())
+    assert (program.status, answer["code"]) == (409, 6)
+    assert program.read(f"{PATH}/serving")["state"] == "CREATING"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_many_that_ask_at_once_one_makes_it_and_all_others_find_it(
+    program: Program, base_model: BaseModel
+) -> None:
+    statuses = ask_at_once(program, "POST", f"{NEW}serving", [make_body()] * 6)
+    assert sorted(statuses) == [200, *[409] * 5]
+    assert Deployment.objects.get().changes.count() == 1
+    assert DeploymentTerms.objects.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_changes_that_come_at_once_all_stand(program: Program, base_model: BaseModel) -> None:
+    create_deployment(actor=program.actor, name="by-hand", base_model=base_model)
+    changes = [
+        {"description": "ours"},
+        {"annotations": {"a": "1"}},
+        {"hotLoadTransitionType": "SYNC"},
+    ]
+    assert ask_at_once(program, "PATCH", f"{PATH}/by-hand", changes) == [200] * 3
+    terms = DeploymentTerms.objects.get()
+    assert (terms.description, terms.annotations) == ("ours", {"a": "1"})
+    assert terms.hot_load_transition_type == "SYNC"
+
+
+def ask_at_once(program: Program, method: str, path: str, bodies: list[Any]) -> list[int]:
+    begin = Barrier(len(bodies), timeout=60)
+
+    def ask(body: Any) -> int:
+        mine = Program(program.actor)
+        begin.wait()
+        try:
+            mine.send(method, path, body)
+        finally:
+            connection.close()
+        return mine.status
+
+    with ThreadPoolExecutor(len(bodies)) as threads:
+        return list(threads.map(ask, bodies))
 
 
 def test_a_deleted_one_is_gone_and_its_id_is_free(program: Program, served: Deployment) -> None:

@@ -19,6 +19,7 @@ class Server(ThreadingHTTPServer):
         self.is_slow = False
         self.released = threading.Event()
         self.got: list[tuple[dict[str, str], bytes]] = []
+        self.names: list[str] = []  # that it was called by where it speaks TLS
 
 
 class Answer(BaseHTTPRequestHandler):

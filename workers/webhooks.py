@@ -7,9 +7,9 @@ import json
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -27,6 +27,8 @@ WHOLE_SECONDS = 10.0  # of one delivery
 MOST_AT_ONCE = 100
 SPENT_SECONDS = 40.0  # of one task: what is left is the next one's
 SIGNATURE = "Hone-Signature"
+# Where clouds tell a machine its credentials at an address that is not link-local.
+CREDENTIALS = ("100.100.100.200", "fd00:ec2::254")
 
 
 def deliver() -> None:
@@ -52,12 +54,12 @@ def deliver_each(due: Sequence[Delivery], until: float) -> None:
 
 def send(delivery: Delivery) -> str:
     """Why it was not taken, in a sentence; empty: it was."""
-    url = delivery.webhook.url
     try:
-        check_address(url)
+        url = httpx.URL(delivery.webhook.url)
+        addresses = find_addresses(url)
         body = json.dumps({**delivery.body, "id": delivery.key}).encode()
         headers = make_headers(delivery.event, delivery.webhook.secret, body, int(time.time()))
-        return explain(asyncio.run(post(url, body, headers)))
+        return explain(asyncio.run(post(url, addresses, body, headers)))
     except httpx.TimeoutException:
         return "It did not answer within 5 s."
     except TimeoutError:
@@ -67,24 +69,47 @@ def send(delivery: Delivery) -> str:
         return f"It could not be reached: {said}."
 
 
-async def post(url: str, body: bytes, headers: Mapping[str, str]) -> int:
+async def post(
+    url: httpx.URL, addresses: Sequence[str], body: bytes, headers: Mapping[str, str]
+) -> int:
     """The status of its answer. Limits on each read alone would let it say a letter at a time."""
     client = httpx.AsyncClient(timeout=LIMITS, follow_redirects=False, trust_env=False)
-    asked = client.stream("POST", url, content=body, headers=headers)
-    async with asyncio.timeout(WHOLE_SECONDS), client, asked as answer:
+    async with asyncio.timeout(WHOLE_SECONDS), client:
+        for address in addresses[:-1]:
+            with suppress(httpx.ConnectError, httpx.ConnectTimeout):
+                return await post_to(client, address, url, body, headers)
+        return await post_to(client, addresses[-1], url, body, headers)
+
+
+async def post_to(
+    client: httpx.AsyncClient, address: str, url: httpx.URL, body: bytes, headers: Mapping[str, str]
+) -> int:
+    """The name is not looked up again, where it might be another's: it is in the Host header, and
+    what the certificate must be for."""
+    named = {"Host": url.netloc.decode(), **headers}
+    extensions = {"sni_hostname": url.raw_host.decode()}
+    there = url.copy_with(host=address)
+    asked = client.stream("POST", there, content=body, headers=named, extensions=extensions)
+    async with asked as answer:
         return answer.status_code  # its body is nobody's business here
 
 
-def check_address(url: str) -> None:
+def find_addresses(url: httpx.URL) -> list[str]:
     """Private networks are the owner's own. Link-local addresses are where machines of a cloud
     keep their credentials, and no webhook listens there."""
-    parts = urlsplit(url)
-    found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
-    for address in {str(each[4][0]).partition("%")[0] for each in found}:
-        number: Any = ipaddress.ip_address(address)
-        number = getattr(number, "ipv4_mapped", None) or number
-        if number.is_link_local or number.is_multicast or number.is_unspecified:
-            raise OSError(f"{address} is no address for a webhook")
+    found = socket.getaddrinfo(url.raw_host.decode(), url.port or 80, type=socket.SOCK_STREAM)
+    addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
+    for address in addresses:
+        check_address(address)
+    return addresses
+
+
+def check_address(address: str) -> None:
+    number: Any = ipaddress.ip_address(address.partition("%")[0])
+    number = getattr(number, "ipv4_mapped", None) or number
+    is_odd = number.is_link_local or number.is_multicast or number.is_unspecified
+    if is_odd or str(number) in CREDENTIALS:
+        raise OSError(f"{address} is no address for a webhook")
 
 
 def make_headers(event: str, secret: str, body: bytes, moment: int) -> Mapping[str, str]:

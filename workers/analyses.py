@@ -41,9 +41,8 @@ def analyse(analysis_id: str) -> None:
             _end(row, error=str(error))
 
 
-def fail(analysis_id: str, error: Exception) -> None:
-    row = Analysis.objects.select_related("version").get(pk=int(analysis_id))
-    _end(row, error=f"Internal error while looking at the rows: {error!r:.200}")
+def fail(analysis_id: str, error: str) -> None:
+    _end(Analysis.objects.select_related("version").get(pk=int(analysis_id)), error=error)
 
 
 def _end(row: Analysis, **fields: Any) -> None:

@@ -89,9 +89,9 @@ def settle(run: Run, key: str, verdict: Verdict) -> None:
         end_finding(run, key)
 
 
-def fail(run_id: str, error: Exception) -> None:
+def fail(run_id: str, error: str) -> None:
     """The next change of the run is the next try."""
-    logger.error("%s could not be diagnosed: %r", run_id, error)
+    logger.error("%s could not be diagnosed: %s", run_id, error)
 
 
 def announce_due() -> int:

@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from functools import partial
 
-from training.errors import InvalidInput
 from training.recipes.graders import KINDS
 from webapp.accounts.models import Project
-from webapp.core.errors import UserError
 from webapp.evals.models import EvalResult, EvalSuite, Evaluation
 from webapp.evals.services import (
     begin_evaluation,
@@ -52,8 +50,8 @@ def find_judges(project: Project, waiter: Waiter, keep_going: Callable[[], None]
     return partial(open_judge, project=project, waiter=waiter, keep_going=keep_going)
 
 
-def fail_suite(suite_id: str, error: Exception) -> None:
-    mark_suite_failed(EvalSuite.objects.get(pk=suite_id), say(error))
+def fail_suite(suite_id: str, error: str) -> None:
+    mark_suite_failed(EvalSuite.objects.get(pk=suite_id), error)
 
 
 def evaluate(evaluation_id: str) -> None:
@@ -111,11 +109,5 @@ def check_wanted(evaluation: Evaluation) -> None:
         raise CancelledError
 
 
-def fail(evaluation_id: str, error: Exception) -> None:
-    mark_failed(Evaluation.objects.get(pk=evaluation_id), say(error))
-
-
-def say(error: Exception) -> str:
-    if isinstance(error, InvalidInput | UserError):
-        return str(error)
-    return f"Internal error: {error!r:.200}"
+def fail(evaluation_id: str, error: str) -> None:
+    mark_failed(Evaluation.objects.get(pk=evaluation_id), error)

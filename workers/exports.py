@@ -200,7 +200,7 @@ def write_card(export: Export, written: Written, probe: Probe) -> str:
     return render_to_string("checkpoints/export_card.md", context)
 
 
-def fail(export_id: str, error: Exception) -> None:
+def fail(export_id: str, error: str) -> None:
     export = Export.objects.select_related("checkpoint").filter(pk=export_id).first()
     if export is not None:
-        fail_export(export, f"Internal error while exporting: {error!r:.200}")
+        fail_export(export, error)

@@ -79,9 +79,8 @@ def take_up(generation: Generation, asker: Asker | None = None) -> None:
         return
 
 
-def fail(generation_id: str, error: Exception) -> None:
-    generation = Generation.objects.get(pk=generation_id)
-    fail_generation(generation, f"Internal error while asking: {error!r:.200}")
+def fail(generation_id: str, error: str) -> None:
+    fail_generation(Generation.objects.get(pk=generation_id), error)
 
 
 def make_passages(generation: Generation) -> Iterator[Passage]:

@@ -127,10 +127,9 @@ def _change(version: DatasetVersion, **fields: Any) -> None:
     publish(project_group(version.project_id), "datasets")
 
 
-def fail(version_id: str, error: Exception) -> None:
-    DatasetVersion.objects.filter(pk=version_id, status=Status.VALIDATING).update(
-        status=Status.FAILED, error=f"Internal error while reading the file: {error!r:.200}"
-    )
+def fail(version_id: str, error: str) -> None:
+    reading = DatasetVersion.objects.filter(pk=version_id, status=Status.VALIDATING)
+    reading.update(status=Status.FAILED, error=error)
 
 
 def preview_version(preview_id: str) -> None:
@@ -168,7 +167,5 @@ def _measure(file: Path, tokenizer: ChatTokenizer, context: int, kind: str) -> d
     }
 
 
-def fail_preview(preview_id: str, error: Exception) -> None:
-    Preview.objects.filter(pk=int(preview_id)).update(
-        rows=[], error=f"Internal error while tokenizing: {error!r:.200}"
-    )
+def fail_preview(preview_id: str, error: str) -> None:
+    Preview.objects.filter(pk=int(preview_id)).update(rows=[], error=error)

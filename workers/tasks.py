@@ -1,9 +1,12 @@
 """The tasks Celery calls. Each begins with a guarded update: a kick that comes twice is free."""
 
 import logging
+import uuid
 from collections.abc import Callable
 
+from training.errors import InvalidInput
 from webapp.core import dispatch
+from webapp.core.errors import DISK_FULL, UserError, is_disk_full
 from webapp.evals import aliases
 from workers import (
     analyses,
@@ -86,12 +89,14 @@ def deliver() -> None:
     webhooks.deliver()
 
 
-def _outlive(
-    act: Callable[[str], None], fail: Callable[[str, Exception], None], row_id: str
-) -> None:
+def _outlive(act: Callable[[str], None], fail: Callable[[str, str], None], row_id: str) -> None:
     """The process outlives the row: what went wrong is written on it, where people see it."""
     try:
         act(row_id)
+    except (InvalidInput, UserError) as error:
+        fail(row_id, str(error))
     except Exception as error:
-        logger.exception("%s failed", row_id)
-        fail(row_id, error)
+        number = uuid.uuid4().hex[:8]
+        logger.exception("%s: internal error %s", row_id, number)
+        said = f"Internal error {number}: the worker's log says more."
+        fail(row_id, DISK_FULL if is_disk_full(error) else said)

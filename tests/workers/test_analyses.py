@@ -175,7 +175,7 @@ def test_a_question_is_answered_once_and_a_lost_one_asked_again(
         announce_analyses()
         request_analysis(**wanted)
     assert len(sent) == 2
-    analyses.fail(str(first.pk), RuntimeError("no disk"))
+    analyses.fail(str(first.pk), "no disk")
     assert "no disk" in request_analysis(**wanted).error
     assert retry_analysis(**wanted).is_waiting
 

@@ -36,7 +36,7 @@ def tls_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     """It is hooks.example, and says so with a certificate that the worker trusts."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATE)
-    context.set_servername_callback(lambda _, name, __: server.names.append(name))
+    context.set_servername_callback(lambda _, name, __: server.names.append(name or ""))
     server.socket = context.wrap_socket(server.socket, server_side=True)
     monkeypatch.setattr(certifi, "where", lambda: str(CERTIFICATE))
     return server

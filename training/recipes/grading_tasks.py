@@ -8,6 +8,7 @@ import ast
 import json
 from collections.abc import Mapping
 from functools import lru_cache
+from tokenize import TokenError
 from typing import Any
 
 import reasoning_gym
@@ -33,6 +34,12 @@ FUNCTIONS = {"sin", "cos", "tan", "exp", "log", "ln", "sqrt", "pi", "E", "asin",
 EXPRESSION = regex.compile(r"[0-9a-zA-Z+\-*/^(). \n]{1,500}")
 ATTRIBUTE = regex.compile(r"\.\s*[a-zA-Z_]|[a-zA-Z_)]\s*\.")
 MAX_POWER = 64
+# How a scorer says that it cannot read an answer: it does not like it. One that finds no memory
+# says nothing of the answer.
+STUMBLES = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, NameError),
+    *(RuntimeError, SyntaxError, TypeError, ValueError, TokenError),
+)
 GARBAGE = "?"  # what it scores is what a scorer gives for nothing
 TAGGED = regex.compile(r"<answer>(.*?)(?:</answer>|\Z)", regex.S)
 INSTRUCTION = "Give only the final answer between <answer> and </answer>."
@@ -91,7 +98,7 @@ def score_task(task: str, completion: str, entry: Any) -> float:
 def score_entry(scorer: Any, answer: str, entry: Mapping[str, Any]) -> float:
     try:
         return min(1.0, max(0.0, float(scorer.score_answer(answer, entry))))
-    except Exception:  # noqa: BLE001 - a scorer that stumbles over an answer does not like it
+    except STUMBLES:
         return 0.0
 
 

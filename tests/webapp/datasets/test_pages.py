@@ -186,7 +186,7 @@ def test_a_failed_preview_says_why_and_can_be_tried_again(
 ) -> None:
     version = upload(alice, GOOD)
     preview = request_preview(version=version, base_model=base_model)
-    ingest.fail_preview(str(preview.pk), RuntimeError("no disk"))
+    ingest.fail_preview(str(preview.pk), "no disk")
     url = f"/datasets/versions/{version.pk}/preview/?base_model={base_model.pk}"
     page = read(browser, url)
     assert "no disk" in page

@@ -205,7 +205,7 @@ def test_a_preview_whose_task_was_lost_is_asked_for_again(
 def test_a_failed_preview_can_be_tried_again(alice: Actor, base_model: BaseModel) -> None:
     version = upload(alice, GOOD)
     failed = request_preview(version=version, base_model=base_model)
-    ingest.fail_preview(str(failed.pk), RuntimeError("no disk"))
+    ingest.fail_preview(str(failed.pk), "no disk")
 
     again = retry_preview(version=version, base_model=base_model)
     assert again.pk != failed.pk

@@ -13,7 +13,6 @@ from training.recipes.graders import KINDS
 from training.recipes.grading import GRADERS
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
-from webapp.core.errors import UserError
 from webapp.datasets.models import Dataset, DatasetVersion
 from webapp.deployments.models import SamplingCall
 from webapp.evals import services
@@ -282,9 +281,9 @@ def test_what_went_wrong_stands_on_the_row(
 ) -> None:
     suite = make_suite()
     evaluation = services.request_evaluation(actor=alice, suite=suite, base_model=base_model)
-    fail_suite(suite.pk, UserError("The rows are gone."))
+    fail_suite(suite.pk, "The rows are gone.")
     evaluation.refresh_from_db()
     assert evaluation.error == "The suite could not be built: The rows are gone."
-    fail(evaluation.pk, RuntimeError("again"))
+    fail(evaluation.pk, "again")
     evaluation.refresh_from_db()
     assert "again" not in evaluation.error

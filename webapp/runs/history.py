@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from django.db import transaction
 from django.db.models import F, FloatField, Value
@@ -16,6 +17,15 @@ from webapp.runs.models import Metric, Run
 
 SPEED_WEIGHT = 0.2  # of the newest step in a run's tokens a second
 MAX_POINTS = 1000  # of one curve: about the pixels it is drawn on
+TIMES_AT_ONCE = 10_000  # SQLite takes up to 32,766 values in one question
+
+
+class Mark(NamedTuple):
+    """A point as it is thinned, without its moment. A tuple: there may be hundreds of thousands."""
+
+    pk: int
+    step: int
+    value: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,13 +98,30 @@ def read_metrics(
     rows = run.metrics.filter(pk__gt=after_id).order_by("step")
     if keys is not None:
         rows = rows.filter(key__in=list(keys))
-    series: dict[str, list[Point]] = {}
+    curves: dict[str, list[Mark]] = {}
     last_id = after_id
-    for pk, key, step, value, at in rows.values_list("pk", "key", "step", "value", "at"):
-        series.setdefault(key, []).append(Point(step=step, value=value, at=at))
+    for pk, key, step, value in rows.values_list("pk", "key", "step", "value").iterator():
+        curves.setdefault(key, []).append(Mark(pk, step, value))
         last_id = max(last_id, pk)
-    thinned = {key: thin(points, max_points) for key, points in series.items()}
-    return History(series=thinned, last_id=last_id)
+    thinned = {key: thin(marks, max_points) for key, marks in curves.items()}
+    return History(series=_read_times(thinned), last_id=last_id)
+
+
+def _read_times(curves: Mapping[str, Sequence[Mark]]) -> dict[str, Sequence[Point]]:
+    """Of the points that are kept alone: a moment costs more to read than all else of a row."""
+    kept = [mark.pk for marks in curves.values() for mark in marks]
+    times: dict[int, datetime] = {}
+    for place in range(0, len(kept), TIMES_AT_ONCE):
+        rows = Metric.objects.filter(pk__in=kept[place : place + TIMES_AT_ONCE])
+        times.update(rows.values_list("pk", "at"))
+    return {
+        key: [
+            Point(step=mark.step, value=mark.value, at=times[mark.pk])
+            for mark in marks
+            if mark.pk in times  # a run may be deleted meanwhile
+        ]
+        for key, marks in curves.items()
+    }
 
 
 def split_drawn(points: Sequence[Point]) -> tuple[Sequence[Point], int]:
@@ -103,7 +130,7 @@ def split_drawn(points: Sequence[Point]) -> tuple[Sequence[Point], int]:
     return drawn, len(points) - len(drawn)
 
 
-def thin(points: Sequence[Point], max_points: int) -> Sequence[Point]:
+def thin(points: Sequence[Mark], max_points: int) -> Sequence[Mark]:
     """The lowest and the highest of each stretch, and both ends."""
     if len(points) <= max_points:
         return points
@@ -116,7 +143,7 @@ def thin(points: Sequence[Point], max_points: int) -> Sequence[Point]:
     return [*kept, points[-1]]
 
 
-def _find_extremes(stretch: Sequence[Point]) -> list[Point]:
+def _find_extremes(stretch: Sequence[Mark]) -> list[Mark]:
     if not stretch:
         return []
     lowest = min(stretch, key=lambda point: point.value)

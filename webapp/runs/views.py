@@ -34,7 +34,7 @@ from webapp.runs.rollout_pages import RECIPES, read_rollouts
 from webapp.runs.standing import explain_wait, explain_waits
 from webapp.runs.steering_forms import KlCoefficientForm, LearningRateForm
 
-MAX_POINTS = 5_000  # of one curve at once; more are thinned, and the extremes stay
+MAX_POINTS = 2_000  # of one curve at once; more are thinned, and the extremes stay
 LOG_LINES = 500
 HEADINGS = (
     ("name", "name", "Name", ""),

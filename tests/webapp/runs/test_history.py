@@ -1,6 +1,7 @@
 """Curves: written once, read in parts, thinned without losing their extremes."""
 
 import math
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.test import Client
@@ -19,6 +20,8 @@ from webapp.runs.models import Metric, Run
 from webapp.runs.views import write_series
 
 pytestmark = pytest.mark.django_db
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -90,11 +93,23 @@ def test_a_long_curve_keeps_its_extremes_and_its_ends(run: Run) -> None:
     values = [math.sin(step / 50) for step in range(5000)]
     values[1234], values[4321] = 99.0, -99.0
     Metric.objects.bulk_create(
-        Metric(run=run, step=step, key="loss", value=value) for step, value in enumerate(values)
+        Metric(run=run, step=step, key="loss", value=value, at=NOON + timedelta(seconds=step))
+        for step, value in enumerate(values)
     )
     points = read_metrics(run, max_points=200).series["loss"]
+    assert [point.at for point in points] == [NOON + timedelta(seconds=p.step) for p in points]
     assert len(points) <= 200
     assert (points[0].step, points[-1].step) == (0, 4999)
     found = {point.step: point.value for point in points}
     assert (found[1234], found[4321]) == (99.0, -99.0)
     assert [point.step for point in points] == sorted(found)
+
+
+def test_the_moments_of_more_points_than_one_question_takes_are_read(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("webapp.runs.history.TIMES_AT_ONCE", 2)
+    for step in range(5):
+        record_metrics(run, step, {"loss": float(step)})
+    told = dict(Metric.objects.values_list("step", "at"))
+    assert {point.step: point.at for point in read_metrics(run).series["loss"]} == told

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,13 @@ from webapp.accounts.models import ApiKey
 from webapp.accounts.services import create_key, revoke_key
 from webapp.deployments.models import SamplingCall
 from webapp.evals.models import EvalResult, Evaluation
-from webapp.evals.services import mark_failed, note_served, record_results, settle
+from webapp.evals.services import (
+    mark_failed,
+    note_progress,
+    note_served,
+    record_results,
+    settle,
+)
 from workers import leashed
 from workers.claims import MAX_ATTEMPTS, claim
 from workers.judge import act_for
@@ -31,6 +38,11 @@ POLL_SECONDS = 0.5
 INSIDE_LM_EVAL = Path(__file__).parent / "inside_lm_eval"
 AT_ONCE = 4
 MAX_TOLD = 2000  # characters of a program's own last words
+LOG = "log.txt"
+READ_BYTES = 64_000  # of its beginning, and as many of its end
+# What it says on its log: what an earlier process had asked, and what this one has.
+KNOWN = re.compile(r"Cached requests: (\d+), Requests remaining")
+ASKED = re.compile(r"Requesting API:[^\r\n]*? (\d+)/(\d+) \[")
 URL = "HONE_URL"  # where other machines find this installation
 
 
@@ -63,7 +75,7 @@ def run_lm_eval(evaluation: Evaluation) -> None:
             write_command(evaluation, task, folder),
             folder,
             secret,
-            partial(check_wanted, evaluation),
+            partial(watch, evaluation, folder),
         )
     found = read_results(evaluation, task, folder)
     record_results(evaluation, found)
@@ -137,7 +149,7 @@ def open_door(evaluation: Evaluation) -> Iterator[str]:
 
 def follow(command: list[str], folder: Path, secret: str, check: Callable[[], None]) -> None:
     """Until it has ended; it ends with us, and when nobody wants it any more."""
-    log = folder / "log.txt"
+    log = folder / LOG
     with log.open("wb") as sink:
         program = subprocess.Popen(
             [sys.executable, "-I", leashed.__file__, *command],
@@ -171,9 +183,29 @@ def write_environment(folder: Path, secret: str) -> dict[str, str]:
         "HF_DATASETS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": "1",
+        "TQDM_MININTERVAL": "1",  # seconds between two lines of its log
         "PYTHONPATH": str(INSIDE_LM_EVAL),
         "OPENAI_API_KEY": secret,
     }
+
+
+def watch(evaluation: Evaluation, folder: Path) -> None:
+    """Raises CancelledError where nobody wants it any more, else says how far it is."""
+    check_wanted(evaluation)
+    with (folder / LOG).open("rb") as log:
+        told = log.read(READ_BYTES)
+        log.seek(max(len(told), log.seek(0, os.SEEK_END) - READ_BYTES))
+        told += log.read()
+    done, total = count_answers(told.decode(errors="replace"))
+    note_progress(evaluation, done * evaluation.suite.num_items // max(1, total))
+
+
+def count_answers(log: str) -> tuple[int, int]:
+    """The answers that lm-eval has, and how many it wants: one for each choice of a row."""
+    known = [int(each) for each in KNOWN.findall(log)]
+    asked = [(int(done), int(total)) for done, total in ASKED.findall(log)]
+    done, total = asked[-1] if asked else (0, 0)
+    return done + sum(known[-1:]), total + sum(known[-1:])
 
 
 def check_wanted(evaluation: Evaluation) -> None:

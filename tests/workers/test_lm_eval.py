@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.test import Client
 from django.utils.timezone import now
 
-from tests.webapp.cast import make_actor
+from tests.webapp.cast import make_actor, sign_in
 from training.errors import InvalidInput
 from training.recipes.lm_task import PLAIN, read_task
 from webapp.accounts.models import Actor, ApiKey, Role
+from webapp.accounts.services import create_key
 from webapp.core.errors import UserError
 from webapp.evals import services
 from webapp.evals.models import EvalSuite, Evaluation
@@ -131,7 +133,7 @@ def test_it_sees_its_key_and_nothing_else_of_ours_and_the_key_ends_with_it(
     assert seen.pop("OPENAI_API_KEY").startswith("tml-")
     assert set(seen) - {"LC_CTYPE"} == {
         "PATH", "HOME", "HF_HOME", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE",
-        "TOKENIZERS_PARALLELISM", "OMP_NUM_THREADS", "PYTHONPATH",
+        "TOKENIZERS_PARALLELISM", "OMP_NUM_THREADS", "TQDM_MININTERVAL", "PYTHONPATH",
     }  # fmt: skip
     key = ApiKey.objects.get(name=f"lm-eval of {evaluation.pk}")
     assert key.revoked_at is not None
@@ -197,6 +199,48 @@ def test_one_that_nobody_wants_any_more_is_ended(
     assert checks == [evaluation.pk]
     pid = tmp_path / "pid"
     assert not pid.exists() or not Path(f"/proc/{pid.read_text()}").exists()
+
+
+@pytest.mark.parametrize(
+    ("log", "counted"),
+    [
+        ("", (0, 0)),
+        ("Checking cached requests: 100%|###| 8/8 [00:00<00:00]\n", (0, 0)),
+        ("\rRequesting API:   0%|   | 0/8 [00:00<?, ?it/s]", (0, 8)),
+        ("\rRequesting API: 0%|  | 0/8 [00:00]\rRequesting API: 38%|#  | 3/8 [00:01<00:0", (3, 8)),
+        ("Cached requests: 6, Requests remaining: 2\n\rRequesting API: 50%|# | 1/2 [0", (7, 8)),
+        ("Cached requests: 8, Requests remaining: 0\n", (8, 8)),
+    ],
+)
+def test_what_it_says_on_its_log_is_counted(log: str, counted: tuple[int, int]) -> None:
+    assert lm_eval.count_answers(log) == counted
+
+
+def test_how_far_it_is_is_told_while_it_runs_and_forgotten_where_nothing_came_of_it(
+    evaluation: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alice: Actor
+) -> None:
+    _, secret = create_key(actor=alice, name="k")
+    headers = {"authorization": f"Bearer {secret}"}
+    told: list[tuple[int, str]] = []
+
+    def listen(each: Evaluation, num_done: int) -> None:
+        original(each, num_done)
+        if num_done:
+            rest = Client().get(f"/rest/evaluations/{each.pk}", headers=headers).json()
+            told.append((rest["num_done"], sign_in(alice).get(f"/evals/{each.pk}/").text))
+            services.cancel_evaluation(actor=alice, evaluation=evaluation)
+
+    original = lm_eval.note_progress
+    monkeypatch.setattr(lm_eval, "note_progress", listen)
+    body = """
+print("x" * 200_000)
+print("Requesting API:  50%|####    | 2/4 [00:01<00:01,  1.9it/s]", end=chr(13), flush=True)
+time.sleep(600)"""
+    ended = run(evaluation, tmp_path, body, monkeypatch)
+    [(num_done, page)] = told
+    assert num_done == 1  # of two rows, each of two choices
+    assert "1 of 2 answered" in page
+    assert (ended.status, ended.num_done) == (Status.CANCELLED, 0)
 
 
 def test_it_is_announced_again_while_it_runs_and_only_one_process_is_at_it(

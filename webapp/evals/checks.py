@@ -10,6 +10,7 @@ from training.recipes.graders import text
 from training.recipes.lm_task import LmTask, read_rows, read_task
 from training.recipes.lm_task_rows import fill_in
 from webapp.core.errors import UserError
+from webapp.datasets.models import DatasetVersion
 from webapp.deployments.services import check_params
 
 MAX_ITEMS = 2000
@@ -69,6 +70,16 @@ def check_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     if missing := REQUIRED[source] - checked.keys():
         raise UserError(f"The source {source} needs its {min(missing)}.", field="source")
     return {"source": source, **checked}
+
+
+def check_version(version: DatasetVersion | None, spec: Mapping[str, Any] | None) -> None:
+    if (version is None) == (not spec):
+        raise UserError(
+            "A suite takes its items from a dataset version or from another source: give one.",
+            field="dataset_version",
+        )
+    if version is not None and version.status != DatasetVersion.Status.READY:
+        raise UserError(f"{version} is not ready.", field="dataset_version")
 
 
 def check_selection(selection: Mapping[str, Any]) -> None:

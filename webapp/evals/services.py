@@ -27,6 +27,7 @@ from webapp.evals.checks import (
     check_sampling,
     check_selection,
     check_spec,
+    check_version,
 )
 from webapp.evals.curves import draw_on_run
 from webapp.evals.figures import compute_figures
@@ -86,16 +87,6 @@ def create_suite(  # noqa: PLR0913 - the form's fields, by name
     send_task(BUILD_SUITE, suite.pk)
     publish(project_group(suite.project_id), "evals")
     return suite
-
-
-def check_version(version: DatasetVersion | None, spec: Mapping[str, Any] | None) -> None:
-    if (version is None) == (not spec):
-        raise UserError(
-            "A suite takes its items from a dataset version or from another source: give one.",
-            field="dataset_version",
-        )
-    if version is not None and version.status != DatasetVersion.Status.READY:
-        raise UserError(f"{version} is not ready.", field="dataset_version")
 
 
 def mark_built(suite: EvalSuite, items: Sequence[Mapping[str, Any]]) -> bool:
@@ -247,6 +238,13 @@ def record_results(evaluation: Evaluation, results: Sequence[EvalResult]) -> Non
         EvalResult.objects.bulk_create(results, batch_size=200)
 
 
+def note_progress(evaluation: Evaluation, num_done: int) -> None:
+    """What another program has got answers to; its results come all at once, when it has ended."""
+    behind = _running(evaluation).exclude(num_done=num_done)
+    if behind.update(num_done=num_done):
+        _announce(evaluation)
+
+
 def record_grades(results: Sequence[EvalResult]) -> None:
     """What graders that take their time have found."""
     EvalResult.objects.bulk_update(results, ["scores", "notes", "error"], batch_size=100)
@@ -374,7 +372,9 @@ def _explain_nothing(evaluation: Evaluation) -> str:
 
 
 def _end(live: QuerySet[Evaluation], evaluation: Evaluation, **columns: Any) -> bool:
-    ended = live.update(ended_at=now(), **columns) == 1
+    # Of another program that was ended nothing stays, however far it was.
+    num_done = evaluation.results.count()
+    ended = live.update(ended_at=now(), num_done=num_done, **columns) == 1
     if ended:
         _announce(evaluation)
         _call_waiting_moves(evaluation)

@@ -9,9 +9,8 @@ from webapp.core.dispatch import BUILD_SUITE, send_task
 from webapp.core.errors import UserError
 from webapp.core.events import project_group, publish
 from webapp.datasets.models import DatasetVersion
-from webapp.evals.checks import check_task
+from webapp.evals.checks import check_task, check_version
 from webapp.evals.models import EvalSuite
-from webapp.evals.services import check_version
 
 
 def create_task_suite(

@@ -130,5 +130,6 @@ urlpatterns = [
     path("aliases", aliases.AliasList.as_view()),
     path("aliases/<str:alias_id>", aliases.AliasDetail.as_view()),
     path("aliases/<str:alias_id>/moves", aliases.AliasMoves.as_view()),
+    path("aliases/<str:alias_id>/rules", aliases.AliasRules.as_view()),
     path("aliases/<str:alias_id>/rollback", aliases.AliasRollback.as_view()),
 ]

@@ -230,7 +230,7 @@ def test_how_far_it_is_is_told_while_it_runs_and_forgotten_where_nothing_came_of
             told.append((rest["num_done"], sign_in(alice).get(f"/evals/{each.pk}/").text))
             services.cancel_evaluation(actor=alice, evaluation=evaluation)
 
-    original = lm_eval.note_progress
+    original = services.note_progress
     monkeypatch.setattr(lm_eval, "note_progress", listen)
     body = """
 print("x" * 200_000)

@@ -9,14 +9,9 @@ from webapp.evals.answers import name_graders
 from webapp.evals.models import EvalSuite
 
 
-class AliasForm(forms.Form):
+class RuleForm(forms.Form):
     """What is out of range is said by the service."""
 
-    name = forms.CharField(
-        max_length=80,
-        help_text="Such as prod or best. Programs ask for it as a model; it stays when it moves.",
-        error_messages={"required": "An alias needs a name."},
-    )
     suite = forms.ChoiceField(
         required=False, help_text="What a checkpoint has to pass before the alias names it."
     )
@@ -57,6 +52,14 @@ class AliasForm(forms.Form):
 
     def clean_margin(self) -> float:
         return self.cleaned_data["margin"] or 0.0
+
+
+class AliasForm(RuleForm):
+    name = forms.CharField(
+        max_length=80,
+        help_text="Such as prod or best. Programs ask for it as a model; it stays when it moves.",
+        error_messages={"required": "An alias needs a name."},
+    )
 
 
 class MoveForm(forms.Form):

@@ -12,9 +12,10 @@ from webapp.accounts.idempotency import answer_once
 from webapp.accounts.models import Actor
 from webapp.checkpoints.models import Checkpoint
 from webapp.core.errors import NotFound, UserError
-from webapp.evals.alias_rules import BETTER, LEVEL, TESTS
+from webapp.evals.alias_rules import BETTER, LEVEL, TESTS, describe_rule
 from webapp.evals.aliases import call_off, create_alias, delete_alias, request_move, roll_back
-from webapp.evals.models import Alias, AliasMove, AliasQuerySet, EvalSuite
+from webapp.evals.models import Alias, AliasMove, AliasQuerySet, AliasRule, EvalSuite
+from webapp.evals.rule_changes import change_rule
 
 
 class MoveOutput(serializers.ModelSerializer[AliasMove]):
@@ -40,8 +41,7 @@ class AliasOutput(serializers.ModelSerializer[Alias]):
         fields = ("id", "name", "checkpoint", "suite", "rule", "created_at", "moved_at")
 
 
-class AliasInput(serializers.Serializer[Alias]):
-    name = serializers.CharField(max_length=80)
+class RuleInput(serializers.Serializer[Alias]):
     suite = serializers.CharField(
         required=False, allow_null=True, default=None, help_text="An id; null: it moves freely."
     )
@@ -51,6 +51,22 @@ class AliasInput(serializers.Serializer[Alias]):
     test = serializers.ChoiceField(TESTS, default=BETTER)
     margin = serializers.FloatField(default=0.0, help_text="Points that not_worse may lose.")
     level = serializers.FloatField(default=LEVEL, help_text="How sure the test has to be.")
+
+
+class AliasInput(RuleInput):
+    name = serializers.CharField(max_length=80)
+
+
+class RuleOutput(serializers.ModelSerializer[AliasRule]):
+    text = serializers.SerializerMethodField(help_text="The rule in a sentence.")
+    user = serializers.CharField(source="user.username", default="")
+
+    class Meta:
+        model = AliasRule
+        fields = ("id", "suite", "rule", "text", "user", "created_at")
+
+    def get_text(self, row: AliasRule) -> str:
+        return describe_rule(row.suite, row.rule)
 
 
 class MoveInput(serializers.Serializer[Alias]):
@@ -66,6 +82,16 @@ def find_alias(actor: Actor, alias_id: str) -> Alias:
     if alias is None:
         raise NotFound(f"There is no alias {alias_id}.")
     return alias
+
+
+def find_suite(actor: Actor, suite_id: str | None) -> EvalSuite | None:
+    """None where none is asked for."""
+    if not suite_id:
+        return None
+    suite = EvalSuite.objects.visible_to(actor).filter(pk=suite_id).first()
+    if suite is None:
+        raise UserError(f"There is no suite {suite_id}.", field="suite")
+    return suite
 
 
 class AliasList(ListAPIView[Alias]):
@@ -85,10 +111,8 @@ class AliasList(ListAPIView[Alias]):
 
         def create() -> Response:
             fields = dict(data.validated_data)
-            actor, wanted = actor_of(request), fields.pop("suite")
-            suite = EvalSuite.objects.visible_to(actor).filter(pk=wanted or "").first()
-            if wanted and suite is None:
-                raise UserError(f"There is no suite {wanted}.", field="suite")
+            actor = actor_of(request)
+            suite = find_suite(actor, fields.pop("suite"))
             alias = create_alias(actor=actor, suite=suite, **fields)
             return Response(AliasOutput(alias).data, status=status.HTTP_201_CREATED)
 
@@ -142,6 +166,32 @@ class AliasMoves(APIView):
         actor = actor_of(request)
         call_off(actor=actor, alias=find_alias(actor, alias_id))
         return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+class AliasRules(APIView):
+    """What an alias asked of its moves, the newest rule first: each held until the next began."""
+
+    @extend_schema(responses=RuleOutput(many=True))
+    def get(self, request: Request, alias_id: str) -> Response:
+        alias = find_alias(actor_of(request), alias_id)
+        rows = alias.rules.select_related("suite", "user").defer("suite__items")
+        return Response(RuleOutput(rows[:200], many=True).data)
+
+    @extend_schema(request=RuleInput, responses={201: RuleOutput})
+    def post(self, request: Request, alias_id: str) -> Response:
+        """Another rule, whole, in the place of the one that holds. What the alias names stays."""
+        data = RuleInput(data=request.data)
+        data.is_valid(raise_exception=True)
+
+        def change() -> Response:
+            fields = dict(data.validated_data)
+            actor = actor_of(request)
+            alias, suite = find_alias(actor, alias_id), find_suite(actor, fields.pop("suite"))
+            change_rule(actor=actor, alias=alias, suite=suite, **fields)
+            newest = alias.rules.select_related("suite", "user").first()
+            return Response(RuleOutput(newest).data, status=status.HTTP_201_CREATED)
+
+        return answer_once(request, change)
 
 
 class AliasRollback(APIView):

@@ -1,6 +1,6 @@
 """Pages of aliases: what each names, what it asks for, and every move that was asked of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from django.contrib import messages
@@ -17,7 +17,7 @@ from webapp.checkpoints.models import Checkpoint
 from webapp.core.curl import JSON, KEY
 from webapp.core.errors import NotFound, UserError
 from webapp.core.forms import show_errors
-from webapp.evals.alias_forms import AliasForm, MoveForm
+from webapp.evals.alias_forms import AliasForm, MoveForm, RuleForm
 from webapp.evals.alias_rules import describe_rule
 from webapp.evals.aliases import (
     call_off,
@@ -27,10 +27,19 @@ from webapp.evals.aliases import (
     request_move,
     roll_back,
 )
-from webapp.evals.models import Alias, AliasMove, AliasQuerySet, EvalSuite, Evaluation
+from webapp.evals.models import (
+    Alias,
+    AliasMove,
+    AliasQuerySet,
+    AliasRule,
+    EvalSuite,
+    Evaluation,
+)
 from webapp.evals.naming import name_checkpoint
+from webapp.evals.rule_changes import change_rule
 
 MOVES_A_PAGE = 25
+RULES_SHOWN = 50
 Outcome = AliasMove.Outcome
 
 
@@ -87,6 +96,29 @@ def _create(actor: Actor, chosen: dict[str, Any]) -> Alias:
     return create_alias(actor=actor, suite=suite, **chosen)
 
 
+@login_required
+@require_http_methods(["GET", "POST"])
+def edit_rule(request: ActorRequest, alias_id: str) -> HttpResponse:
+    alias = find_alias(request.actor, alias_id)
+    check_can_write(request.actor, project_id=alias.project_id)
+    initial = {**alias.rule, "suite": alias.suite_id or ""}
+    there = replace(request.actor, project=alias.project)  # whose suites may be asked for
+    form = RuleForm(request.POST or None, actor=there, initial=initial)
+    if request.method == "POST" and form.is_valid():
+        with show_errors(form):
+            _change_rule(request.actor, alias, form.cleaned_data)
+            messages.success(request, f"From now on: {describe_rule(alias.suite, alias.rule)}")
+            return redirect("alias", alias.pk)
+    context = {"form": form, "alias": alias}
+    status = 400 if form.errors else 200
+    return render(request, "evals/alias_rule.html", context, status=status)
+
+
+def _change_rule(actor: Actor, alias: Alias, chosen: dict[str, Any]) -> None:
+    suite = EvalSuite.objects.visible_to(actor).filter(pk=chosen.pop("suite")).first()
+    change_rule(actor=actor, alias=alias, suite=suite, **chosen)
+
+
 def find_alias(actor: Actor, alias_id: str) -> Alias:
     alias: Alias | None = read_aliases(actor).filter(pk=alias_id.replace("\0", "")).first()
     if alias is None:
@@ -121,6 +153,7 @@ def _render(request: ActorRequest, alias: Alias, form: MoveForm) -> HttpResponse
         "rule": describe_rule(alias.suite, alias.rule),
         "form": form,
         "page": page,
+        "rules": list_rules(alias),
         "rows": [(move, _name(move.checkpoint), _name(move.previous)) for move in page],
         "waiting": waiting,
         "awaited": list_awaited(waiting) if waiting else [],
@@ -131,6 +164,12 @@ def _render(request: ActorRequest, alias: Alias, form: MoveForm) -> HttpResponse
     }
     status = 400 if form.errors else 200
     return render(request, "evals/alias.html", context, status=status)
+
+
+def list_rules(alias: Alias) -> list[tuple[AliasRule, str]]:
+    """The newest first, each in words; the one that holds is among them."""
+    rows = alias.rules.select_related("suite", "user").defer("suite__items")[:RULES_SHOWN]
+    return [(each, describe_rule(each.suite, each.rule)) for each in rows]
 
 
 def _name(checkpoint: Checkpoint | None) -> str:
@@ -226,5 +265,6 @@ def write_examples(request: ActorRequest, alias: Alias) -> str:
     return (
         f"curl {KEY} {JSON} {url}/v1/chat/completions \\\n  -d '{body}'\n\n"
         f'curl {KEY} {JSON} {own}/moves -d \'{{"checkpoint": "ID"}}\'\n'
-        f"curl {KEY} -X POST {own}/rollback"
+        f"curl {KEY} -X POST {own}/rollback\n"
+        f'curl {KEY} {JSON} {own}/rules -d \'{{"suite": "ID", "test": "not_worse", "margin": 2}}\''
     )

@@ -18,9 +18,10 @@ from webapp.checkpoints.services import check_loadable
 from webapp.core.errors import NotFound, UserError
 from webapp.core.events import project_group, publish
 from webapp.deployments.models import Deployment
-from webapp.evals.alias_rules import BETTER, LEVEL, Decision, check_rule, decide
+from webapp.evals.alias_rules import BETTER, LEVEL, Decision, decide
 from webapp.evals.models import Alias, AliasMove, EvalSuite, Evaluation
 from webapp.evals.naming import name_checkpoint, name_subject
+from webapp.evals.rule_changes import begin_rule, make_rule
 from webapp.evals.services import LIVE, request_evaluation
 from webapp.fleet.models import BaseModelName
 
@@ -44,14 +45,11 @@ def create_alias(
     """It names nothing yet. Without a suite it moves freely."""
     check_can_write(actor)
     check_name(actor, name)
-    rule: dict[str, Any] = {}
-    if suite is not None:
-        if suite.project_id != actor.project.pk:
-            raise NotFound(f"There is no suite {suite.pk} in this project.")
-        rule = check_rule(suite, grader=grader, test=test, margin=margin, level=level)
+    rule = make_rule(actor.project, suite, grader=grader, test=test, margin=margin, level=level)
     try:
         with transaction.atomic():
             alias = Alias.objects.create(project=actor.project, name=name, suite=suite, rule=rule)
+            begin_rule(alias, actor.user)
             _record(actor, alias, "alias_created")
     except IntegrityError:
         raise UserError(f"There is an alias named {name} already.", field="name") from None
@@ -216,6 +214,8 @@ def _decide(move: AliasMove) -> Decision | None:
     candidate = _read_evaluation(move.evaluation_id)
     if previous is None or candidate is None:
         return _refuse("One of the evaluations that it waited for is gone: ask again.")
+    if {previous.suite_id, candidate.suite_id} != {move.alias.suite_id}:
+        return _refuse(f"{move.alias.name} asks for another suite by now: ask again.")
     return _test(previous, candidate, move.alias.rule)
 
 

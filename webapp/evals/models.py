@@ -238,3 +238,21 @@ class AliasMove(models.Model):
 
     def __str__(self) -> str:
         return f"{self.alias} to {self.checkpoint_id}"
+
+
+class AliasRule(models.Model):
+    """What an alias asked of a move from then on, until the next one began."""
+
+    alias = models.ForeignKey(Alias, on_delete=models.CASCADE, related_name="rules")
+    suite = models.ForeignKey(EvalSuite, on_delete=models.PROTECT, null=True, related_name="+")
+    rule = models.JSONField(default=dict)  # as the alias's own
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+"
+    )
+    created_at = models.DateTimeField(default=now)
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+
+    def __str__(self) -> str:
+        return f"{self.alias} from {self.created_at}"

@@ -26,6 +26,7 @@ urlpatterns = [
     path("evals/aliases/", alias_views.list_aliases, name="aliases"),
     path("evals/aliases/new/", alias_views.create, name="alias-new"),
     path("evals/aliases/<str:alias_id>/", alias_views.show_alias, name="alias"),
+    path("evals/aliases/<str:alias_id>/rule/", alias_views.edit_rule, name="alias-rule"),
     path("evals/aliases/<str:alias_id>/move/", alias_views.move, name="alias-move"),
     path("evals/aliases/<str:alias_id>/rollback/", alias_views.rollback, name="alias-rollback"),
     path("evals/aliases/<str:alias_id>/call-off/", alias_views.cancel_move, name="alias-call-off"),

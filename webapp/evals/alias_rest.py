@@ -41,7 +41,7 @@ class AliasOutput(serializers.ModelSerializer[Alias]):
         fields = ("id", "name", "checkpoint", "suite", "rule", "created_at", "moved_at")
 
 
-class RuleInput(serializers.Serializer[Alias]):
+class AliasRuleInput(serializers.Serializer[Alias]):
     suite = serializers.CharField(
         required=False, allow_null=True, default=None, help_text="An id; null: it moves freely."
     )
@@ -53,11 +53,11 @@ class RuleInput(serializers.Serializer[Alias]):
     level = serializers.FloatField(default=LEVEL, help_text="How sure the test has to be.")
 
 
-class AliasInput(RuleInput):
+class AliasInput(AliasRuleInput):
     name = serializers.CharField(max_length=80)
 
 
-class RuleOutput(serializers.ModelSerializer[AliasRule]):
+class AliasRuleOutput(serializers.ModelSerializer[AliasRule]):
     text = serializers.SerializerMethodField(help_text="The rule in a sentence.")
     user = serializers.CharField(source="user.username", default="")
 
@@ -171,16 +171,16 @@ class AliasMoves(APIView):
 class AliasRules(APIView):
     """What an alias asked of its moves, the newest rule first: each held until the next began."""
 
-    @extend_schema(responses=RuleOutput(many=True))
+    @extend_schema(responses=AliasRuleOutput(many=True))
     def get(self, request: Request, alias_id: str) -> Response:
         alias = find_alias(actor_of(request), alias_id)
         rows = alias.rules.select_related("suite", "user").defer("suite__items")
-        return Response(RuleOutput(rows[:200], many=True).data)
+        return Response(AliasRuleOutput(rows[:200], many=True).data)
 
-    @extend_schema(request=RuleInput, responses={201: RuleOutput})
+    @extend_schema(request=AliasRuleInput, responses={201: AliasRuleOutput})
     def post(self, request: Request, alias_id: str) -> Response:
         """Another rule, whole, in the place of the one that holds. What the alias names stays."""
-        data = RuleInput(data=request.data)
+        data = AliasRuleInput(data=request.data)
         data.is_valid(raise_exception=True)
 
         def change() -> Response:
@@ -189,7 +189,7 @@ class AliasRules(APIView):
             alias, suite = find_alias(actor, alias_id), find_suite(actor, fields.pop("suite"))
             change_rule(actor=actor, alias=alias, suite=suite, **fields)
             newest = alias.rules.select_related("suite", "user").first()
-            return Response(RuleOutput(newest).data, status=status.HTTP_201_CREATED)
+            return Response(AliasRuleOutput(newest).data, status=status.HTTP_201_CREATED)
 
         return answer_once(request, change)
 

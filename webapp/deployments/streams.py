@@ -1,6 +1,6 @@
 """Answers while they are made: who waits for one costs no thread, no connection and no query.
 
-    followers = await streams.submit(lambda: [ask(...)])
+    followers = await streams.submit(lambda: [SamplingCall(...)])
     async for news in streams.follow(followers[0]):
         ...  # Piece, Piece ... Ended
 
@@ -21,7 +21,7 @@ import orjson
 from django.db import DatabaseError, close_old_connections, transaction
 from django.utils.timezone import now
 
-from webapp.deployments.calls import cancel_call
+from webapp.deployments.calls import cancel_call, submit_calls
 from webapp.deployments.models import SamplingCall
 from webapp.deployments.pieces import Piece, Progress, read_pieces, read_sample
 
@@ -109,17 +109,20 @@ class Streams:
         self.ended: set[str] = set()  # said to have ended, results not read yet
         self.delivery: asyncio.Task[None] | None = None
 
-    async def submit(self, submit: Callable[[], Sequence[SamplingCall]]) -> list[Follower]:
-        """Followers of the calls that `submit` makes, all of them or none.
+    async def submit(self, make: Callable[[], Sequence[SamplingCall]]) -> list[Follower]:
+        """Queue the calls that `make` describes, all of them or none; their followers.
 
-        They are there before the calls are: nothing that is said of a call falls between.
+        They are there before the calls are: nothing that is said of a call falls between. What
+        `make` looks up is read before anything is locked, which holds up who else writes.
         """
         loop = asyncio.get_running_loop()
         followers: list[Follower] = []
 
         def work() -> None:
+            made = make()
             with transaction.atomic():
-                followers.extend(Follower(call_id=call.pk, is_stored=False) for call in submit())
+                submit_calls(made)
+                followers.extend(Follower(call_id=call.pk, is_stored=False) for call in made)
                 loop.call_soon_threadsafe(self._attach, followers)
 
         try:

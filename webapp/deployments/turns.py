@@ -51,8 +51,8 @@ def choose_calls(limit: int, among: Q) -> list[int]:
         return []
     waiting = SamplingCall.objects.filter(among, status=Status.QUEUED)
     lines = [Line(*row) for row in _list_lines(waiting)]
-    if not lines:
-        return []
+    if len(lines) < 2:  # nobody to share with
+        return [pk for line in lines for pk in _take(waiting, line, min(limit, line.length))]
     running = SamplingCall.objects.filter(status=Status.RUNNING).order_by()
     held = dict(running.values_list("owner").annotate(Count("pk")))
     shares = share_out(lines, Counter(held), limit)

@@ -37,7 +37,7 @@ from webapp.openai.fireworks import FireworksCompletions
 from webapp.openai.forms import Form, Result
 from webapp.openai.listing import describe_model, list_models
 from webapp.openai.metrics import describe_metrics
-from webapp.openai.submitting import submit_form
+from webapp.openai.submitting import make_calls
 
 MAX_BODY_BYTES = 16 * 1024**2
 MOST_FOLLOWED = 5000  # by one web process; it costs no query to know
@@ -109,7 +109,7 @@ class InferenceDoor:
         """As long as its client is there."""
         if len(self.streams.followers) >= MOST_FOLLOWED:
             raise TooMany(f"{MOST_FOLLOWED} answers are waited for already: send more later.")
-        followers = await self.streams.submit(partial(submit_form, actor, form))
+        followers = await self.streams.submit(partial(make_calls, actor, form))
         exchange = Exchange(self.streams, form, followers)
         try:
             await unless_gone(self._tell(exchange, form, reply), receive)

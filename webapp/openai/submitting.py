@@ -1,22 +1,20 @@
-"""The one write of these dialects: a request becomes sampling calls."""
+"""A request of these dialects becomes sampling calls."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from training.sample_requests import check_sample
 from webapp.accounts.models import Actor
-from webapp.deployments.calls import submit_calls
 from webapp.deployments.models import SamplingCall
 from webapp.openai.forms import Form
 from webapp.openai.targets import Target, find_target
 from webapp.tinker.sample_payloads import read_payload
 
 
-def submit_form(actor: Actor, form: Form) -> list[SamplingCall]:
-    """A call for each prompt, in the form's order."""
+def make_calls(actor: Actor, form: Form) -> list[SamplingCall]:
+    """A call for each prompt, in the form's order. Nothing is written yet."""
     target = find_target(actor, form.model)
-    payloads = [check_payload(form, payload, target) for payload in form.payloads]
-    calls = [
+    return [
         SamplingCall(
             project=actor.project,
             purpose=form.purpose,
@@ -24,12 +22,10 @@ def submit_form(actor: Actor, form: Form) -> list[SamplingCall]:
             checkpoint=target.checkpoint,
             deployment=target.deployment,
             is_streamed=form.is_streamed,
-            payload=payload,
+            payload=check_payload(form, payload, target),
         )
-        for payload in payloads
+        for payload in form.payloads
     ]
-    submit_calls(calls)
-    return calls
 
 
 def check_payload(form: Form, payload: Mapping[str, Any], target: Target) -> Mapping[str, Any]:

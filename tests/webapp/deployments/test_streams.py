@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import connection
+from django.db import IntegrityError, connection
 
 from tests.webapp.cast import make_actor, make_base_model
 from tests.webapp.deployments.conftest import FIRST, RESULT, SECOND
@@ -31,14 +31,19 @@ class World:
         self.actor: Actor = make_actor("alice")
         self.base_model: BaseModel = make_base_model()
 
-    def submit(self) -> SamplingCall:
-        return calls.submit_call(
+    def make(self) -> SamplingCall:
+        return SamplingCall(
             project=self.actor.project,
             purpose=SamplingCall.Purpose.OPENAI,
             base_model=self.base_model,
             payload={"text": "Hello"},
             is_streamed=True,
         )
+
+    def submit(self) -> SamplingCall:
+        call = self.make()
+        calls.submit_calls([call])
+        return call
 
     def finish(self, **columns: Any) -> None:
         for call in calls.claim_calls(worker=WORKER, limit=200):
@@ -72,7 +77,7 @@ def close(all_here: threading.Barrier) -> None:
 
 
 async def begin(streams: Streams, world: World) -> Follower:
-    (follower,) = await streams.submit(lambda: [world.submit()])
+    (follower,) = await streams.submit(lambda: [world.make()])
     return follower
 
 
@@ -165,14 +170,28 @@ async def test_a_call_that_is_not_committed_yet_is_not_taken_for_gone(
 
 
 async def test_a_refused_call_leaves_no_row_and_no_follower(world: World, streams: Streams) -> None:
-    def submit() -> list[SamplingCall]:
-        world.submit()
+    def make() -> list[SamplingCall]:
         raise UserError("No.")
 
     with pytest.raises(UserError):
-        await streams.submit(submit)
+        await streams.submit(make)
+    with pytest.raises(IntegrityError):  # the second of two
+        await streams.submit(lambda: [world.make(), SamplingCall(payload={})])
     assert await SamplingCall.objects.acount() == 0
     assert streams.followers == {}
+
+
+async def test_nothing_is_locked_while_it_is_looked_up_what_a_request_means(
+    world: World, streams: Streams
+) -> None:
+    inside: list[bool] = []
+
+    def make() -> list[SamplingCall]:
+        inside.append(connection.in_atomic_block)
+        return [world.make()]
+
+    await streams.submit(make)
+    assert inside == [False]
 
 
 async def test_who_leaves_cancels_the_call(world: World, streams: Streams) -> None:
@@ -185,7 +204,7 @@ async def test_who_leaves_cancels_the_call(world: World, streams: Streams) -> No
 async def test_a_hundred_who_wait_take_no_thread_and_one_look(
     world: World, streams: Streams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    followers = await streams.submit(lambda: [world.submit() for _ in range(100)])
+    followers = await streams.submit(lambda: [world.make() for _ in range(100)])
     await sync_to_async(lambda: None)()  # whose thread is there from its first use on
     before = threading.active_count()
     waits = [asyncio.create_task(streams.wait(follower)) for follower in followers]

@@ -157,7 +157,7 @@ def review_pairs(page: Page, live: Live, folder: Path) -> None:
     look(page, "generation-new")
     page.set_input_files("input[type=file]", file)
     page.get_by_label("Dataset", exact=True).fill(make_name("towns"))
-    page.get_by_label("Asked").select_option(label="tiny-chatml-1m")
+    page.get_by_label("Model to ask").select_option(label="tiny-chatml-1m")
     page.get_by_label("Characters a passage").fill("200")
     page.get_by_label("Longest answer").fill("16")
     page.get_by_role("button", name="Upload and ask").click()

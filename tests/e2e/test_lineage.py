@@ -107,8 +107,8 @@ def pin_what_is_chosen(page: Page) -> None:
 def apply_a_rule(page: Page) -> None:
     page.goto("/checkpoints/retention/")
     page.get_by_label("Best").fill("3")
-    page.get_by_label("By the suite").select_option(label="refund policy")
-    page.get_by_label("Last of each run").fill("1")
+    page.get_by_label("Score from the suite").select_option(label="refund policy")
+    page.get_by_label("Keep the last of each run").fill("1")
     page.get_by_role("button", name="Dry run").click()
     expect(page.get_by_text("Nothing was saved or deleted")).to_be_visible(timeout=SLOW_MS)
     look(page)

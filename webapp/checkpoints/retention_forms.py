@@ -20,15 +20,15 @@ def whole(label: str, help_text: str) -> forms.IntegerField:
 class RuleForm(forms.Form):
     """Empty parts keep nothing."""
 
-    best = whole("Best", "So many of the whole project, by their newest score.")
-    suite = forms.ChoiceField(label="By the suite", required=False)
-    last = whole("Last of each run", "So many of each kind, counted back from the newest step.")
-    every = whole("Every step that this divides", "Such as 500: steps 500, 1,000, 1,500 stay.")
-    days = whole("Younger than, days", "Counted from when they were saved.")
+    best = whole("Keep the best", "This many of the whole project, by their newest score.")
+    suite = forms.ChoiceField(label="Score from the suite", required=False)
+    last = whole("Keep the last of each run", "This many of each kind, from the newest back.")
+    every = whole("Keep every Nth step", "Such as 500: steps 500, 1,000, 1,500 stay.")
+    days = whole("Keep what is younger than", "Days since it was saved.")
     is_active = forms.BooleanField(
-        label="Apply it by itself, every minute",
+        label="Apply this rule every minute",
         required=False,
-        help_text="Without it the rule deletes only when somebody presses the button.",
+        help_text="Otherwise it deletes only when somebody presses the button after a dry run.",
     )
 
     def __init__(self, *args: Any, project_id: str, **kwargs: Any) -> None:

@@ -38,7 +38,7 @@ def write_examples(url: str, deployment: Deployment) -> list[Example]:
     return [
         Example(title="curl", text=write_curl(url, deployment)),
         Example(title="Python, openai client", text=PYTHON.format(url=url, model=model)),
-        Example(title="Promote by REST", text=write_promotion(url, deployment)),
+        Example(title="Promote over REST", text=write_promotion(url, deployment)),
     ]
 
 

@@ -190,4 +190,4 @@ class PlaygroundForm(forms.Form):
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         targets = offer_targets(actor, with_deployments=True)
         self.fields["left"].choices = targets  # type: ignore[attr-defined]
-        self.fields["right"].choices = [("", "nothing"), *targets]  # type: ignore[attr-defined]
+        self.fields["right"].choices = [("", "no second model"), *targets]  # type: ignore[attr-defined]

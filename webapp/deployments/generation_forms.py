@@ -38,7 +38,7 @@ class GenerationForm(forms.Form):
         widget=forms.TextInput(attrs={"list": "dataset-names"}),
     )
     target = forms.ChoiceField(
-        label="Asked",
+        label="Model to ask",
         help_text="A larger model than the one you train writes better pairs.",
         error_messages={"required": "Choose a deployment, a checkpoint or a base model."},
     )

@@ -139,3 +139,33 @@ def test_an_operator_finds_users_projects_and_keys_in_the_admin(client: Client) 
     client.force_login(User.objects.create_superuser("root"))
     for path in ("user", "project", "apikey", f"project/{alice.project.pk}/change"):
         assert client.get(f"/admin/accounts/{path}/").status_code == 200
+
+
+SECTIONS = (
+    "",
+    "members/",
+    "webhooks/",
+    "storage/",
+    "models/",
+    "workers/",
+    "serving/",
+    "conformance/",
+)
+
+
+def test_each_page_of_the_settings_has_a_title_of_its_own() -> None:
+    browser = sign_in(make_actor())
+    pages = [browser.get(f"/settings/{section}").content.decode() for section in SECTIONS]
+    titles = {page.partition("<title>")[2].partition("</title>")[0] for page in pages}
+    assert len(titles) == len(SECTIONS)
+    assert "Webhooks · Settings · Hone" in titles
+
+
+def test_operators_are_led_to_where_a_new_user_is_made_and_others_are_not() -> None:
+    alice = make_actor()
+    browser = sign_in(alice)
+    assert "/admin/" not in browser.get("/settings/members/").content.decode()
+    User.objects.filter(pk=alice.user.pk).update(is_superuser=True, is_staff=True)
+    page = browser.get("/settings/members/").content.decode()
+    assert 'href="/admin/accounts/user/add/"' in page
+    assert browser.get("/admin/accounts/user/add/").status_code == 200

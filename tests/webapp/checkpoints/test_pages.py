@@ -168,7 +168,7 @@ def test_delete_asks_first_and_leaves_the_place_in_the_lineage(browser: Client, 
     assert ">step-10</a>" not in read(browser, "/checkpoints/?q=step")
     page = read(browser, f"/checkpoints/{checkpoint.pk}/")
     assert "Its files were deleted" in page
-    assert "download" not in page.partition("The same by REST")[0].partition("<main")[2]
+    assert "download" not in page.partition("The same over REST")[0].partition("<main")[2]
 
 
 def test_a_served_checkpoint_is_not_deleted(alice: Actor, browser: Client, run: Run) -> None:

@@ -125,7 +125,7 @@ def test_bad_lines_are_shown_by_number_and_reason_and_counted_by_kind(
     version = upload(alice, GOOD, BAD, {"foo": 1}, BAD)
     page = read(browser, f"/datasets/versions/{version.pk}/")
     assert "3 of 4 lines cannot be used" in page
-    assert "Keep the 1 valid rows" in page
+    assert "Keep the valid row" in page
     assert "no assistant turn: 2" in page
     assert "the row has no assistant turn" in page
 
@@ -153,7 +153,7 @@ def test_a_file_without_a_single_valid_row_says_why(alice: Actor, browser: Clien
     version = upload(alice, {"foo": 1})
     page = read(browser, f"/datasets/versions/{version.pk}/")
     assert "cannot be used" in page
-    assert "no row is valid" in page
+    assert "No row is valid" in page
     assert "Launch a run" not in page
 
 
@@ -280,3 +280,13 @@ def test_a_preview_of_a_pair_shows_both_sides(
     page = read(browser, f"/datasets/versions/{version.pk}/preview/?base_model={base_model.pk}")
     assert "Row 1, chosen" in page
     assert "Row 1, rejected" in page
+
+
+def test_a_file_that_cannot_be_used_leads_to_the_upload_of_its_next_version(
+    alice: Actor, browser: Client
+) -> None:
+    version = upload(alice, {"foo": 1}, name="sums & more/1")
+    page = read(browser, f"/datasets/versions/{version.pk}/")
+    address = "/datasets/new/?name=sums%20%26%20more%2F1"
+    assert f'href="{address}"' in page
+    assert 'value="sums &amp; more/1"' in read(browser, address)

@@ -25,7 +25,7 @@ Report = dict[str, Any]
 
 
 def run_suite(live: Live, environment: str) -> Report:
-    me = httpx.get(f"{live.url}/rest/me", headers={"X-API-Key": live.api_key}).json()
+    me = httpx.get(f"{live.url}/rest/me", headers={"X-API-Key": live.api_key}, timeout=60).json()
     with tempfile.TemporaryDirectory() as home:
         told = {"TINKER_BASE_URL": live.url, "TINKER_API_KEY": live.api_key}
         user = {"TINKER_PROJECT_ID": me["project"], "HOME": home, "HF_HUB_OFFLINE": "1"}

@@ -1,5 +1,6 @@
 """One installation for all tests of the whole product, and a browser that is signed in to it."""
 
+import time
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -16,6 +17,13 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"] + 
 ]
 
 LOG_CHARACTERS = 3000
+OPEN_PROJECT = """
+from webapp.accounts.models import Actor, User
+from webapp.accounts.services import create_key, create_project
+user = User.objects.get(username='owner')
+project = create_project(user=user, name='{name}')
+print(create_key(actor=Actor(user=user, project=project, role='owner'), name='{name}')[1])
+"""
 expect.set_options(timeout=20_000)  # a busy machine takes its time; what is there is found at once
 
 
@@ -25,9 +33,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     if report.failed:
         given = getattr(item, "funcargs", {}).values()
-        for log in (log for each in given if isinstance(each, Live) for log in each.list_logs()):
+        installations = [each for each in given if isinstance(each, Live)]
+        for log in (log for each in installations for log in each.list_logs()):
             end = log.read_text(errors="replace")[-LOG_CHARACTERS:]
             report.sections.append((f"the end of {log.name}", end))
+        for each in installations:
+            each.quieten()
     return report
 
 
@@ -60,6 +71,22 @@ def page(browser: Browser, live: Live) -> Iterator[Page]:
     expect(page).to_have_title("Overview · Hone")
     yield page
     assert complaints == [], PAGES_FAILED
+
+
+@pytest.fixture
+def project_key(page: Page, live: Live) -> str:
+    """Of a project of this try alone, where every name is free. The browser is in it."""
+    name = f"own {time.time_ns()}"
+    key = live.manage(OPEN_PROJECT.format(name=name))
+    switch_project(page, name)
+    return key
+
+
+def switch_project(page: Page, name: str) -> None:
+    page.goto("/")
+    page.locator("summary.switch").click()
+    page.get_by_role("button", name=name).click()
+    expect(page.locator("summary.switch")).to_contain_text(name)
 
 
 def make_sign_in_link(live: Live) -> str:

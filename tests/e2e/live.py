@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,15 @@ TORCH_PYTHON = ROOT / ".venv-cookbook" / "bin" / "python"  # the same SDK, besid
 SCRIPTS = Path(__file__).parent / "scripts"
 ENDED = SCRIPTS / "ended.py"
 START_SECONDS = 180
-SCRIPT_SECONDS = 180
+SCRIPT_SECONDS = 300
+STOP_SECONDS = 120
+STOP_RUNS = """
+from webapp.accounts.models import Actor
+from webapp.runs.models import Run
+from webapp.runs.steering import request_stop
+for run in Run.objects.exclude(recipe='').filter(status__in=('queued', 'running', 'paused')):
+    request_stop(actor=Actor(user=run.created_by, project=run.project, role='owner'), run=run)
+"""
 
 
 class Live:
@@ -32,6 +41,7 @@ class Live:
         self.environment = inherited | quiet | places
         self.log = home / "up.log"
         self.url = self.api_key = ""
+        self.programs: list[subprocess.Popen[str]] = []
 
     def start(self) -> None:
         connection = self.home / "connection.json"
@@ -57,9 +67,10 @@ class Live:
         return int(json.loads(connection.read_text())["pid"]) if connection.exists() else 0
 
     def stop(self) -> None:
+        self.end_programs()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-            self.process.wait(timeout=60)
+            self.process.wait(timeout=STOP_SECONDS)
 
     def list_logs(self) -> list[Path]:
         return [self.log, *sorted((self.home / "logs").glob("*.log"))]
@@ -74,7 +85,7 @@ class Live:
         self, script: str, *arguments: str, python: Path = SDK_PYTHON, **environment: str
     ) -> subprocess.Popen[str]:
         """A program of a user: the unmodified SDK in its own environment, a URL and a key."""
-        return subprocess.Popen(
+        program = subprocess.Popen(
             [str(python), str(ENDED), str(SCRIPTS / script), *arguments],
             env=self.client | environment,
             stdin=subprocess.PIPE,
@@ -82,6 +93,21 @@ class Live:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.programs.append(program)
+        return program
+
+    def quieten(self) -> None:
+        """What a test that failed has left would train on beside the next ones."""
+        self.end_programs()
+        if self.process.poll() is None:
+            with suppress(subprocess.CalledProcessError):
+                self.manage(STOP_RUNS)
+
+    def end_programs(self) -> None:
+        while self.programs:
+            program = self.programs.pop()
+            program.kill()
+            program.communicate()
 
     def run(
         self,

@@ -39,8 +39,8 @@ UNTAUGHT = {"steps": 4, "rank": 4, "batch_size": 4, "learning_rate": 1e-7, "chec
 class Rest:
     """The same installation, as a program sees it."""
 
-    def __init__(self, live: Live) -> None:
-        headers = {"X-API-Key": live.api_key}
+    def __init__(self, live: Live, key: str) -> None:
+        headers = {"X-API-Key": key}
         self.client = httpx.Client(base_url=live.url, headers=headers, timeout=60)
 
     def close(self) -> None:
@@ -103,9 +103,9 @@ def make_suite(rest: Rest, version: str) -> str:
 
 
 def test_three_evaluations_are_compared_kept_and_decide_where_an_alias_points(
-    page: Page, live: Live, tmp_path: Path
+    page: Page, live: Live, project_key: str, tmp_path: Path
 ) -> None:
-    with closing(Rest(live)) as rest:
+    with closing(Rest(live, project_key)) as rest:
         version = upload(rest)
         untaught, taught = (
             train(rest, version, "untaught", UNTAUGHT),

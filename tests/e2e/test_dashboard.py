@@ -221,9 +221,13 @@ def test_a_page_that_lost_its_connection_shows_the_whole_history_again(
     assert len(wait_for_points(page, 600)) == 600
 
 
+def open_rest(live: Live) -> httpx.Client:
+    return httpx.Client(base_url=live.url, headers={"X-API-Key": live.api_key}, timeout=60)
+
+
 def launch_by_rest(live: Live, page: Page, *, steps: int) -> str:
     """On the dataset that the first test uploaded, or one like it; leaves its page open."""
-    with httpx.Client(base_url=live.url, headers={"X-API-Key": live.api_key}) as rest:
+    with open_rest(live) as rest:
         content = "\n".join(json.dumps(row) for row in ROWS)
         files = {"file": ("rows.jsonl", content)}
         version = rest.post("/rest/dataset-versions", data={"name": "more"}, files=files).json()
@@ -239,7 +243,7 @@ def launch_by_rest(live: Live, page: Page, *, steps: int) -> str:
 
 def act_by_rest(live: Live, run_id: str, act: str, status: str) -> None:
     """And wait until the run has got there."""
-    with httpx.Client(base_url=live.url, headers={"X-API-Key": live.api_key}) as rest:
+    with open_rest(live) as rest:
         rest.post(f"/rest/runs/{run_id}/{act}").raise_for_status()
         deadline = time.monotonic() + 120
         while rest.get(f"/rest/runs/{run_id}").json()["status"] != status:

@@ -192,7 +192,7 @@ def badge_of(card: Locator, word: str) -> Locator:
 def wait_until_reviewed(live: Live, url: str) -> None:
     """Both passages were asked about by the real path; then three pairs come in."""
     generation_id = url.rstrip("/").rsplit("/", 1)[-1]
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     code = (
         "from webapp.datasets.records import GeneratedPair, Generation\n"
         f"found = Generation.objects.get(pk='{generation_id}')\n"

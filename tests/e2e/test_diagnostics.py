@@ -34,7 +34,7 @@ from webapp.runs.annotations import annotate
 from webapp.runs.models import Run
 annotate(Run.objects.get(pk='{run_id}'), 4, 'steering', 'Somebody.')
 """
-WAIT_SECONDS = 90
+WAIT_SECONDS = 180
 PAGE_MS = 30_000
 WIDTHS = (1440, 390)
 # What each loop is also caught at: its log-probabilities are made up, or its weights go off.

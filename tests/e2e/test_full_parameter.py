@@ -27,7 +27,7 @@ NUM_LEARNED = 78  # of the 100 rows: one step learns from all of them
 TYPES = """
 import json
 from webapp.checkpoints.models import Checkpoint
-rows = Checkpoint.objects.filter(run__name='{run}').order_by('seq')
+rows = Checkpoint.objects.filter(run__{column}='{value}').order_by('seq')
 print(json.dumps([(c.name, c.kind, c.type, c.ratio, c.previous and c.previous.name) for c in rows]))
 """
 
@@ -117,7 +117,7 @@ def test_it_learns_and_answers_its_prompts_on_the_way(api: httpx.Client, run: An
 def test_it_saves_whole_models_to_go_on_from_and_differences_to_sample_from(
     live: Live, run: Any
 ) -> None:
-    rows = json.loads(live.manage(TYPES.format(run="All of it")))
+    rows = json.loads(live.manage(TYPES.format(column="pk", value=run["id"])))
     training = [kind for _, role, kind, _, _ in rows if role == "training"]
     sampler = [(kind, ratio) for _, role, kind, ratio, _ in rows if role == "sampler"]
     assert training == ["base"] * 3
@@ -132,7 +132,7 @@ def test_its_checkpoint_is_served_with_proof_and_answers_in_the_playground(
     assert (saved["rank"], saved["type"], saved["has_optimizer"]) == (0, "base", True)
     page.goto(f"/checkpoints/{saved['id']}/")
     page.get_by_role("link", name="Serve").first.click()
-    page.get_by_label("Name").fill("all-of-it")
+    page.get_by_label("Name").fill(f"all-of-it-{time.time_ns()}")
     page.get_by_role("button", name="Serve").click()
     expect(page.get_by_text(re.compile("agree on"))).to_be_visible(timeout=60_000)
     expect(page.get_by_text("ready", exact=True).first).to_be_visible(timeout=60_000)
@@ -236,13 +236,14 @@ def test_a_program_on_the_sdk_goes_on_from_it_and_samples_each_of_its_saves(
     live: Live, api: httpx.Client, run: Any
 ) -> None:
     saved = find_checkpoint(api, run["id"], f"step-{NUM_STEPS:06d}")
-    told = live.run("full.py", saved["tinker_path"], RUN_NAME="goes on")
+    name = f"goes on {time.time_ns()}"
+    told = live.run("full.py", saved["tinker_path"], RUN_NAME=name)
     assert (told["is_lora"], told["lora_rank"]) == (False, None)
     assert told["losses"][-1] < told["losses"][0]
     first, second = told["scores"]
     assert second == pytest.approx(told["scored"][:-1], abs=0.05)
     assert first != pytest.approx(second, abs=1e-3)
-    rows = json.loads(live.manage(TYPES.format(run="goes on")))
+    rows = json.loads(live.manage(TYPES.format(column="name", value=name)))
     assert [(name, kind) for name, _, kind, _, _ in rows] == [
         ("first", "base"),
         ("second", "delta"),

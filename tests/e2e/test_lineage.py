@@ -1,6 +1,7 @@
 """Lineage, branches, retention and storage in a real browser, over a project with 500 nodes."""
 
 import re
+import time
 from collections.abc import Sequence
 from typing import Literal
 
@@ -8,6 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.e2e.axe import check_page
+from tests.e2e.conftest import switch_project
 from tests.e2e.live import Live
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -20,7 +22,7 @@ from webapp.accounts.services import create_project
 from webapp.fleet.models import BaseModel
 from webapp.runs.models import Metric, Operation, Run
 owner = User.objects.get(username="owner")
-project = create_project(user=owner, name="500 nodes")
+project = create_project(user=owner, name="{name}")
 seed_project(user=owner, project=project, base=BaseModel.objects.first())
 for run in Run.objects.filter(project=project):
     Metric.objects.bulk_create(
@@ -35,11 +37,9 @@ LOOKS: Sequence[tuple[Literal["light", "dark"], int]] = [("light", 1440), ("dark
 @pytest.fixture
 def seeded(page: Page, live: Live) -> str:
     """The id of a run that others branch from, in a project of its own."""
-    root = live.manage(SEED)
-    page.goto("/")
-    page.locator("summary.switch").click()
-    page.get_by_role("button", name="500 nodes").click()
-    expect(page.locator("summary.switch")).to_contain_text("500 nodes", timeout=SLOW_MS)
+    name = f"500 nodes {time.time_ns()}"
+    root = live.manage(SEED.format(name=name))
+    switch_project(page, name)
     return root
 
 

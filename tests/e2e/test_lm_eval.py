@@ -75,7 +75,7 @@ def test_answers_that_lm_eval_asks_for_are_rows_with_scores(api: httpx.Client, l
     assert evaluation["served"]["digest"] == results[0]["digest"] != ""
     keys = live.manage(
         "from webapp.accounts.models import ApiKey\n"
-        "rows = ApiKey.objects.filter(name__startswith='lm-eval of')\n"
+        f"rows = ApiKey.objects.filter(name='lm-eval of {evaluation['id']}')\n"
         "print(rows.exists(), rows.filter(revoked_at=None).exists())"
     )
     assert keys == "True False"

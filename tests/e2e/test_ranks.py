@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.live import Live, read_report
-from tests.e2e.test_recovery import END_SECONDS, find_processes, wait_until_gone
+from tests.e2e.test_recovery import END_SECONDS, find_processes, read, wait_until_gone
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -28,9 +28,9 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 def find_follower(installation: Live) -> int:
     worker = find_processes(installation.process.pid)["gpu"]
-    lists = Path(f"/proc/{worker}/task").glob("*/children")
-    (follower,) = [int(pid) for each in lists for pid in each.read_text().split()]
-    return follower
+    threads = [folder.name for folder in Path(f"/proc/{worker}/task").iterdir()]
+    (follower,) = [pid for each in threads for pid in read(worker, f"task/{each}/children").split()]
+    return int(follower)
 
 
 def test_a_killed_rank_is_a_pause_of_the_run(sharded: Live) -> None:

@@ -40,7 +40,7 @@ def test_its_sdk_program_sees_the_loss_fall(live: Live, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=240,
     )
     losses = [float(line) for line in finished.stdout.split()]
     assert len(losses) == 5
@@ -59,7 +59,7 @@ def test_its_three_curl_calls_launch_a_run(live: Live, tmp_path: Path) -> None:
     run = call(live, tmp_path, fill_in(f"curl{launch}", version))
     assert (run["status"], run["origin"]) == ("queued", "rest")
     answer = httpx.post(
-        f"{live.url}/rest/runs/{run['id']}/stop", headers={"X-API-Key": live.api_key}
+        f"{live.url}/rest/runs/{run['id']}/stop", headers={"X-API-Key": live.api_key}, timeout=60
     )
     assert answer.status_code == 200
 
@@ -82,7 +82,7 @@ def call(live: Live, folder: Path, command: str) -> dict[str, Any]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=120,
     )
     answer: dict[str, Any] = json.loads(finished.stdout)
     assert "error" not in answer or not answer["error"], answer

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,18 @@ def api(own: Live) -> Iterator[httpx.Client]:
 def find_processes(parent: int) -> dict[str, int]:
     """Everything below a process, by what it is."""
     found: dict[str, int] = {}
-    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
-        line = Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ")
+    for child in read(parent, f"task/{parent}/children").split():
+        line = read(int(child), "cmdline").replace("\0", " ")
         found |= {name: int(child) for name, sign in SIGNS.items() if sign in line}
         found |= find_processes(int(child))
     return found
+
+
+def read(pid: int, what: str) -> str:
+    """Of a process that may have ended meanwhile: nothing then."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/{what}").read_text()
+    return ""
 
 
 def find_all_processes(installation: Live) -> dict[str, int]:
@@ -102,11 +110,12 @@ def kill(installation: Live, name: str) -> None:
     while name not in (found := find_processes(installation.process.pid)):
         assert time.monotonic() < deadline, f"{name} does not come back"
         time.sleep(0.1)
-    os.kill(found[name], signal.SIGKILL)
+    with suppress(ProcessLookupError):  # it went with one that was killed before
+        os.kill(found[name], signal.SIGKILL)
 
 
 def is_alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_text() != ""
+    return read(pid, "cmdline") != ""
 
 
 def wait_until_gone(pids: list[int]) -> None:

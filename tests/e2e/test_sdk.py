@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests.e2e.live import Live, read_report
+from tests.e2e.test_recovery import find_processes
 from tests.webapp.tinker.conftest import make_request
 from training.types import (
     ForwardBackwardOutput,
@@ -227,7 +228,7 @@ def test_a_garbage_protobuf_is_refused(api: httpx.Client) -> None:
 def test_another_projects_ids_do_not_exist(live: Live, api: httpx.Client) -> None:
     model_id = open_model(api)
     promise = train(api, passes.encode_forward_backward(model_id, 1, make_request())).json()
-    stranger = {"X-API-Key": live.manage(OTHER_PROJECT.format(name="carol"))}
+    stranger = {"X-API-Key": live.manage(OTHER_PROJECT.format(name=f"carol{time.time_ns()}"))}
     path = f"tinker://{model_id}/weights/any"
     for call, fields in [
         ("get_info", {"model_id": model_id}),
@@ -265,20 +266,11 @@ def count_threads(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/task").iterdir()))
 
 
-def find_web_process(live: Live) -> int:
-    command = f"--port\0{live.port}".encode()
-    return next(
-        int(path.parent.name)
-        for path in Path("/proc").glob("[0-9]*/cmdline")
-        if b"webapp.asgi:application" in path.read_bytes() and command in path.read_bytes()
-    )
-
-
 def test_200_parked_polls_cost_the_web_process_no_threads(live: Live, api: httpx.Client) -> None:
     model_id = open_model(api)
     # Number 1 never comes, so this one waits, and 200 polls with it.
     promise = train(api, passes.encode_forward_backward(model_id, 2, make_request())).json()
-    pid = find_web_process(live)
+    pid = find_processes(live.process.pid)["web"]
     before = count_threads(pid)
     fields = {"request_id": promise["request_id"]}
 

@@ -1,5 +1,6 @@
 """The unmodified SDK: weights that others use, and sampling clients that follow a run."""
 
+import time
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ print(create_project(user=ApiKey.objects.earliest('created_at').user, name='arch
 
 @pytest.fixture(scope="module")
 def told(live: Live) -> Any:
-    strangers_key = live.manage(OTHER_PROJECT.format(name="sharon"))
+    strangers_key = live.manage(OTHER_PROJECT.format(name=f"sharon{time.time_ns()}"))
     return live.run("sharing.py", live.manage(ARCHIVE), strangers_key)
 
 

@@ -20,7 +20,7 @@ WAIT_MS = 90_000
 
 @pytest.fixture(scope="module")
 def api(live: Live) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=live.url, headers={"X-API-Key": live.api_key}, timeout=30) as client:
+    with httpx.Client(base_url=live.url, headers={"X-API-Key": live.api_key}, timeout=60) as client:
         yield client
 
 

@@ -22,7 +22,7 @@ from workers.ear import Ear
 from workers.management.commands.up import Command
 from workers.processes import Crew
 
-PATIENCE = Retry(ConstantBackoff(0.05), 200, (ConnectionError, BusyLoadingError))
+PATIENCE = Retry(ConstantBackoff(0.05), 1200, (ConnectionError, BusyLoadingError))
 SECONDS = 30.0  # until which a thing that must happen has happened
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -211,7 +212,10 @@ while True:
 def test_what_does_not_end_is_ended_with_all_that_it_began(sandbox: Sandbox, code: str) -> None:
     before = count_sandboxed()
     assert run(sandbox, code, "assert True", seconds=1.0) == {"late": True}
-    assert count_sandboxed() == before
+    deadline = time.monotonic() + 60  # another sandbox of this machine may be at work
+    while (left := count_sandboxed()) > before:
+        assert time.monotonic() < deadline, f"{left} and not {before}"
+        time.sleep(0.1)
 
 
 def count_sandboxed() -> int:
@@ -282,7 +286,7 @@ assert look()["folder"] == ["large", "small"]
 def test_an_answer_that_hangs_takes_no_other_of_its_batch_with_it(sandbox: Sandbox) -> None:
     slow = {"type": "string", "pattern": "^(a+)+$"}
     jobs = [
-        Job(kind="json_schema", private={"completion": completion, "schema": schema}, seconds=1.5)
+        Job(kind="json_schema", private={"completion": completion, "schema": schema}, seconds=3.0)
         for completion, schema in (
             ("1", {"type": "integer"}),
             (json.dumps("a" * 64 + "!"), slow),

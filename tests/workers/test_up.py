@@ -11,7 +11,7 @@ from redis.retry import Retry
 from workers.management.commands.up import Command
 from workers.processes import Crew
 
-PATIENCE = Retry(ConstantBackoff(0.05), 200, (ConnectionError, BusyLoadingError))
+PATIENCE = Retry(ConstantBackoff(0.05), 1200, (ConnectionError, BusyLoadingError))
 
 
 def test_the_password_of_valkey_is_in_a_private_file_and_in_no_list_of_processes(

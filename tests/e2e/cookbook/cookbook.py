@@ -54,6 +54,7 @@ class Cookbook:
         self.api = api
         self.folder = folder
         self.hub = folder / "hub"
+        self.running = 0  # the process of the recipe that was begun last
         model = make_hub(self.hub)
         live.manage(ADD_MODEL.format(path=str(model), names=NAMES))
         self.process = subprocess.Popen(
@@ -98,6 +99,7 @@ class Cookbook:
 
     def begin(self, target: str, *flags: str) -> tuple[Path, int]:
         """Its log and its process. One at a time: `wait` sees its end."""
+        self.end_last()
         log = self.make_folder().with_suffix(".log")
         log.parent.mkdir(exist_ok=True)
         log.touch()
@@ -106,10 +108,19 @@ class Cookbook:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
-        return log, self._read_number()
+        self.running = self._read_number()
+        return log, self.running
+
+    def end_last(self) -> None:
+        """Where its test did not wait for it: its status would be taken for the next one's."""
+        if self.running:
+            os.kill(self.running, signal.SIGKILL)
+            self.wait()
 
     def wait(self) -> int:
-        return self._read_number()
+        status = self._read_number()
+        self.running = 0
+        return status
 
     def kill_when(self, text: str, log: Path, pid: int) -> None:
         """As soon as its log has the text."""
@@ -148,6 +159,7 @@ class Cookbook:
         return {row["checkpoint_id"] for row in answer.json()["checkpoints"]}
 
     def stop(self) -> None:
+        self.end_last()
         self.process.communicate(timeout=60)
 
 

@@ -1,5 +1,7 @@
 """Learning from preferences, stock: DPO, shorter answers, and the three stages of RLHF."""
 
+import time
+
 import pytest
 
 from tests.e2e.cookbook.cookbook import Cookbook, check_run
@@ -42,9 +44,10 @@ def test_answers_are_compared_with_one_another(cookbook: Cookbook) -> None:
 
 
 def test_rlhf_goes_through_its_three_stages(cookbook: Cookbook) -> None:
+    name = f"tiny{time.time_ns()}"
     cookbook.run(
         f"{RECIPES}.rlhf.rlhf_pipeline",
-        "short_name=tiny",
+        f"short_name={name}",
         "lora_rank=8",
         "batch_size=32",
         "max_length=256",
@@ -56,8 +59,8 @@ def test_rlhf_goes_through_its_three_stages(cookbook: Cookbook) -> None:
         "max_steps=3",
     )
     stages = {
-        name: cookbook.read_outcome(cookbook.folder / "runs" / "rlhf-tiny" / name)
-        for name in ("sft", "rm", "rl")
+        stage: cookbook.read_outcome(cookbook.folder / "runs" / f"rlhf-{name}" / stage)
+        for stage in ("sft", "rm", "rl")
     }
     for name, outcome in stages.items():
         check_run(outcome, f"recipe_preference_rlhf_{name}", steps=3)

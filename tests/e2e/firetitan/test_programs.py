@@ -1,5 +1,6 @@
 """Whole programs on the Fireworks SDK: bare, managed and research, all at once."""
 
+import time
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ from tests.e2e.live import Live, read_report
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 MODEL = "accounts/fireworks/models/tiny-chatml-1m"
+# Each with what the name of all that it makes begins with.
 PROGRAMS = {
     "lora": ("managed.py", "lora", "8"),
     "full": ("managed.py", "full", "0"),
@@ -24,8 +26,14 @@ ADAPTER, ROUNDED = 1e-4, 0.05
 @pytest.fixture(scope="module")
 def told(live: Live, environment: dict[str, str]) -> dict[str, Any]:
     begun = {
-        name: live.begin(f"firetitan/{script}", *arguments, python=PYTHON, **environment)
-        for name, (script, *arguments) in PROGRAMS.items()
+        name: live.begin(
+            f"firetitan/{script}",
+            f"{word}-{time.time_ns()}",
+            *arguments,
+            python=PYTHON,
+            **environment,
+        )
+        for name, (script, word, *arguments) in PROGRAMS.items()
     }
     return {name: read_report(program) for name, program in begun.items()}
 
@@ -102,7 +110,9 @@ def test_closing_leaves_the_deployment_asleep_and_the_jobs_deleted(
 ) -> None:
     headers = {"X-Api-Key": environment["FIREWORKS_API_KEY"]}
     account = api.get("/v1/accounts", headers=headers).json()["accounts"][0]["name"]
-    deployment = api.get(f"/v1/{account}/deployments/managed-full", headers=headers).json()
+    deployment = api.get(
+        f"/v1/{account}/deployments/{told['full']['deployment_id']}", headers=headers
+    ).json()
     assert (deployment["state"], deployment["desiredReplicaCount"]) == ("READY", 0)
     jobs = [told["full"]["job_id"], told["full"]["reference_job_id"], told["research"]["job_id"]]
     for job_id in jobs:

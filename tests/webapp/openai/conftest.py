@@ -49,7 +49,7 @@ from workers.shifts import Shift
 __all__ = ["MODEL", "TINY", "base_model", "checkpoint", "run", "save", "saved"]
 __all__ += ["turns"]
 
-PATIENCE = Retry(ConstantBackoff(0.05), 200, (ConnectionError, BusyLoadingError))
+PATIENCE = Retry(ConstantBackoff(0.05), 1200, (ConnectionError, BusyLoadingError))
 SWEEP_SECONDS = 0.2  # so short that a hint which came before the subscription costs no test time
 JSON = "application/json"
 

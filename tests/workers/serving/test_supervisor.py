@@ -477,7 +477,7 @@ def test_what_a_killed_supervisor_has_left_is_ended_by_the_next(base_model: Base
     while b"watched" not in Path(f"/proc/{stray.pid}/cmdline").read_bytes():
         assert time.monotonic() < deadline, "it does not start"
     async_to_sync(end_left)()
-    assert stray.wait(20) < 0
+    assert stray.wait(DEADLINE) < 0
     assert stray.stdin is not None
     stray.stdin.close()
     other.refresh_from_db()

@@ -17,16 +17,18 @@ generated.register_profile("steady", derandomize=True, database=None, deadline=N
 generated.register_profile("search", generated.get_profile("steady"), derandomize=False)
 generated.load_profile("steady")
 
-# Only here real processes work in real time, on a machine that others keep busy: a single hiccup is
-# no defect, and one that repeats still fails. Elsewhere nothing hangs on time: there a test that
-# fails once is wrong, and running it again would hide it. Each rerun is told with its traceback.
+# Only here, and where the real vLLM is asked, real processes work in real time, on a machine that
+# others keep busy: a single hiccup is no defect, and one that repeats still fails. Elsewhere
+# nothing hangs on time: there a test that fails once is wrong, and running it again would hide it.
+# Each rerun is told with its traceback.
 IN_REAL_TIME = ("tests/e2e", "tests/workers/vllm")
 PAGES_FAILED = "a page has failed"  # a defect, however seldom
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
     for item in items:
-        if any(item.path.is_relative_to(config.rootpath / place) for place in IN_REAL_TIME):
+        is_placed = any(item.path.is_relative_to(config.rootpath / each) for each in IN_REAL_TIME)
+        if is_placed or "real_vllm" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.flaky(reruns=1, rerun_except=PAGES_FAILED))
 
 

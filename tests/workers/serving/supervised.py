@@ -28,6 +28,11 @@ def machines(monkeypatch: pytest.MonkeyPatch) -> Machines:
 
 
 @pytest.fixture
+def on_vllm(settings: Any) -> None:
+    settings.SERVING = "vllm"
+
+
+@pytest.fixture
 def play(machines: Machines, db: None) -> Callable[[Scene], None]:
     """Run the supervisor beside a scene, and end it after."""
 

@@ -12,6 +12,7 @@ from tests.workers.serving.supervised import (
     Status,
     has,
     machines,
+    on_vllm,
     play,
     read,
     until,
@@ -24,7 +25,7 @@ from webapp.fleet.models import BaseModel
 from workers import keeper
 from workers.hotload import in_database
 
-__all__ = ["machines", "play"]  # fixtures
+__all__ = ["machines", "on_vllm", "play"]  # fixtures
 
 
 def test_one_server_of_all_base_models_runs_until_the_supervisor_ends(

@@ -14,6 +14,7 @@ from tests.workers.serving.supervised import (
     Status,
     has,
     machines,
+    on_vllm,
     play,
     read,
     until,
@@ -28,14 +29,9 @@ from workers import keeper, servers
 from workers.hotload import in_database
 from workers.preparation import CannotStart
 
-__all__ = ["machines", "play"]  # fixtures
+__all__ = ["machines", "on_vllm", "play"]  # fixtures
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
-
-
-@pytest.fixture
-def on_vllm(settings: Any) -> None:
-    settings.SERVING = "vllm"
 
 
 @pytest.mark.usefixtures("on_vllm")

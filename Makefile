@@ -6,7 +6,7 @@ PIP = .venv/bin/pip --disable-pip-version-check -qq
 export OMP_WAIT_POLICY = PASSIVE
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: run test lint bench conformance lm-eval clean
+.PHONY: run test test-postgres lint bench conformance lm-eval clean
 
 # Which server answers samples: built_in, or vllm, which is installed first.
 SERVING ?= $(or $(HONE_SERVING),built_in)
@@ -18,6 +18,11 @@ run: .venv/run.stamp $(if $(filter vllm,$(SERVING)),.venv-vllm/stamp)
 
 test: .venv/test.stamp .venv-sdk/stamp .venv-sdk-oldest/stamp .venv-cookbook/stamp .venv-fireworks/stamp .venv-vllm/stamp .venv-lm-eval/stamp .venv-inspect/stamp chromium
 > @bash tests/run.sh
+
+# The web's and the workers' tests on PostgreSQL, in a database beside the one that is named.
+test-postgres: .venv/test.stamp
+> @test -n "$(DATABASE_URL)" || { echo "Say on which server: make test-postgres DATABASE_URL=postgres://USER:PASSWORD@HOST:5432/hone"; exit 2; }
+> @home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; HONE_HOME=$$home DATABASE_URL="$(DATABASE_URL)" .venv/bin/python -m pytest --ignore tests/workers/vllm tests/webapp tests/workers
 
 lint: .venv/test.stamp
 > @bash tests/run.sh lint

@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Sequence
 
 import pytest
+from django.db import connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 from hypothesis import settings as generated
 from pytest_django.fixtures import Settings
+from pytest_django.plugin import DjangoDbBlocker
 
 from tests.vllm_server import real_vllm, vllm_process
 from workers.celery import app
@@ -22,6 +24,10 @@ generated.load_profile("steady")
 # nothing hangs on time: there a test that fails once is wrong, and running it again would hide it.
 # Each rerun is told with its traceback.
 IN_REAL_TIME = ("tests/e2e", "tests/workers/vllm")
+END_OTHERS = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+)
 PAGES_FAILED = "a page has failed"  # a defect, however seldom
 
 
@@ -37,6 +43,15 @@ def _no_broker() -> Iterator[None]:
     app.conf.update(broker_url="memory://", broker_transport_options={})
     yield
     app.close()
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
+    """PostgreSQL drops no database while a thread that has no work is connected to it."""
+    yield
+    with django_db_blocker.unblock(), connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute(END_OTHERS)
 
 
 @pytest.fixture(autouse=True)

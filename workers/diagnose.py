@@ -114,7 +114,9 @@ def list_changed() -> list[str]:
     changed = Q(look__looked_at__lt=F("last_request_at")) | Q(look__looked_at__lt=F("ended_at"))
     goes_on = Q(status=Run.Status.RUNNING, look__looked_at__lt=now() - LONG_REST)
     due = _rested(REST).filter(never | changed | goes_on)
-    return list(due.order_by("-last_request_at").values_list("pk", flat=True)[:MOST])
+    return list(
+        due.order_by(F("last_request_at").desc(nulls_last=True)).values_list("pk", flat=True)[:MOST]
+    )
 
 
 def list_ending() -> list[str]:

@@ -25,6 +25,7 @@ from webapp.firetitan.services import pause_idle_jobs
 from webapp.fleet.isolation import settle_isolation_tests
 from webapp.runs import driving, queue
 from webapp.runs.models import Run
+from webapp.runs.refusals import fail_passed
 from webapp.runs.retention import forget_logs
 from webapp.runs.rollouts import thin_rollouts
 from webapp.runs.services import reap_sessions
@@ -56,6 +57,7 @@ def begin(**_: object) -> None:
 def sweep() -> None:
     """What has waited for longer than it may."""
     queue.fail_gaps()
+    fail_passed()
     requeue_expired()
     drop_lost()
     settle_abandoned()

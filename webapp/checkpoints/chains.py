@@ -33,6 +33,13 @@ def hold_previous(previous: Checkpoint) -> None:
         )
 
 
+def hold_weights(checkpoint: Checkpoint | None) -> None:
+    """In the transaction that begins to use them: nobody deletes them before the row is there that
+    says so."""
+    if checkpoint is not None and not lock(Checkpoint.objects.alive().filter(pk=checkpoint.pk)):
+        raise UserError(f"The checkpoint {checkpoint.name} was deleted.", field="checkpoint")
+
+
 def lock(checkpoints: CheckpointQuerySet) -> list[str]:
     """Nobody else begins or ends using these rows until the transaction has ended."""
     rows = checkpoints.order_by("pk").select_for_update(of=("self",))

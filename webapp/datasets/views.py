@@ -6,7 +6,7 @@ from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.core.paginator import Paginator
-from django.db.models import Count, Max, Prefetch, Q
+from django.db.models import Count, F, Max, Prefetch, Q
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
@@ -56,7 +56,7 @@ def list_datasets(request: ActorRequest) -> HttpResponse:
     rows = (
         Dataset.objects.in_project(request.actor)
         .annotate(num_versions=Count("versions"), changed_at=Max("versions__created_at"))
-        .order_by("-changed_at", "pk")
+        .order_by(F("changed_at").desc(nulls_last=True), "pk")
     )
     if search:
         rows = rows.filter(Q(name__icontains=search) | Q(pk=search))

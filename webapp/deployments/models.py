@@ -17,6 +17,12 @@ from webapp.runs.models import Run, Session
 class DeploymentQuerySet(OwnedQuerySet["Deployment"]):
     """Deployments of a project."""
 
+    def hold(self) -> Self:
+        """In a transaction, and before the rows of their changes: who takes those first could wait
+        for ever for one that has the deployment and waits for them."""
+        list(self.select_for_update(of=("self",)).values_list("pk", flat=True))
+        return self
+
 
 class Deployment(models.Model):
     """A named endpoint and the checkpoint it serves. Without a checkpoint: the base model."""

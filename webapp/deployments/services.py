@@ -9,6 +9,7 @@ from django.utils.timezone import now
 
 from webapp.accounts.audit import record_audit
 from webapp.accounts.models import Actor
+from webapp.checkpoints.chains import hold_weights
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import check_loadable
 from webapp.core.errors import NotFound, UserError
@@ -54,6 +55,7 @@ def create_deployment(
     base_model = _choose_base_model(base_model, checkpoint)
     try:
         with transaction.atomic():
+            hold_weights(checkpoint)
             deployment = Deployment.objects.create(
                 project=actor.project,
                 name=name,
@@ -93,7 +95,8 @@ def change_checkpoint(
             f"transition is {transition!r}; it is async, sync, or left out.", field="transition"
         )
     _check_fits(deployment, checkpoint)
-    mine = Deployment.objects.visible_to(actor).filter(pk=deployment.pk)
+    mine = Deployment.objects.visible_to(actor).filter(pk=deployment.pk).hold()
+    hold_weights(checkpoint)
     starting = {"checkpoint": checkpoint, "status": Status.LOADING, "error": ""}
     started = mine.filter(_serves_nothing()).update(**starting)
     if mine.update(changed_at=now()) != 1:
@@ -122,8 +125,7 @@ def _serves_nothing() -> Q:
 
 def roll_back(*, actor: Actor, deployment: Deployment) -> DeploymentChange:
     """Serve again what was served before the weights that are served now."""
-    back = find_way_back(deployment)
-    if back is None:
+    if (back := find_way_back(deployment)) is None:
         raise UserError(f"{deployment.name} has served nothing else: there is no way back.")
     return change_checkpoint(
         actor=actor, deployment=deployment, checkpoint=back.checkpoint, identity=back.identity
@@ -152,6 +154,7 @@ def settle_change(
 
     False: a newer change came first, or the deployment was stopped.
     """
+    Deployment.objects.filter(pk=change.deployment_id).hold()
     pending = DeploymentChange.objects.filter(pk=change.pk, status=ChangeStatus.LOADING)
     ended = pending.update(
         status=ChangeStatus.FAILED if error else ChangeStatus.SERVED,
@@ -200,7 +203,7 @@ def stop_deployment(*, actor: Actor, deployment: Deployment) -> None:
 @transaction.atomic
 def delete_deployment(*, actor: Actor, deployment: Deployment) -> None:
     """Its name is free again. Loads and calls that it was asked for keep their own rows."""
-    Deployment.objects.visible_to(actor).filter(pk=deployment.pk).delete()
+    Deployment.objects.visible_to(actor).filter(pk=deployment.pk).hold().delete()
     details = {"deployment": deployment.pk, "name": deployment.name}
     record_audit(
         project=deployment.project_id, user=actor.user, event="deployment_deleted", **details
@@ -325,11 +328,9 @@ def check_params(params: Mapping[str, Any]) -> dict[str, Any]:
         for name, limits in RANGES.items()
         if params.get(name) is not None
     }
-    unknown = set(params) - set(RANGES) - {"stop"}
-    if unknown:
+    if unknown := set(params) - set(RANGES) - {"stop"}:
         raise UserError(f"Unknown sampling setting {min(unknown)}.", field=min(unknown))
-    stop = params.get("stop")
-    if stop is not None:
+    if (stop := params.get("stop")) is not None:
         stops = [stop] if isinstance(stop, str) else stop
         kinds = {type(each) for each in stops} if isinstance(stops, list) else {None}
         if kinds not in (set(), {str}, {int}):
@@ -389,8 +390,7 @@ def _as_seen(deployment: Deployment) -> QuerySet[Deployment]:
 
 
 def _change(guarded: QuerySet[Deployment], deployment: Deployment, **columns: Any) -> bool:
-    changed = guarded.update(changed_at=now(), **columns) == 1
-    if changed:
+    if changed := guarded.update(changed_at=now(), **columns) == 1:
         publish(project_group(deployment.project_id), "deployments")
     return changed
 

@@ -13,6 +13,7 @@ from django.utils.timezone import now
 from training.recipes.graders import KINDS
 from webapp.accounts.models import Actor
 from webapp.accounts.permissions import check_can_write
+from webapp.checkpoints.chains import hold_weights
 from webapp.checkpoints.models import Checkpoint
 from webapp.checkpoints.services import check_loadable
 from webapp.core.dispatch import BUILD_SUITE, EVALUATE, GRADE, RUN_PROGRAM, SETTLE_MOVES, send_task
@@ -144,22 +145,22 @@ def request_evaluation(
         raise UserError(f"The suite {suite.name} could not be built: {suite.error}", field="suite")
     if checkpoint is not None:
         base_model = checkpoint.base_model
-        if checkpoint.deleted_at is not None:
-            raise UserError(f"The checkpoint {checkpoint.name} was deleted.", field="checkpoint")
         check_loadable(checkpoint)
         if checkpoint.project_id != suite.project_id:  # whose members would see its scores
             raise NotFound(f"There is no checkpoint {checkpoint.pk} in the project of {suite}.")
     if base_model is None:
         raise UserError("Choose a checkpoint or a base model to evaluate.", field="checkpoint")
-    evaluation = Evaluation.objects.create(
-        project=suite.project,
-        suite=suite,
-        base_model=base_model,
-        checkpoint=checkpoint,
-        run=run or (checkpoint.run if checkpoint else None),
-        created_by=actor.user if actor else None,
-        is_fresh=is_fresh,
-    )
+    with transaction.atomic():
+        hold_weights(checkpoint)
+        evaluation = Evaluation.objects.create(
+            project=suite.project,
+            suite=suite,
+            base_model=base_model,
+            checkpoint=checkpoint,
+            run=run or (checkpoint.run if checkpoint else None),
+            created_by=actor.user if actor else None,
+            is_fresh=is_fresh,
+        )
     send_task(EVALUATE, evaluation.pk)
     _announce(evaluation)
     return evaluation

@@ -73,6 +73,7 @@ def find_log(actor: Actor, model_id: str) -> Run:
 def find_run_among(runs: RunQuerySet, model_id: str) -> Run:
     """By `<session>:train:<number>`; runs without a session go by their own id."""
     runs = runs.select_related("base_model")
+    model_id = model_id.replace("\0", "?")  # no id holds one, and PostgreSQL takes none
     session_id, separator, number = model_id.rpartition(":train:")
     if not separator:
         run = runs.filter(pk=model_id, session=None).first()

@@ -85,11 +85,7 @@ def find_first(operation: Operation) -> Operation:
     seq = operation.seq
     first = Operation.objects.filter(run=operation.run, seq=seq).defer("payload", "result").first()
     if first is None:
-        raise UserError(
-            f"seq_id {seq} came too late: the operations after it have ended already. Go on with"
-            " the next number.",
-            field="seq_id",
-        )
+        raise UserError(describe_late(seq), field="seq_id")
     if first.status == Status.REFUSED:
         raise UserError(f"seq_id {seq} was refused already: {first.error}", field="seq_id")
     if (first.kind, first.digest) != (operation.kind, operation.digest):
@@ -130,11 +126,14 @@ def release_run(run: Run, *, worker: str) -> bool:
 
 def release_worker(*, worker: str) -> None:
     """At a worker's start and orderly end: what it, or an earlier start of it, held is free."""
-    held = Run.objects.filter(Q(worker=worker) | Q(worker__startswith=worker + START))
+    mine = Q(worker=worker) | Q(worker__startswith=worker + START)
+    held = Run.objects.filter(mine)
     with transaction.atomic():
-        pks = list(held.values_list("pk", flat=True))
-        _requeue(Operation.objects.filter(run__in=pks))
-        held.update(worker="", lease_until=None)
+        # The runs' rows first, as everywhere; what another worker has taken over stays with it.
+        rows = held.order_by("pk").select_for_update()
+        pks = list(rows.values_list("pk", flat=True))
+        _requeue(Operation.objects.filter(mine, run__in=pks))
+        held.filter(pk__in=pks).update(worker="", lease_until=None)
 
 
 def requeue_running(run: Run, *, worker: str) -> int:
@@ -343,6 +342,13 @@ def _fail_gap(run: Run) -> int:
         # Over the numbers that never came: `submit_operation` says so if they do.
         same.update(done_seq=max(failed, default=run.done_seq))
     return len(failed)
+
+
+def describe_late(seq: int) -> str:
+    return (
+        f"seq_id {seq} came too late: the operations after it have ended already. Go on with"
+        " the next number."
+    )
 
 
 def _describe_gap(missing: int) -> str:

@@ -3,10 +3,12 @@
 from hashlib import sha256
 
 from django.db import transaction
+from django.db.models import F
 from django.utils.timezone import now
 
+from webapp.core.events import wake
 from webapp.runs.models import Operation, Run
-from webapp.runs.queue import MAX_SEQ, advance, check_seq, find_first, kick
+from webapp.runs.queue import MAX_SEQ, advance, check_seq, describe_late, find_first, kick
 
 Status = Operation.Status
 
@@ -35,6 +37,25 @@ def fail_on_arrival(
         if is_new:
             return operation
     return find_first(Operation(run=run, seq=seq, kind=kind, digest=digest))
+
+
+def fail_passed() -> int:
+    """What was asked at the moment when the log went past its number, after waiting for it long."""
+    passed = Operation.objects.filter(status=Status.QUEUED, seq__lte=F("run__done_seq"))
+    return sum(_fail_passed(operation) for operation in passed.only("seq"))
+
+
+def _fail_passed(operation: Operation) -> bool:
+    waiting = Operation.objects.filter(pk=operation.pk, status=Status.QUEUED)
+    with transaction.atomic():
+        failed = waiting.update(
+            status=Status.FAILED,
+            error=describe_late(operation.seq),
+            error_category="user",
+            finished_at=now(),
+        )
+        wake(operation.request_id)
+    return failed == 1
 
 
 def _note(run: Run, seq: int, columns: dict[str, object]) -> tuple[Operation, bool]:

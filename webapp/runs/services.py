@@ -209,13 +209,14 @@ def note_shared_head(run: Run) -> None:
         add_log(run, f"Its adapter should not be merged: {SHARED_HEAD}.")
 
 
+@transaction.atomic
 def note(run: Run, name: str, text: str) -> bool:
     """For the run's page. False: it is there already."""
-    kept = Run.objects.values_list("notes", flat=True).get(pk=run.pk)  # others note things too
+    # Others note things too, and neither of two at once may be lost.
+    kept = Run.objects.select_for_update().values_list("notes", flat=True).get(pk=run.pk)
     if name in kept:
         return False
-    changed = Run.objects.filter(pk=run.pk).exclude(notes__has_key=name)
-    return bool(changed.update(notes={**kept, name: text}))
+    return bool(Run.objects.filter(pk=run.pk).update(notes={**kept, name: text}))
 
 
 @transaction.atomic

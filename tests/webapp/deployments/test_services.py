@@ -56,6 +56,18 @@ def test_a_deleted_checkpoint_cannot_be_served(alice: Actor, run: Run) -> None:
         services.create_deployment(actor=alice, name="support", checkpoint=gone)
 
 
+def test_weights_that_are_deleted_as_they_are_chosen_are_not_served(
+    deployment: Deployment, alice: Actor, run: Run
+) -> None:
+    chosen = make_checkpoint(run, name="step-20", seq=40)
+    Checkpoint.objects.filter(pk=chosen.pk).update(deleted_at=now())  # by somebody else
+    with pytest.raises(UserError, match="step-20 was deleted"):
+        services.change_checkpoint(actor=alice, deployment=deployment, checkpoint=chosen)
+    with pytest.raises(UserError, match="step-20 was deleted"):
+        services.create_deployment(actor=alice, name="other", checkpoint=chosen)
+    assert Deployment.objects.get() == deployment
+
+
 def test_a_checkpoint_of_another_base_model_is_refused(
     deployment: Deployment, alice: Actor, run: Run
 ) -> None:

@@ -8,6 +8,7 @@ from django.utils.timezone import now
 from tests.webapp.cast import make_actor
 from tests.webapp.deployments.conftest import make_checkpoint
 from webapp.accounts.models import Actor
+from webapp.checkpoints.models import Checkpoint
 from webapp.core.errors import UserError
 from webapp.datasets.models import Dataset, DatasetVersion
 from webapp.deployments.models import SamplingCall
@@ -199,9 +200,10 @@ def test_nothing_and_deleted_weights_cannot_be_evaluated(
     run = Run.objects.create(
         project=alice.project, name="first", origin=Origin.BROWSER, base_model=base_model, rank=8
     )
-    gone = make_checkpoint(run, deleted_at=now())
+    going = make_checkpoint(run)
+    Checkpoint.objects.filter(pk=going.pk).update(deleted_at=now())  # by somebody, at this moment
     with pytest.raises(UserError, match="was deleted"):
-        services.request_evaluation(actor=alice, suite=suite, checkpoint=gone)
+        services.request_evaluation(actor=alice, suite=suite, checkpoint=going)
 
 
 def test_a_suite_that_could_not_be_built_is_not_evaluated(

@@ -11,7 +11,7 @@ from webapp.core.errors import UserError
 from webapp.runs import queue
 from webapp.runs.models import Operation, Run
 from webapp.runs.outcomes import read_outcomes
-from webapp.runs.refusals import refuse_operation
+from webapp.runs.refusals import fail_passed, refuse_operation
 
 pytestmark = pytest.mark.django_db
 
@@ -254,6 +254,17 @@ def test_a_missing_seq_that_comes_after_the_deadline_is_refused(run: Run) -> Non
     run.refresh_from_db()
     with pytest.raises(UserError, match="seq_id 0 came too late"):
         submit(run, 0)
+
+
+def test_one_that_comes_while_the_log_goes_past_it_is_ended_and_not_waited_for(run: Run) -> None:
+    submit(run, 1)
+    make_old(run)
+    queue.fail_gaps()
+    late = submit(run, 0)  # whose view had read the run a moment earlier
+    assert late.status == Status.QUEUED
+    assert (fail_passed(), fail_passed()) == (1, 0)
+    outcome = read_outcomes([late.request_id])[late.request_id]
+    assert (outcome.category, "seq_id 0 came too late" in outcome.error) == ("user", True)
 
 
 def test_what_a_stopped_recipe_asked_for_ahead_is_ended(run: Run) -> None:

@@ -20,7 +20,7 @@ test: .venv/test.stamp .venv-sdk/stamp .venv-sdk-oldest/stamp .venv-cookbook/sta
 > @bash tests/run.sh
 
 # The web's and the workers' tests on PostgreSQL, in a database beside the one that is named.
-test-postgres: .venv/test.stamp
+test-postgres: .venv/test.stamp .venv-vllm/stamp
 > @test -n "$(DATABASE_URL)" || { echo "Say on which server: make test-postgres DATABASE_URL=postgres://USER:PASSWORD@HOST:5432/hone"; exit 2; }
 > @home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; HONE_HOME=$$home DATABASE_URL="$(DATABASE_URL)" .venv/bin/python -m pytest --ignore tests/workers/vllm tests/webapp tests/workers
 

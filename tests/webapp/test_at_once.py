@@ -4,6 +4,7 @@ itself, and whoever takes rows in another order than others waits for ever."""
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from threading import Barrier
 from typing import Any
 
@@ -74,8 +75,7 @@ def test_a_deployment_is_changed_while_its_last_change_is_settled_and_nobody_wai
         return services.change_checkpoint(actor=alice, deployment=deployment, checkpoint=second)
 
     for _ in range(ROUNDS):
-        pending = change()
-        do_at_once(change, lambda last=pending: services.settle_change(last))
+        do_at_once(change, partial(services.settle_change, change()))
         waiting = DeploymentChange.objects.filter(status=DeploymentChange.Status.LOADING)
         assert waiting.count() == 1
 
@@ -100,6 +100,6 @@ def test_one_number_is_one_operation_and_one_version(settings: Settings, tmp_pat
 def test_two_notes_of_one_run_are_both_kept() -> None:
     run = make_run(make_actor())
     names = [f"note {number}" for number in range(4)]
-    do_at_once(*[lambda name=name: note(run, name, "text") for name in names])
+    do_at_once(*[partial(note, run, name, "text") for name in names])
     run.refresh_from_db()
     assert sorted(run.notes) == names

@@ -10,6 +10,7 @@ from django.utils.timezone import now
 from webapp.accounts.models import Actor, OwnedQuerySet, Project, User
 from webapp.checkpoints.models import Checkpoint
 from webapp.core import ids
+from webapp.core.columns import WrittenJSONField
 from webapp.fleet.models import BaseModel
 from webapp.runs.models import Run, Session
 
@@ -267,7 +268,7 @@ class SamplingCall(models.Model):
     end_number = models.BigIntegerField(null=True)  # of its sampling session's num_ended
     owner = models.CharField(max_length=60, blank=True)  # who takes turns with others: see turns.py
     # {"prompt": [ids]} or {"messages": [...]}, with params, num_samples and prompt_logprobs
-    payload = models.JSONField()
+    payload = WrittenJSONField()
     digest = models.CharField(max_length=64)
     status = models.CharField(max_length=10, choices=Status.choices, default=Status.QUEUED)
     result = models.BinaryField(null=True)

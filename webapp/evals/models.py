@@ -9,6 +9,7 @@ from django.utils.timezone import now
 from webapp.accounts.models import OwnedQuerySet, Project
 from webapp.checkpoints.models import Checkpoint
 from webapp.core import ids
+from webapp.core.columns import WrittenJSONField
 from webapp.datasets.models import DatasetVersion
 from webapp.fleet.models import BaseModel
 from webapp.runs.models import Run
@@ -46,7 +47,7 @@ class EvalSuite(models.Model):
     graders = models.JSONField(default=list)  # [{"name", ...settings}]; the first one is the score
     # max_tokens, temperature (0: greedy), seed; num_samples of each prompt and pass_at, where many
     sampling = models.JSONField(default=dict)
-    items = models.JSONField(default=list)  # [{"messages", "target", "row"}]
+    items = WrittenJSONField(default=list)  # [{"messages", "target", "row"}]
     num_items = models.PositiveIntegerField(default=0)
     digest = models.CharField(max_length=64, blank=True)  # of items, graders and sampling
     created_at = models.DateTimeField(default=now)

@@ -1,5 +1,6 @@
 """The queue of sampling calls: submitted once, held by one sampler, ended once."""
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -49,6 +50,14 @@ def test_a_seq_id_that_was_used_for_another_request_is_refused(
     submit(sampling_session=opened, seq_id=3)
     with pytest.raises(UserError, match="seq_id 3"):
         submit(sampling_session=opened, seq_id=3, payload=PAYLOAD | {"num_samples": 2})
+
+
+def test_tools_come_to_the_model_with_their_keys_in_the_order_they_were_sent(submit: Any) -> None:
+    tool = {"type": "function", "function": {"name": "add", "description": "b", "a": "c"}}
+    submit(payload={"tools": [tool], "prompt": [1], "note": None})
+    (claimed,) = calls.claim_calls(worker="one", limit=1)
+    assert json.dumps(claimed.payload["tools"]) == json.dumps([tool])
+    assert list(claimed.payload) == ["tools", "prompt", "note"]
 
 
 def test_a_claimed_call_is_not_given_to_another_sampler(submit: Any) -> None:

@@ -30,6 +30,7 @@ from webapp.runs.models import Operation, Run
 from webapp.settings import read_int
 from workers import journal
 from workers.execute import Held
+from workers.machine import describe_machine, measure_flops
 from workers.memory import (
     Budget,
     can_page,
@@ -351,14 +352,15 @@ def beat(device: Device) -> None:
 
 def register(device: Device) -> None:
     """A worker of this name that died held runs: they are free at once."""
-    queue.release_worker(worker=device.setup.name)
-    text, memory_bytes = describe_device(device.setup)
+    setup = device.setup
+    queue.release_worker(worker=setup.name)
+    text, memory_bytes = describe_machine(setup.device, setup.plan)
     register_worker(
-        name=device.setup.name,
+        name=setup.name,
         kind=Worker.Kind.GPU,
         device=text,
         memory_bytes=memory_bytes,
-        flops=measure_flops(device.setup),
+        flops=measure_flops(setup.device, setup.dtype, setup.plan),
         pid=os.getpid(),
     )
     beat(device)  # what it offers is known before anything comes
@@ -372,30 +374,3 @@ def unregister(device: Device) -> None:
         device.lead.end()
     queue.release_worker(worker=device.name)
     remove_worker(name=device.setup.name, pid=os.getpid())
-
-
-def describe_device(setup: Setup) -> tuple[str, int]:
-    """What people read of it, and the memory of all its ranks."""
-    plan = f", {setup.plan}" if setup.plan else ""
-    num_devices = setup.plan.size if setup.plan else 1
-    if setup.device == "cuda":
-        properties = torch.cuda.get_device_properties(0)
-        return properties.name + plan, properties.total_memory * num_devices
-    cores = len(os.sched_getaffinity(0))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return f"{cores} CPU core{'s' if cores > 1 else ''}{plan}", memory
-
-
-def measure_flops(setup: Setup) -> float:
-    """The best of some square matrix products: what estimates begin with on a new machine."""
-    size = 4096 if setup.device == "cuda" else 1024
-    left = torch.randn(size, size, device=setup.device, dtype=setup.dtype)
-    num_ranks = setup.plan.size if setup.plan else 1
-    return num_ranks * max(_time_product(left) for _ in range(20))
-
-
-def _time_product(left: torch.Tensor) -> float:
-    started = time.perf_counter()
-    product = left @ left
-    product.sum().item()  # waits for the device
-    return 2 * left.shape[0] ** 3 / (time.perf_counter() - started)

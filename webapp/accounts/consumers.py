@@ -10,7 +10,7 @@ class ProjectConsumer(HintConsumer):
 
     def find_group(self) -> str:
         user = self.scope["user"]
-        project_id: str = self.scope["url_route"]["kwargs"]["project_id"]
+        project_id = self.read_id("project_id")
         if not isinstance(user, User):
             return ""
         is_member = Project.objects.filter(pk=project_id, memberships__user=user).exists()

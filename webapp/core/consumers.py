@@ -18,6 +18,11 @@ class HintConsumer(AsyncJsonWebsocketConsumer, ABC):  # type: ignore[misc] # unt
     def find_group(self) -> str:
         """The group this user may watch at this URL; empty: none, and the socket is refused."""
 
+    def read_id(self, name: str) -> str:
+        """From the socket's path. PostgreSQL asks for no NUL."""
+        found: str = self.scope["url_route"]["kwargs"][name]
+        return found.replace("\0", "")
+
     async def connect(self) -> None:
         self.group = await database_sync_to_async(self.find_group)()
         if not self.group:

@@ -1,6 +1,7 @@
 """The caller's mistakes become answers, and pages say what a browser may load for them."""
 
 from collections.abc import Callable
+from urllib.parse import quote
 
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import render
@@ -15,6 +16,24 @@ CONTENT_POLICY = (
 )
 # Their templates carry inline scripts: the admin's, and the REST schema's page.
 WITHOUT_POLICY = ("/admin/", "/rest/")
+UNKNOWN = "\ufffd"
+
+
+class StorableTextMiddleware:
+    """PostgreSQL stores no NUL, and asks for none. In an address or a cookie it becomes what Django
+    makes of bytes that are no UTF-8: a character that no name has."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        request.path = request.path.replace("\0", UNKNOWN)
+        request.path_info = request.path_info.replace("\0", UNKNOWN)
+        query = request.META.get("QUERY_STRING", "")
+        request.META["QUERY_STRING"] = query.replace("%00", quote(UNKNOWN))
+        for name, value in request.COOKIES.items():
+            request.COOKIES[name] = value.replace("\0", UNKNOWN)
+        return self.get_response(request)
 
 
 class UserErrorMiddleware:

@@ -12,6 +12,7 @@ from training.architectures import Architecture, read_architecture
 from training.errors import InvalidInput
 from webapp.core.errors import UserError
 
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
 
 
@@ -30,7 +31,7 @@ class ModelDirectory:
 
 def inspect_directory(path: Path) -> ModelDirectory:
     """Raises `UserError` with the reason where the directory cannot be trained."""
-    if not path.is_dir():
+    if not _is_directory(path):
         raise UserError(f"{path} is not a directory on this machine.", field="path")
     architecture = _read_architecture(path)
     weights = sorted(path.glob("*.safetensors"))
@@ -47,6 +48,13 @@ def inspect_directory(path: Path) -> ModelDirectory:
         has_chat_template=_has_chat_template(path),
         digest=_hash_files([path / "config.json", *weights]),
     )
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # its name is longer than any is
+        return False
 
 
 def _read_architecture(path: Path) -> Architecture:
@@ -78,7 +86,7 @@ def _count_parameters(file: Path) -> int:
                 raise UserError(f"{file.name} is not a safetensors file.", field="path")
             header = json.loads(stream.read(length))
         return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+    except (*UNREADABLE, struct.error) as error:
         raise UserError(f"{file.name} is not a safetensors file: {error}", field="path") from None
 
 

@@ -11,7 +11,7 @@ class RunConsumer(HintConsumer):
 
     def find_group(self) -> str:
         user = self.scope["user"]
-        run_id: str = self.scope["url_route"]["kwargs"]["run_id"]
+        run_id = self.read_id("run_id")
         if not isinstance(user, User):
             return ""
         is_visible = Run.objects.filter(pk=run_id, project__memberships__user=user).exists()

@@ -59,6 +59,10 @@ def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
     assert "is not a directory" in refusal(tmp_path / "nothing")
 
 
+def test_a_path_that_is_longer_than_any_is_no_directory(tmp_path: Path) -> None:
+    assert "is not a directory on this machine" in refusal(tmp_path / ("x" * 300))
+
+
 def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
     assert "has no config.json" in refusal(tmp_path)
 
@@ -114,6 +118,13 @@ def test_missing_weights_are_refused(folder: Path) -> None:
 def test_a_torn_weights_file_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"\xff" * 100)
     assert "model.safetensors is not a safetensors file" in refusal(folder)
+
+
+@pytest.mark.parametrize("header", [b"[]", b"[" * 200_000, b'{"a": 1}', b"{"])
+def test_a_weights_file_with_an_odd_header_is_refused(folder: Path, header: bytes) -> None:
+    weights = len(header).to_bytes(8, "little") + header
+    (folder / "model.safetensors").write_bytes(weights)
+    assert "is not a safetensors file" in refusal(folder)
 
 
 def test_a_missing_tokenizer_is_refused(folder: Path) -> None:

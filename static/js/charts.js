@@ -8,6 +8,15 @@ const cards = root.querySelector("[data-charts]");
 const template = document.getElementById("chart-card");
 
 const TITLES = {
+    reward: "Reward",
+    win_rate: "Games won, share",
+    teacher: "Distance to the teacher, nats a token",
+    kl: "Divergence from the reference, nats a token",
+    completion: "Answers, tokens",
+    entropy: "Entropy of the answers, nats a token",
+    frac_reward_zero_std: "Groups without a signal, share",
+    staleness: "Age of the samples, steps",
+    eval: "Evaluations",
     loss: "Loss",
     dpo: "Preferences against the reference",
     comparison: "Comparisons",
@@ -34,6 +43,10 @@ const CARD_OF = {
     kl_sample_train_k3: "kl_sample_train",
 };
 const LABELS = {
+    "reward/std": "standard deviation",
+    "completion/length_mean": "mean length",
+    "completion/length_max": "longest",
+    "completion/truncated_share": "share cut off",
     loss: "training",
     held_out_loss: "held out",
     forward_loss: "forward passes over the same data",
@@ -46,7 +59,7 @@ const LABELS = {
     "sampler/logprob_difference_mean": "mean difference",
     "sampler/kl": "KL, k3",
 };
-const ORDER = ["loss", "dpo", "comparison", "held_out", "learning_rate", "grad_norm", "tokens_per_second"];
+const ORDER = ["reward", "win_rate", "teacher", "loss", "dpo", "comparison", "held_out", "learning_rate", "grad_norm", "tokens_per_second"];
 const LAST = ["tokens", "epoch"];
 const SPARSE = 40; // curves of fewer points show each of them
 
@@ -235,7 +248,7 @@ function makeLayout(lines, width) {
     const [low, high] = [Math.min(...values), Math.max(...values)];
     const isLog = settings.log && lines.every((each) => each.y.every((value) => value > 0));
     const theme = makeTheme(
-        { dtick: countX(lines), showspikes: true, spikemode: "across", spikethickness: 1, spikecolor: readColour("--muted"), spikedash: "solid", hoverformat: settings.across === "time" ? "%H:%M:%S" : ",d", tickformat: settings.across === "time" ? undefined : ",~d", unifiedhovertitle: { text: settings.across === "time" ? "%{x}" : "step %{x}" } },
+        { title: { text: settings.across, standoff: 2 }, dtick: countX(lines), showspikes: true, spikemode: "across", spikethickness: 1, spikecolor: readColour("--muted"), spikedash: "solid", hoverformat: settings.across === "time" ? "%H:%M:%S" : ",d", tickformat: settings.across === "time" ? undefined : ",~d", unifiedhovertitle: { text: settings.across === "time" ? "%{x}" : "step %{x}" } },
         { type: isLog ? "log" : "linear", range: isLog ? undefined : frameY(low, high), tickformat: high >= 1000 && high < 1e6 ? ",~r" : undefined },
     );
     return {

@@ -10,6 +10,7 @@ from django.http import QueryDict
 
 from webapp.accounts.models import Actor
 from webapp.core.cursors import CursorPage, read_page
+from webapp.runs.methods import METHODS
 from webapp.runs.models import Run
 
 LAST = 1e300  # where rows without a value are sorted: at the end, both ways
@@ -57,7 +58,7 @@ def list_runs(actor: Actor, query: RunQuery) -> CursorPage[Run]:
             Q(name__icontains=word)
             | Q(pk__icontains=word)
             | Q(origin=word.lower())
-            | Q(recipe=word.lower())
+            | Q(recipe__in=_find_recipes(word.lower()))
             | Q(base_model__names__name__icontains=word)
         )
     if query.text:
@@ -69,6 +70,15 @@ def list_runs(actor: Actor, query: RunQuery) -> CursorPage[Run]:
         missing = -LAST if query.is_falling else LAST
         rows = rows.annotate(sort_key=COMPUTED[query.column](missing))
     return read_page(rows, order=f"-{column}" if query.is_falling else column, cursor=query.cursor)
+
+
+def _find_recipes(word: str) -> list[str]:
+    """By its own name, or by how a word of what pages call it begins."""
+    return [
+        recipe
+        for recipe, method in METHODS.items()
+        if word == recipe or any(part.startswith(word) for part in method.label.lower().split())
+    ]
 
 
 def or_last(column: str, missing: float) -> Coalesce:

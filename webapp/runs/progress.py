@@ -1,7 +1,7 @@
 """How far a run is and how it does: the numbers at the head of its page and on its card."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 from statistics import median
@@ -14,39 +14,74 @@ from webapp.runs.models import Metric, Run
 
 TREND_POINTS = 40
 PAUSE_FACTOR = 10  # of the usual gap between steps: longer ones are no work
-TREND_KEYS = ("loss", "held_out_loss", "tokens_per_second")
+SPEED = "tokens_per_second"
+HELD_OUT = (("loss", "Loss"), ("held_out_loss", "Held-out loss"))
+PAIRS = (("loss", "Loss"), ("held_out/accuracy", "Held-out accuracy"))
+# What says how a run of a method does: of a policy it is not the loss.
+HEADLINES: Mapping[str, Sequence[tuple[str, str]]] = {
+    "dpo": PAIRS,
+    "reward_model": PAIRS,
+    "rl": (("reward/mean", "Reward"), ("held_out/reward", "Held-out reward")),
+    "self_play": (("reward/mean", "Reward"), ("win_rate/random", "Won against random play")),
+    "on_policy_distillation": (
+        ("teacher/kl", "Distance to the teacher, nats"),
+        ("held_out/teacher_kl", "Held-out distance, nats"),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Headline:
+    """A number that says how a run does, and its way there."""
+
+    label: str
+    value: float | None
+    step: int | None  # of a number that is not measured at each step
+    trend: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    trends: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    held_out_loss: float | None = None
-    held_out_step: int | None = None
+    headlines: Sequence[Headline] = ()
+    speeds: Sequence[float] = ()
     eta_seconds: float | None = None
     elapsed_seconds: float | None = None
     tokens_per_second: float | None = None
 
 
 def read_stats(run: Run) -> Stats:
-    rows = _read_newest(run)
-    trends = {key: [value for _, value in points] for key, points in rows.items()}
-    held_out = rows["held_out_loss"]
     return Stats(
-        trends=trends,
-        held_out_step=held_out[-1][0] if held_out else None,
-        held_out_loss=held_out[-1][1] if held_out else None,
+        headlines=_read_headlines(run),
+        speeds=[value for _, value in _read_newest(run, SPEED)],
         eta_seconds=estimate_rests([run]).get(run.pk),
         elapsed_seconds=read_elapsed(run),
         tokens_per_second=read_speed(run),
     )
 
 
-def _read_newest(run: Run) -> dict[str, list[tuple[int, float]]]:
-    newest: dict[str, list[tuple[int, float]]] = {}
-    for key in TREND_KEYS:
-        points = run.metrics.filter(key=key).order_by("-step").values_list("step", "value")
-        newest[key] = list(points[:TREND_POINTS])[::-1]
-    return newest
+def _read_headlines(run: Run) -> list[Headline]:
+    """A client's own loop holds nothing out, as far as is known, until it says so."""
+    (first, first_label), (second, second_label) = HEADLINES.get(run.recipe, HELD_OUT)
+    often, seldom = _read_newest(run, first), _read_newest(run, second)
+    newest = often[-1][1] if often else None
+    headlines = [
+        Headline(
+            label=first_label,
+            value=run.last_loss if first == "loss" else newest,
+            step=None,
+            trend=[value for _, value in often],
+        )
+    ]
+    if run.recipe or seldom:
+        step, value = seldom[-1] if seldom else (None, None)
+        trend = [value for _, value in seldom]
+        headlines.append(Headline(label=second_label, value=value, step=step, trend=trend))
+    return headlines
+
+
+def _read_newest(run: Run, key: str) -> list[tuple[int, float]]:
+    points = run.metrics.filter(key=key).order_by("-step").values_list("step", "value")
+    return list(points[:TREND_POINTS])[::-1]
 
 
 def read_elapsed(run: Run) -> float | None:

@@ -41,7 +41,7 @@ HEADINGS = (
     ("status", "status", "Status", ""),
     ("", "", "Origin", ""),
     ("", "", "Base model", ""),
-    ("", "", "Recipe", ""),
+    ("", "", "Method", ""),
     ("step", "-step", "Step", "number"),
     ("loss", "loss", "Loss", "number"),
     ("speed", "-speed", "Tokens/s", "number"),

@@ -53,7 +53,7 @@ def _end(row: Analysis, **fields: Any) -> None:
 def count_kept(version: DatasetVersion, options: Options) -> Result:
     filters, split = options["filters"], options["split"]
     sieve = make_sieve(version, filters)
-    choose = make_chooser(split) if split else None
+    choose = make_chooser(version, split) if split else None
     sides = Counter(choose(row) if choose else "" for row in sieve.keep(read(version)))
     return {
         "num_rows": sieve.num_rows,

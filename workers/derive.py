@@ -32,7 +32,10 @@ def derive(version: DatasetVersion) -> tuple[Report, Written]:
     target: Path = settings.HONE_HOME / version.upload_path
     target.parent.mkdir(parents=True, exist_ok=True)
     sieve = make_sieve(origin, version.derivation.get("filters", []))
-    kept = choose(sieve.keep(read(origin)), version.derivation.get("split"), version.split)
+    kept: Iterable[Row] = sieve.keep(read(origin))
+    if split := version.derivation.get("split"):
+        choose = make_chooser(origin, split)
+        kept = (row for row in kept if choose(row) == version.split)
     try:
         written = write_rows(kept, target)
     except InvalidInput as error:
@@ -46,19 +49,13 @@ def read(version: DatasetVersion) -> Iterable[Row]:
     return read_normalised(settings.HONE_HOME / version.rows_path)
 
 
-def choose(rows: Iterable[Row], split: Mapping[str, Any] | None, side: str) -> Iterable[Row]:
-    if not split:
-        return rows
-    choose_one = make_chooser(split)
-    return (row for row in rows if choose_one(row) == side)
-
-
-def make_chooser(split: Mapping[str, Any]) -> partial[str]:
+def make_chooser(version: DatasetVersion, split: Mapping[str, Any]) -> partial[str]:
     return partial(
         choose_side,
         share=split["held_out_share"],
         seed=split["seed"],
         by_prompt=split["by_prompt"],
+        num_splits=version.num_splits,
     )
 
 

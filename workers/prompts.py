@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from django.conf import settings
 
-from training.data.batches import split_held_out
 from training.data.rows import Row
 from training.data.validate import read_normalised
 from training.recipes.config import RecipeConfig
@@ -45,7 +44,7 @@ def pin_prompts(
             ROWS_LOOKED_AT,
         )
     )
-    _, held_out = split_held_out(rows, share=config.held_out_share, seed=config.seed)
+    _, held_out = config.split(rows)
     prompts = choose(held_out or rows)
     run.config = {**run.config, "sampling": {**run.config.get("sampling", {}), "prompts": prompts}}
     run.save(update_fields=["config"])

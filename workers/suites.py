@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from django.conf import settings
@@ -42,7 +43,9 @@ def list_dataset_rows(suite: EvalSuite) -> list[Row]:
         raise InvalidInput("the suite has no dataset version to take its items from")
     share, seed = suite.selection["held_out_share"], suite.selection["seed"]
     rows = read_normalised(settings.HONE_HOME / suite.dataset_version.rows_path)
-    held_out = rows if share >= 1 else split_held_out(rows, share=share, seed=seed)[1]
+    num_splits = suite.dataset_version.num_splits
+    split = partial(split_held_out, share=share, seed=seed, num_splits=num_splits)
+    held_out = rows if share >= 1 else split(rows)[1]
     usable = [row for row in held_out if is_usable(row)]
     unique = list({row.key: row for row in reversed(usable)}.values())
     if not unique:

@@ -41,7 +41,11 @@ def make_group(*texts: str) -> Group:
 
 
 PROMPT = Prompt(
-    number=1, key=b"1", messages=[{"role": "user", "content": "What is 1 + 1?"}], tokens=(1,)
+    number=1,
+    key=b"1",
+    prompt_key=b"1",
+    messages=[{"role": "user", "content": "What is 1 + 1?"}],
+    tokens=(1,),
 )
 
 

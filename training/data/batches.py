@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import count, islice
 from math import ceil
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -22,7 +22,14 @@ class Keyed(Protocol):
     def key(self) -> bytes: ...
 
 
+class Asked(Keyed, Protocol):
+    @property
+    def prompt_key(self) -> bytes: ...
+
+
+HeldOutBy = Literal["row", "prompt"]
 KeyedT = TypeVar("KeyedT", bound=Keyed)
+AskedT = TypeVar("AskedT", bound=Asked)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,15 +64,27 @@ def draw(key: bytes, *, seed: int, purpose: str) -> int:
     return int.from_bytes(blake2b(salted, digest_size=8).digest(), "big")
 
 
+def is_held_out(key: bytes, *, share: float, seed: int, num_splits: int = 0) -> bool:
+    """`num_splits`: how often the rows were split before. With the same numbers as then, all that
+    was left to train on would fall on that side again."""
+    return draw(key, seed=seed, purpose=name_split(num_splits)) < share * 2**64
+
+
+def name_split(num_splits: int) -> str:
+    return f"split {num_splits + 1}" if num_splits else "split"
+
+
 def split_held_out(
-    items: Iterable[KeyedT], *, share: float, seed: int
-) -> tuple[list[KeyedT], list[KeyedT]]:
-    """(train, held out). An item's side depends on its content: equal rows never stand on both."""
-    train: list[KeyedT] = []
-    held_out: list[KeyedT] = []
+    items: Iterable[AskedT], *, share: float, seed: int, by: HeldOutBy = "row", num_splits: int = 0
+) -> tuple[list[AskedT], list[AskedT]]:
+    """(train, held out). An item's side depends on its content: equal rows never stand on both,
+    nor, by prompt, rows that ask the same."""
+    train: list[AskedT] = []
+    held_out: list[AskedT] = []
     for item in items:
-        is_held_out = draw(item.key, seed=seed, purpose="split") < share * 2**64
-        (held_out if is_held_out else train).append(item)
+        key = item.prompt_key if by == "prompt" else item.key
+        is_out = is_held_out(key, share=share, seed=seed, num_splits=num_splits)
+        (held_out if is_out else train).append(item)
     return train, held_out
 
 

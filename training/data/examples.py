@@ -19,10 +19,11 @@ Encoding = tuple[str, list[int], Mask, Spans]  # text, tokens, what is learned, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One row as the model reads it. `key` is its row's."""
+    """One row as the model reads it. The keys are its row's."""
 
     number: int
     key: bytes
+    prompt_key: bytes
     tokens: NDArray[np.int32]  # (N,): half the memory of what a datum holds for one step
     mask: Mask  # (N,): the tokens to learn to write
 
@@ -72,6 +73,7 @@ def encode_row(row: Row, tokenizer: ChatTokenizer) -> Example:
     return Example(
         number=row.number,
         key=row.key,
+        prompt_key=row.prompt_key,
         tokens=np.asarray(tokens, dtype=np.int32),
         mask=mask,
     )
@@ -81,6 +83,7 @@ def truncate(example: Example, max_length: int) -> Example:
     return Example(
         number=example.number,
         key=example.key,
+        prompt_key=example.prompt_key,
         tokens=example.tokens[:max_length],
         mask=example.mask[:max_length],
     )

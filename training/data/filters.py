@@ -9,7 +9,7 @@ from typing import Any
 
 import regex  # type: ignore[import-untyped]
 
-from training.data.batches import draw
+from training.data.batches import is_held_out
 from training.data.kinds import list_sides
 from training.data.messages import Messages
 from training.data.near_duplicates import THRESHOLD, Sketches, find_twins
@@ -185,8 +185,8 @@ def read_prompt(row: Row) -> str:
     return "\n".join(asked) or read_text(row)
 
 
-def choose_side(row: Row, *, share: float, seed: int, by_prompt: bool) -> str:
+def choose_side(row: Row, *, share: float, seed: int, by_prompt: bool, num_splits: int) -> str:
     """train or held_out: by what the row says, so that equal rows fall on one side."""
     key = row.prompt_key if by_prompt else row.key
-    is_held_out = draw(key, seed=seed, purpose="split") < share * 2**64
-    return "held_out" if is_held_out else "train"
+    is_out = is_held_out(key, share=share, seed=seed, num_splits=num_splits)
+    return "held_out" if is_out else "train"

@@ -1,7 +1,7 @@
 """Preference rows -> pairs: a prompt with the answer that was chosen, and with the rejected one."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from training.data.examples import Example, Overlong, encode_row, truncate
 from training.data.kinds import list_sides
@@ -13,10 +13,11 @@ from training.errors import InvalidInput
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """One row as the model reads it, twice. `key` is its row's."""
+    """One row as the model reads it, twice. The keys are its row's."""
 
     number: int
     key: bytes
+    prompt_key: bytes
     chosen: Example
     rejected: Example
 
@@ -56,12 +57,18 @@ def encode_pair(row: Row, tokenizer: ChatTokenizer) -> Pair:
     if sides is None:
         raise InvalidInput(f"row {row.number} is no preference pair: it lacks chosen or rejected")
     chosen, rejected = (encode_row(join_side(row, side), tokenizer) for side in sides)
-    return Pair(number=row.number, key=row.key, chosen=chosen, rejected=rejected)
+    return Pair(
+        number=row.number,
+        key=row.key,
+        prompt_key=row.prompt_key,
+        chosen=chosen,
+        rejected=rejected,
+    )
 
 
 def cut_pair(pair: Pair, max_length: int) -> Pair:
     chosen, rejected = (truncate(side, max_length) for side in pair.sides)
-    return Pair(number=pair.number, key=pair.key, chosen=chosen, rejected=rejected)
+    return replace(pair, chosen=chosen, rejected=rejected)
 
 
 def is_pair(pair: Pair) -> bool:

@@ -1,11 +1,11 @@
 """The settings that every recipe has, checked field by field, and what a step of one takes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import cos, pi
 from typing import Any, ClassVar, Literal, Self
 
-from training.data.batches import count_steps
+from training.data.batches import AskedT, HeldOutBy, count_steps, split_held_out
 from training.errors import InvalidInput
 from training.recipes.early_stop import EarlyStop, check_early_stop
 from training.recipes.fields import Check, check_fields, one_of, optional, real, whole, yes_or_no
@@ -65,6 +65,8 @@ SHARED_CHECKS: Mapping[str, Check] = {
     "epochs": optional(real(0, 1000, above=True)),
     "steps": optional(whole(1, 1_000_000)),
     "held_out_share": real(0, 0.9),
+    "held_out_by": one_of(("row", "prompt")),
+    "num_splits": whole(0, 32_767),
     "seed": whole(0, 2**31 - 1),
     "max_length": optional(whole(8, 1_000_000)),
     "checkpoint_every": whole(0, 1_000_000),
@@ -121,6 +123,8 @@ class RecipeConfig:
     epochs: float | None = None
     steps: int | None = None
     held_out_share: float = 0.1
+    held_out_by: HeldOutBy = "row"  # prompt: rows that ask the same stand on one side
+    num_splits: int = 0  # that the rows have been through before: this one is another
     seed: int = 0
     max_length: int | None = None  # tokens; None: the model's context
     checkpoint_every: int = 0  # steps; 0: at the end only
@@ -167,7 +171,12 @@ class RecipeConfig:
 
     @property
     def _unused(self) -> tuple[str, ...]:
-        return () if self.early_stop else ("early_stop",)
+        """What says nothing where it is absent."""
+        defaults = {each.name: each.default for each in fields(self)}
+        silent = {"early_stop": None, "held_out_by": "row", "num_splits": 0}
+        return tuple(
+            name for name, value in silent.items() if getattr(self, name) == value == defaults[name]
+        )
 
     @property
     def is_full(self) -> bool:
@@ -183,6 +192,16 @@ class RecipeConfig:
             train_attn=self.train_attn,
             train_unembed=self.train_unembed,
             train_embed=self.train_embed,
+        )
+
+    def split(self, items: Iterable[AskedT]) -> tuple[list[AskedT], list[AskedT]]:
+        """(train, held out)."""
+        return split_held_out(
+            items,
+            share=self.held_out_share,
+            seed=self.seed,
+            by=self.held_out_by,
+            num_splits=self.num_splits,
         )
 
     def count_steps(self, num_train: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from training.data.batches import count_steps, draw, split_held_out
+from training.data.batches import count_steps, draw
 from training.data.examples import Example, encode_rows
 from training.data.rows import Row
 from training.data.tokenizer import ChatTokenizer
@@ -65,7 +65,7 @@ def read_prompts(
         prompt = make_prompt(row, tokenizer)
         is_short = max(len(prompt.tokens), len(ask_teacher(prompt, teacher, config))) <= most
         (prompts if is_short else dropped).append(prompt)
-    train, held_out = split_held_out(prompts, share=config.held_out_share, seed=config.seed)
+    train, held_out = config.split(prompts)
     numbers = [prompt.number for prompt in dropped]
     if not train:
         raise InvalidInput(

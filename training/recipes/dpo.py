@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from training.data.batches import Batch, draw_batches, scale_weights, split_held_out
+from training.data.batches import Batch, draw_batches, scale_weights
 from training.data.examples import Example, to_datum
 from training.data.pairs import Pair, encode_pairs
 from training.data.rows import Row
@@ -58,7 +58,7 @@ def prepare(rows: Iterable[Row], tokenizer: ChatTokenizer, config: DpoConfig) ->
     encoded = encode_pairs(
         rows, tokenizer, max_length=min(limits, default=2**31), overlong=config.overlong
     )
-    train, held_out = split_held_out(encoded.pairs, share=config.held_out_share, seed=config.seed)
+    train, held_out = config.split(encoded.pairs)
     if not train:
         raise InvalidInput(
             f"none of the {len(encoded.pairs)} pairs is left to train on: lower held_out_share "

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from training.data.batches import HeldOutBy
 from training.data.examples import Overlong
 from training.recipes.config import SHARED_CHECKS, RecipeConfig, Work
 from training.recipes.fields import Check, real
@@ -26,6 +27,7 @@ class DpoConfig(RecipeConfig):
     TELLS_LOSS: ClassVar[bool] = True
 
     learning_rate: float = 1e-5
+    held_out_by: HeldOutBy = "prompt"
     beta: float = 0.1  # how much a change of the log-probabilities counts
     overlong: Overlong = "truncate"
 

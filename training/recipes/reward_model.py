@@ -7,7 +7,7 @@ from functools import cache, partial
 
 import numpy as np
 
-from training.data.batches import Batch, draw_batches, make_batch, split_held_out
+from training.data.batches import Batch, draw_batches, make_batch
 from training.data.examples import Example, encode_row
 from training.data.kinds import list_sides
 from training.data.rows import Row
@@ -46,6 +46,7 @@ class ComparedPair:
 
     number: int
     key: bytes
+    prompt_key: bytes
     orders: tuple[Comparison, Comparison]
 
 
@@ -71,7 +72,7 @@ def prepare(rows: Iterable[Row], tokenizer: ChatTokenizer, config: RewardModelCo
             dropped.append(row.number)
         else:
             pairs.append(pair)
-    train, held_out = split_held_out(pairs, share=config.held_out_share, seed=config.seed)
+    train, held_out = config.split(pairs)
     if not train:
         raise InvalidInput(
             f"none of the {len(pairs)} pairs is left to train on: lower held_out_share "
@@ -92,7 +93,9 @@ def compare_sides(row: Row, tokenizer: ChatTokenizer) -> ComparedPair:
     chosen, rejected = sides
     first = make_comparison(row, tokenizer, (chosen, rejected), LABELS)
     second = make_comparison(row, tokenizer, (rejected, chosen), LABELS[::-1])
-    return ComparedPair(number=row.number, key=row.key, orders=(first, second))
+    return ComparedPair(
+        number=row.number, key=row.key, prompt_key=row.prompt_key, orders=(first, second)
+    )
 
 
 def make_comparison(

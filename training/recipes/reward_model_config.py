@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from training.data.batches import HeldOutBy
 from training.recipes.config import RecipeConfig, Work
 
 QUESTION_TOKENS = 30  # of a comparison: who asks what, in most vocabularies
@@ -16,6 +17,7 @@ class RewardModelConfig(RecipeConfig):
     TITLE: ClassVar[str] = "reward model"
 
     learning_rate: float = 3e-4
+    held_out_by: HeldOutBy = "prompt"
 
     def estimate_work(self, *, row_tokens: float, longest_row: float) -> Work:
         asked = row_tokens + QUESTION_TOKENS

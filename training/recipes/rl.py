@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from math import isfinite
 
-from training.data.batches import draw, order_epoch, split_held_out
+from training.data.batches import draw, order_epoch
 from training.data.rows import Row
 from training.data.tokenizer import ChatTokenizer
 from training.errors import InvalidInput
@@ -41,7 +41,7 @@ def prepare(rows: Iterable[Row], tokenizer: ChatTokenizer, config: PolicyConfig)
             dropped.append(row.number)
         else:
             prompts.append(prompt)
-    train, held_out = split_held_out(prompts, share=config.held_out_share, seed=config.seed)
+    train, held_out = config.split(prompts)
     if not train:
         raise InvalidInput(
             f"no prompt is left to learn from: {len(held_out)} are held out, and {len(dropped)}"
@@ -71,6 +71,7 @@ def make_prompt(row: Row, tokenizer: ChatTokenizer) -> Prompt:
     return Prompt(
         number=row.number,
         key=row.key,
+        prompt_key=row.prompt_key,
         messages=messages,
         tokens=tokenizer.encode(text),
         target=target if isinstance(target, str) else "" if target is None else str(target),

@@ -19,6 +19,7 @@ class Prompt:
 
     number: int
     key: bytes
+    prompt_key: bytes
     messages: Sequence[Mapping[str, Any]]
     tokens: Sequence[int]
     target: str = ""

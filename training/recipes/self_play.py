@@ -160,7 +160,8 @@ class Arena:
     def make_prompt(self, position: str) -> Prompt:
         messages = [{"role": "user", "content": self.game.ask(position)}]
         text = self.tokenizer.apply_template(messages, add_generation_prompt=True)
-        return Prompt(number=0, key=b"", messages=messages, tokens=self.tokenizer.encode(text))
+        tokens = self.tokenizer.encode(text)
+        return Prompt(number=0, key=b"", prompt_key=b"", messages=messages, tokens=tokens)
 
     def make_request(self, prompt: Prompt, key: str) -> SampleRequest:
         return SampleRequest(

@@ -10,7 +10,7 @@ from functools import cache, partial
 
 import numpy as np
 
-from training.data.batches import Batch, make_batches, split_held_out
+from training.data.batches import Batch, make_batches
 from training.data.examples import Encoded, Example, encode_rows, to_datum
 from training.data.rows import Row
 from training.data.tokenizer import ChatTokenizer
@@ -38,9 +38,7 @@ class Prepared:
 
 def prepare(rows: Iterable[Row], tokenizer: ChatTokenizer, config: SftConfig) -> Prepared:
     encoded = encode_for(rows, tokenizer, config)
-    train, held_out = split_held_out(
-        encoded.examples, share=config.held_out_share, seed=config.seed
-    )
+    train, held_out = config.split(encoded.examples)
     if not train:
         raise InvalidInput(
             f"none of the {len(encoded.examples)} rows is left to train on: lower held_out_share "

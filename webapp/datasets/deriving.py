@@ -54,6 +54,7 @@ def _derive(
         derived_from=version,
         derivation={key: value for key, value in made.items() if value},
         split=side,
+        num_splits=version.num_splits + bool(side),
         created_by=actor.user,
     )
     derived.upload_path = f"uploads/{derived.pk}/rows.jsonl"

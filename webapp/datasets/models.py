@@ -79,6 +79,9 @@ class DatasetVersion(models.Model):
     )
     derivation = models.JSONField(default=dict)  # how: filters, split and its seed, generation
     split = models.CharField(max_length=20, blank=True)  # train, held_out; empty: all rows
+    # That its rows have been through, this version's own among them: the next one, of a run too,
+    # draws by another hash.
+    num_splits = models.PositiveSmallIntegerField(default=0)
     report = models.JSONField(default=dict)
     # the user's answer to bad lines; None: not asked, or not answered yet
     keep_valid = models.BooleanField(null=True)

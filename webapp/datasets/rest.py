@@ -41,6 +41,7 @@ class VersionOutput(serializers.ModelSerializer[DatasetVersion]):
             "derived_from",
             "derivation",
             "split",
+            "num_splits",
             "size_bytes",
             "digest",
             "num_rows",

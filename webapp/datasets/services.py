@@ -45,11 +45,13 @@ def create_version(
     after: int | None = None,
     kind: str = "",
     derivation: Mapping[str, Any] | None = None,
+    num_splits: int = 0,
 ) -> DatasetVersion:
     """Keep the file as the next version of the dataset of this name; a worker validates it.
 
     `after`: the version that it was made of, which must still be the newest one; 0: none.
-    `kind`: what its rows are; empty: as its columns say. `derivation`: where they come from.
+    `kind`: what its rows are; empty: as its columns say. `derivation`: where they come from,
+    and `num_splits`: how often they were split there.
     """
     check_can_write(actor)
     name = check_name(name)
@@ -61,6 +63,7 @@ def create_version(
         format=_check_upload(upload, filename),
         kind=kind,
         derivation=dict(derivation or {}),
+        num_splits=num_splits,
         size_bytes=upload.size,
         created_by=actor.user,
     )
@@ -96,6 +99,7 @@ def append_row(*, actor: Actor, name: str, row: Mapping[str, Any]) -> DatasetVer
             upload=file,
             after=newest.number if newest else 0,
             kind=_find_appended_kind(newest),
+            num_splits=newest.num_splits if newest else 0,
         )
 
 

@@ -5,11 +5,11 @@ from webapp.runs.rl_scripts import LOOP, MASK, RL, SPREAD, name_start, write_pen
 from webapp.runs.scripts import (
     ENCODE,
     MAKE_DATA,
-    ORDER,
     SCHEDULE,
     SFT_STEPS,
     Program,
     write_head,
+    write_order,
 )
 
 
@@ -34,7 +34,14 @@ def write_on_policy(program: Program) -> str:
     parts = RL.replace("REWARD", "0.0  # to come nearer to the teacher is all there is")
     parts = parts.replace("MASK", MASK if config.asks_ratio_mask else "").replace("SCALE", "1.0")
     penalty = write_penalty(config, program.teacher or name_start(program))
-    return head + ORDER + SCHEDULE + parts + penalty + LOOP.replace("ADVANTAGES", SPREAD)
+    return (
+        head
+        + write_order(program.config)
+        + SCHEDULE
+        + parts
+        + penalty
+        + LOOP.replace("ADVANTAGES", SPREAD)
+    )
 
 
 def write_distillation(program: Program) -> str:
@@ -48,7 +55,16 @@ def write_distillation(program: Program) -> str:
         temperature=config.temperature,
     )
     lessons = LESSONS.replace("NAMED", program.teacher or name_start(program))
-    return head + ORDER + SCHEDULE + ENCODE + lessons + MAKE_DATA + SPLIT + SFT_STEPS
+    return (
+        head
+        + write_order(program.config)
+        + SCHEDULE
+        + ENCODE
+        + lessons
+        + MAKE_DATA
+        + SPLIT
+        + SFT_STEPS
+    )
 
 
 LESSONS = '''

@@ -128,7 +128,8 @@ class LaunchForm(forms.Form):
     )  # fmt: skip
     held_out_share = forms.FloatField(
         label="Held-out share", initial=0.1, min_value=0, max_value=0.9,
-        help_text="Of the rows: never trained on, only measured. 0.1 is one row in ten.",
+        help_text="Of the rows: never trained on, only measured. 0.1 is one row in ten, drawn anew"
+        " where the version is one side of a split.",
     )  # fmt: skip
     seed = forms.IntegerField(
         initial=0, min_value=0, max_value=2**31 - 1,

@@ -23,7 +23,7 @@ from webapp.runs.forms import FULL, LORA, LaunchForm, offer_rates
 from webapp.runs.methods import METHODS, Method, find_method
 from webapp.runs.models import Origin
 from webapp.runs.parents import find_parent
-from webapp.runs.services import create_run
+from webapp.runs.services import create_run, note_splits
 from webapp.runs.sweeps import create_sweep
 
 
@@ -225,7 +225,7 @@ def make_export(request: ActorRequest, launch: Launch, form: LaunchForm) -> Expo
         name=data["name"],
         base_model=data["base_model"],
         version=form.version,
-        config=form.make_config(),
+        config=note_splits(form.make_config(), form.version),
         recipe=launch.method.recipe,
         parent=launch.parent,
         with_optimizer=data["with_optimizer"],

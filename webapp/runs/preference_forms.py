@@ -12,7 +12,8 @@ class PairsForm(LaunchForm):
         "batch_size": {"help_text": "Pairs an optimizer step learns from."},
         "evaluate_every": {"label": "Measure held-out pairs every"},
         "held_out_share": {
-            "help_text": "Of the pairs: never trained on, only measured. 0.1 is one in ten."
+            "help_text": "Of the pairs: never trained on, only measured. 0.1 is one in ten, drawn"
+            " anew where the version is one side of a split. Pairs with one prompt stay together."
         },
     }
 

@@ -1,7 +1,7 @@
 """The programs on the tinker SDK of the methods that learn from preference pairs."""
 
 from training.recipes.dpo_config import DpoConfig
-from webapp.runs.scripts import ENCODE, ORDER, SCHEDULE, Program, write_head
+from webapp.runs.scripts import ENCODE, SCHEDULE, Program, write_head, write_order
 
 TORCH = "import tinker\nimport torch"
 
@@ -10,11 +10,13 @@ def write_dpo(program: Program) -> str:
     config = program.config
     assert isinstance(config, DpoConfig)
     head = write_head(program, imports=TORCH, beta=config.beta, overlong=config.overlong)
-    return head + ORDER + SCHEDULE + ENCODE + PAIRS + DPO
+    return head + write_order(program.config) + SCHEDULE + ENCODE + PAIRS + DPO
 
 
 def write_reward_model(program: Program) -> str:
-    return write_head(program) + ORDER + SCHEDULE + ENCODE + PAIRS + REWARD_MODEL
+    return (
+        write_head(program) + write_order(program.config) + SCHEDULE + ENCODE + PAIRS + REWARD_MODEL
+    )
 
 
 PAIRS = '''

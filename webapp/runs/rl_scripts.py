@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from training.recipes.rl_config import PolicyConfig, RlConfig
-from webapp.runs.scripts import ORDER, SCHEDULE, Program, write_head
+from webapp.runs.scripts import SCHEDULE, Program, write_head, write_order
 
 WRITTEN: Mapping[str, str] = {
     "exact_match": "float({text}.strip() == {target}.strip())",
@@ -40,7 +40,14 @@ def write_rl(program: Program) -> str:
     parts = RL.replace("MASK", MASK if config.asks_ratio_mask else "")
     parts = parts.replace("SCALE", STD if by_std else "1.0")
     # Last: what people have written stays as it is.
-    return head + ORDER + SCHEDULE + parts.replace("REWARD", reward) + penalty + loop
+    return (
+        head
+        + write_order(program.config)
+        + SCHEDULE
+        + parts.replace("REWARD", reward)
+        + penalty
+        + loop
+    )
 
 
 def write_penalty(config: PolicyConfig, reference: str) -> str:

@@ -4,6 +4,7 @@ order, the same weights to begin with, the same steps."""
 from dataclasses import dataclass
 from typing import Any
 
+from training.data.batches import name_split
 from training.recipes.config import RecipeConfig
 from training.recipes.sft_config import SftConfig
 from training.types import LORA_ALPHA
@@ -76,10 +77,16 @@ def write_client(program: Program) -> str:
     )
 
 
+def write_order(config: RecipeConfig) -> str:
+    split = BY_PROMPT if config.held_out_by == "prompt" else BY_ROW
+    return DRAW + split.replace("SPLIT", name_split(config.num_splits)) + BATCHES
+
+
 def write_sft(program: Program) -> str:
     assert isinstance(program.config, SftConfig)
     head = write_head(program, overlong=program.config.overlong)
-    return head + ORDER + SCHEDULE + ENCODE + SFT_ROWS + MAKE_DATA + SFT_SPLIT + SFT_STEPS
+    order = write_order(program.config)
+    return head + order + SCHEDULE + ENCODE + SFT_ROWS + MAKE_DATA + SFT_SPLIT + SFT_STEPS
 
 
 FETCH = """
@@ -92,20 +99,43 @@ with urllib.request.urlopen(asked) as rows, open(ROWS, "wb") as file:
 TOKENIZER = "tokenizer = client.get_tokenizer()\n"
 
 # The order of rows comes from hashes: the run on the page has the same.
-ORDER = '''
+DRAW = """
 
 def draw(purpose, key):
     return hashlib.blake2b(f"{purpose}/{SEED}/".encode() + key, digest_size=8).digest()
 
 
-def hash_row(content):
+def hash_content(content):
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
     return hashlib.sha256(text.encode()).digest()
 
+"""
+BY_ROW = """
+hash_row = hash_content
+
 
 def is_held_out(key):
-    return int.from_bytes(draw("split", key), "big") < HELD_OUT_SHARE * 2**64
+    return int.from_bytes(draw("SPLIT", key), "big") < HELD_OUT_SHARE * 2**64
+"""
+BY_PROMPT = '''
+prompt_keys = {}  # by the key of the row
 
+
+def hash_row(content):
+    """Rows with the same prompt stand on one side."""
+    key = hash_content(content)
+    is_pair = not isinstance(content, str) and isinstance(content[0], list)
+    asked = content[0] if is_pair else [] if isinstance(content, str) else content
+    while asked and asked[-1]["role"] == "assistant":
+        asked = asked[:-1]
+    prompt_keys[key] = hash_content(asked) if asked else key
+    return key
+
+
+def is_held_out(key):
+    return int.from_bytes(draw("SPLIT", prompt_keys[key]), "big") < HELD_OUT_SHARE * 2**64
+'''
+BATCHES = '''
 
 def make_batches(items):
     """Items begin with their key. An epoch is a shuffle, and follows the last without a gap."""

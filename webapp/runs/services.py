@@ -59,7 +59,8 @@ def create_run(  # noqa: PLR0913 - the row's columns, by name
     """
     check_version(dataset_version, recipe)
     check_parent(parent, base_model, with_optimizer)
-    config = check_config(config if parent is None else take_shape(config, parent), recipe)
+    config = config if parent is None else take_shape(config, parent)
+    config = check_config(note_splits(config, dataset_version), recipe)
     check_suite(actor.project, config.get("eval_suite"))
     check_teacher(actor.project, config.get("teacher"))
     check_reward_models(actor.project, config.get("graders"))
@@ -114,6 +115,13 @@ def check_config(config: dict[str, Any], recipe: str) -> dict[str, Any]:
     """Every setting, defaults filled in; what is wrong is said now, not by a worker later."""
     kept = {key: config[key] for key in NOT_OF_THE_RECIPE if key in config}
     return {**read_recipe(config, recipe).to_dict(), **kept}
+
+
+def note_splits(config: dict[str, Any], version: DatasetVersion | None) -> dict[str, Any]:
+    """How often its rows were split before: what it holds out is drawn by another hash."""
+    others = {key: value for key, value in config.items() if key != "num_splits"}
+    num_splits = version.num_splits if version is not None else 0
+    return {**others, "num_splits": num_splits} if num_splits else others
 
 
 def read_recipe(config: dict[str, Any], recipe: str = "sft") -> RecipeConfig:

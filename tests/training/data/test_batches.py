@@ -25,6 +25,7 @@ def example(number: int, *, length: int = 8, key: bytes | None = None) -> Exampl
     return Example(
         number=number,
         key=key or hashlib.sha256(str(number).encode()).digest(),
+        prompt_key=bytes([number % 250]),
         tokens=np.arange(number, number + length, dtype=np.int32),
         mask=mask,
     )
@@ -62,6 +63,20 @@ def test_another_seed_holds_out_others_and_no_share_holds_out_none() -> None:
     first, second = (split_held_out(EXAMPLES, share=0.25, seed=seed)[1] for seed in (1, 2))
     assert {row.number for row in first} != {row.number for row in second}
     assert split_held_out(EXAMPLES, share=0, seed=1) == (EXAMPLES, [])
+
+
+def test_what_a_split_left_to_train_on_is_split_again_by_another_hash() -> None:
+    train, _ = split_held_out(EXAMPLES, share=0.25, seed=1)
+    assert split_held_out(train, share=0.25, seed=1)[1] == []
+    inner, held_out = split_held_out(train, share=0.25, seed=1, num_splits=1)
+    assert 130 < len(held_out) < 250
+    assert 90 < len(split_held_out(inner, share=0.25, seed=1, num_splits=2)[1]) < 190
+
+
+def test_by_prompt_rows_that_ask_the_same_stand_on_one_side() -> None:
+    train, held_out = split_held_out(EXAMPLES, share=0.25, seed=1, by="prompt")
+    assert not {row.prompt_key for row in train} & {row.prompt_key for row in held_out}
+    assert 120 < len(held_out) < 380
 
 
 def test_an_epoch_shows_every_row_once_in_another_order() -> None:

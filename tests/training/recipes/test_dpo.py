@@ -174,3 +174,19 @@ class PairModel(FakeModel):
         logprobs = [np.full(len(datum.tokens), -1.0, np.float32) for datum in data]
         answer.value = type(answer.value)(logprobs=logprobs, metrics=answer.value.metrics)
         return answer
+
+
+def test_pairs_with_one_prompt_stand_on_one_side_of_the_split() -> None:
+    rows = [
+        make_pair(2 * place + side, f"Why {place}?", answer, "No.")
+        for place in range(30)
+        for side, answer in enumerate(("So.", "Thus."))
+    ]
+    prepared = dpo.prepare(rows, TOKENIZER, configure())
+    asked = [{pair.number // 2 for pair in part} for part in (prepared.train, prepared.held_out)]
+    assert min(map(len, asked)) > 3
+    assert not asked[0] & asked[1]
+    # As runs that were begun before go on to do.
+    by_row = dpo.prepare(rows, TOKENIZER, configure(held_out_by="row"))
+    parts = [{pair.number // 2 for pair in part} for part in (by_row.train, by_row.held_out)]
+    assert parts[0] & parts[1]

@@ -108,3 +108,19 @@ def test_both_orders_of_a_pair_stand_on_the_same_side_of_the_split() -> None:
     numbers = [{pair.number for pair in part} for part in (prepared.train, prepared.held_out)]
     assert not numbers[0] & numbers[1]
     assert len(numbers[0]) + len(numbers[1]) == 90
+
+
+def test_pairs_with_one_prompt_stand_on_one_side_of_the_split() -> None:
+    rows = [
+        make_pair(2 * place + side, f"Why {place}?", answer, "No.")
+        for place in range(30)
+        for side, answer in enumerate(("So.", "Thus."))
+    ]
+    prepared = reward_model.prepare(rows, TOKENIZER, configure())
+    asked = [{pair.number // 2 for pair in part} for part in (prepared.train, prepared.held_out)]
+    assert min(map(len, asked)) > 3
+    assert not asked[0] & asked[1]
+    # As runs that were begun before go on to do.
+    by_row = reward_model.prepare(rows, TOKENIZER, configure(held_out_by="row"))
+    parts = [{pair.number // 2 for pair in part} for part in (by_row.train, by_row.held_out)]
+    assert parts[0] & parts[1]

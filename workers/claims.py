@@ -1,8 +1,9 @@
 """Work that one process does at a time: a lock on a file, which ends with the process."""
 
 import fcntl
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from django.conf import settings
 
@@ -25,3 +26,9 @@ def claim(name: str) -> Iterator[int]:
         lock.flush()
         yield path.stat().st_size
         path.unlink()
+
+
+def forget_attempts(name: str) -> None:
+    """The process that claimed it got on with it: those before it are not to blame any more."""
+    with suppress(FileNotFoundError):
+        os.truncate(settings.HONE_HOME / "locks" / name, 1)

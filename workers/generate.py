@@ -23,7 +23,7 @@ from webapp.datasets.generations import (
 )
 from webapp.datasets.records import Generation, Passage
 from webapp.deployments.models import SamplingCall
-from workers.claims import claim
+from workers.claims import MAX_ATTEMPTS, claim, forget_attempts
 from workers.keep_going import ProcessEnds, shutting_down
 from workers.remote import OperationFailed, RedisWaiter
 from workers.samplers import RemoteSampler
@@ -31,6 +31,10 @@ from workers.samplers import RemoteSampler
 MAX_PASSAGES = 5_000
 IN_FLIGHT = 8
 LOOK_SECONDS = 2.0  # between two looks at whether somebody cancelled
+GIVEN_UP = (
+    f"The process that asked the model ended {MAX_ATTEMPTS} times without an answer between. What"
+    " was made before can be reviewed; for the rest, begin another one with smaller documents."
+)
 MAX_AT_ONCE = 4  # in this process: they mostly wait, and other tasks need its threads too
 
 Status = Generation.Status
@@ -57,8 +61,12 @@ def generate(generation_id: str) -> None:
         with claim(generation_id) as attempt:
             related = ("project", "base_model", "checkpoint__run")
             row = Generation.objects.select_related(*related).filter(pk=generation_id).first()
-            if attempt and row is not None:
-                take_up(row)
+            if not attempt or row is None:
+                return
+            if attempt > MAX_ATTEMPTS:
+                fail_generation(row, GIVEN_UP)
+                return
+            take_up(row)
     finally:
         places.release()
 
@@ -181,3 +189,4 @@ def take_answer(passage: Passage, future: Future[SampleOutput], tokenizer: ChatT
     pairs = read_pairs(text, most=passage.generation.options["num_pairs"])
     error = "" if pairs else f"No pair could be read from the answer: {text.strip():.300}"
     record_pairs(passage, pairs, error.replace("\x00", ""))
+    forget_attempts(passage.generation_id)

@@ -19,6 +19,7 @@ from webapp.datasets.records import GeneratedPair, Generation
 from webapp.deployments import calls
 from webapp.deployments.models import SamplingCall
 from workers import generate
+from workers.claims import MAX_ATTEMPTS
 from workers.remote import OperationFailed
 
 TEXT = "\n\n".join(f"Town {name} lies on the river {name}a, far away." for name in "ABCDEFGHIJ")
@@ -218,3 +219,32 @@ def test_the_same_passage_is_the_same_call_after_a_kill(
     sent = SamplingCall.objects.all()
     assert sent.count() == generation.passages.count() == len(read_found(generation))
     assert {call.purpose for call in sent} == {"generation"}
+
+
+def kill(generation: Generation, left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that ends after so many answers."""
+    tokenizer = ChatTokenizer.load(generation.base_model.path)
+    monkeypatch.setattr(generate, "RedisWaiter", partial(ServingWaiter, tokenizer, left))
+    with suppress(KeyboardInterrupt):
+        generate.generate(generation.pk)
+    generation.refresh_from_db()
+
+
+def test_workers_that_end_without_an_answer_give_the_generation_up(
+    generation: Generation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(MAX_ATTEMPTS):
+        kill(generation, 0, monkeypatch)
+        assert generation.status == Status.ASKING
+    kill(generation, 0, monkeypatch)
+    assert generation.status == Status.FAILED
+    assert "ended 3 times without an answer between" in generation.error
+
+
+def test_workers_that_get_on_before_they_end_are_followed_by_others(
+    generation: Generation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "IN_FLIGHT", 1)
+    for num_passages in range(1, MAX_ATTEMPTS + 2):
+        kill(generation, 1, monkeypatch)
+        assert (generation.status, len(read_found(generation))) == (Status.ASKING, num_passages)

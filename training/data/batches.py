@@ -4,11 +4,11 @@ Order comes from hashes, not from a random generator: no library's stream has to
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import count, islice
 from math import ceil
-from typing import Literal, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -96,6 +96,31 @@ def order_epoch(items: Sequence[KeyedT], *, seed: int, epoch: int) -> list[Keyed
         return draw(key, seed=seed, purpose=f"epoch {epoch}")
 
     return [items[place] for place in sorted(range(len(items)), key=rank)]
+
+
+@dataclass(slots=True, kw_only=True)
+class Epochs(Generic[KeyedT]):
+    """Shuffled items, epoch after epoch, from any place on. An epoch is shuffled once, however many
+    batches are taken of it."""
+
+    items: Sequence[KeyedT]
+    seed: int
+    _made: dict[int, list[KeyedT]] = field(default_factory=dict)
+
+    def take(self, start: int, num: int) -> list[KeyedT]:
+        epoch, skipped = divmod(start, len(self.items))
+        taken: list[KeyedT] = []
+        while len(taken) < num:
+            taken += self._order(epoch)[skipped : skipped + num - len(taken)]
+            epoch, skipped = epoch + 1, 0
+        return taken
+
+    def _order(self, epoch: int) -> list[KeyedT]:
+        if epoch not in self._made:
+            # A batch begins in one and ends in the next: no other is looked at again soon.
+            self._made = {each: self._made[each] for each in self._made if each == epoch - 1}
+            self._made[epoch] = order_epoch(self.items, seed=self.seed, epoch=epoch)
+        return self._made[epoch]
 
 
 def draw_batches(

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from math import cos, pi
 from typing import Any, ClassVar, Literal, Self
 
-from training.data.batches import AskedT, HeldOutBy, count_steps, split_held_out
+from training.data.batches import AskedT, HeldOutBy, count_steps, name_split, split_held_out
 from training.errors import InvalidInput
 from training.recipes.early_stop import EarlyStop, check_early_stop
 from training.recipes.fields import Check, check_fields, one_of, optional, real, whole, yes_or_no
@@ -203,6 +203,11 @@ class RecipeConfig:
             by=self.held_out_by,
             num_splits=self.num_splits,
         )
+
+    @property
+    def split_name(self) -> str:
+        """What the hash of a row's side is salted with, besides the seed."""
+        return name_split(self.num_splits)
 
     def count_steps(self, num_train: int) -> int:
         return count_steps(

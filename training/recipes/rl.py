@@ -1,11 +1,10 @@
 """Reinforcement learning with verifiable rewards: groups of answers to prompts, graded."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import count, islice
+from dataclasses import dataclass, field
 from math import isfinite
 
-from training.data.batches import draw, order_epoch
+from training.data.batches import Epochs, draw
 from training.data.rows import Row
 from training.data.tokenizer import ChatTokenizer
 from training.errors import InvalidInput
@@ -79,19 +78,7 @@ def make_prompt(row: Row, tokenizer: ChatTokenizer) -> Prompt:
     )
 
 
-def choose_batch(prompts: Sequence[Prompt], config: PolicyConfig, number: int) -> list[Prompt]:
-    """Of batch `number`, from 1; nothing but the config and the rows decides."""
-    start = (number - 1) * config.batch_size
-    epoch, skipped = divmod(start, len(prompts))
-    stream = (
-        prompt
-        for each in count(epoch)
-        for prompt in order_epoch(prompts, seed=config.seed, epoch=each)
-    )
-    return list(islice(stream, skipped, skipped + config.batch_size))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Questions:
     """Asks each prompt of a batch for a group of answers, and grades them."""
 
@@ -100,9 +87,18 @@ class Questions:
     tokenizer: ChatTokenizer
     reward: Reward
     weights: Mapping[str, float]  # of each grader in the reward
+    epochs: Epochs[Prompt] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.epochs = Epochs(items=self.prepared.train, seed=self.config.seed)
+
+    def choose_batch(self, number: int) -> list[Prompt]:
+        """From 1; nothing but the config and the rows decides."""
+        size = self.config.batch_size
+        return self.epochs.take((number - 1) * size, size)
 
     def ask(self, number: int, step: int, sampler: Sampler) -> Collect:
-        prompts = choose_batch(self.prepared.train, self.config, number)
+        prompts = self.choose_batch(number)
         waiting = [
             sampler.sample(
                 self.make_request(prompt, step, place, num_samples=self.config.group_size),

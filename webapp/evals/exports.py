@@ -1,19 +1,20 @@
 """A comparison to keep or send: every answer as CSV, or one HTML file that opens from a disk."""
 
-import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any
 
 from django.contrib.auth.decorators import login_required
-from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
+from django.http import HttpResponse
 from django.template.loader import render_to_string
 from django.utils.timezone import now
 from django.views.decorators.http import require_GET
 
 from webapp.accounts.middleware import ActorRequest
+from webapp.core.streams import StreamedResponse, stream_csv
 from webapp.core.tables import guard_cell
 from webapp.core.templatetags.hone import exact, size
 from webapp.evals.answers import name_graders
@@ -26,12 +27,10 @@ from webapp.evals.models import EvalResult, Evaluation
 from webapp.evals.slices import Cut, cut_comparisons, list_facets
 from webapp.evals.texts import AnswerDiff, diff_answers
 from webapp.evals.views import show_item
-from webapp.runs.views import Echo
 
 MOST_BYTES = 4 * 2**20  # of prompts and answers in the HTML file
 SECONDS = 20.0  # for all differences in it, and as long for all slices
 SECONDS_A_PAIR = 0.5
-R = TypeVar("R", bound=HttpResponseBase)
 
 HEAD = (
     *("item", "row", "prompt", "target", "letter", "weights", "evaluation", "sample"),
@@ -51,19 +50,12 @@ class Flip:
 
 @login_required
 @require_GET
-def download_csv(request: ActorRequest) -> StreamingHttpResponse:
+def download_csv(request: ActorRequest) -> StreamedResponse:
     """A line an answer, of every item, whether it could be compared or not."""
     choice = read_choice(request.actor, request.GET)
     comparisons = choice.compare()
-    writer = csv.writer(Echo())
-
-    def lines() -> Iterator[str]:
-        yield writer.writerow(HEAD)
-        for values in list_lines(choice, comparisons):
-            yield writer.writerow(map(guard_cell, values))
-
-    response = StreamingHttpResponse(lines(), content_type="text/csv; charset=utf-8")
-    return _attach(response, choice, "csv")
+    lines = (map(guard_cell, values) for values in list_lines(choice, comparisons))
+    return stream_csv(chain([HEAD], lines), name_file(choice, "csv"))
 
 
 def list_lines(choice: Choice, comparisons: Sequence[Comparison]) -> Iterator[list[Any]]:
@@ -110,7 +102,9 @@ def download_html(request: ActorRequest) -> HttpResponse:
     """Verdicts, flips with their differences, slices, settings and digests; nothing outside it."""
     choice = read_choice(request.actor, request.GET)
     response = HttpResponse(write_html(choice), content_type="text/html; charset=utf-8")
-    return _attach(response, choice, "html")
+    named = f'attachment; filename="{name_file(choice, "html")}"'
+    response.headers["Content-Disposition"] = named
+    return response
 
 
 def write_html(choice: Choice) -> str:
@@ -210,7 +204,5 @@ def _remaining(deadline: float) -> float:
     return max(0.0, min(SECONDS_A_PAIR, deadline - monotonic()))
 
 
-def _attach(response: R, choice: Choice, ending: str) -> R:
-    name = f"compare-{choice.baseline.suite_id}-{choice.baseline.pk}.{ending}"
-    response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
-    return response
+def name_file(choice: Choice, ending: str) -> str:
+    return f"compare-{choice.baseline.suite_id}-{choice.baseline.pk}.{ending}"

@@ -1,13 +1,13 @@
 """Pages of groups of runs: a sweep's runs, or a pipeline's stages, on one page."""
 
-import csv
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.db.models import Count
-from django.http import HttpResponse, JsonResponse, StreamingHttpResponse
+from django.http import HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_POST
 
@@ -15,12 +15,12 @@ from webapp.accounts.middleware import ActorRequest
 from webapp.accounts.models import Actor
 from webapp.accounts.permissions import check_can_write
 from webapp.core.errors import NotFound
+from webapp.core.streams import StreamedResponse, stream_csv
 from webapp.core.tables import guard_cell
 from webapp.runs.group_table import make_bands, read_curve, read_table
 from webapp.runs.history import split_drawn
 from webapp.runs.models import Metric, RunGroup
 from webapp.runs.sweeps import stop_group
-from webapp.runs.views import Echo
 
 MOST_GROUPS = 200
 
@@ -77,21 +77,18 @@ def read_group_points(request: ActorRequest, group_id: str) -> JsonResponse:
 
 @login_required
 @require_GET
-def download_group(request: ActorRequest, group_id: str) -> StreamingHttpResponse:
+def download_group(request: ActorRequest, group_id: str) -> StreamedResponse:
     """Every point of every run, none thinned."""
     group = find_group(request.actor, group_id)
     rows = Metric.objects.filter(run__group=group).order_by("run__created_at", "key", "step")
     values = rows.values_list("run", "run__name", "key", "step", "value", "at")
-    writer = csv.writer(Echo())
 
-    def lines() -> Iterator[str]:
-        yield writer.writerow(["run", "name", "key", "step", "value", "at"])
+    def lines() -> Iterator[list[Any]]:
+        yield ["run", "name", "key", "step", "value", "at"]
         for run_id, name, key, step, value, at in values.iterator():
-            yield writer.writerow([run_id, guard_cell(name), key, step, value, at.isoformat()])
+            yield [run_id, guard_cell(name), key, step, value, at.isoformat()]
 
-    response = StreamingHttpResponse(lines(), content_type="text/csv; charset=utf-8")
-    response.headers["Content-Disposition"] = f'attachment; filename="{group.pk}.csv"'
-    return response
+    return stream_csv(lines(), f"{group.pk}.csv")
 
 
 @login_required

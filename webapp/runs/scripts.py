@@ -4,7 +4,6 @@ order, the same weights to begin with, the same steps."""
 from dataclasses import dataclass
 from typing import Any
 
-from training.data.batches import name_split
 from training.recipes.config import RecipeConfig
 from training.recipes.sft_config import SftConfig
 from training.types import LORA_ALPHA
@@ -79,7 +78,7 @@ def write_client(program: Program) -> str:
 
 def write_order(config: RecipeConfig) -> str:
     split = BY_PROMPT if config.held_out_by == "prompt" else BY_ROW
-    return DRAW + split.replace("SPLIT", name_split(config.num_splits)) + BATCHES
+    return DRAW + split.replace("SPLIT", config.split_name) + BATCHES
 
 
 def write_sft(program: Program) -> str:

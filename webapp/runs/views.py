@@ -1,12 +1,11 @@
 """Pages of runs: the list, one run, and what a person may press."""
 
-import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
-from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
 from django.utils.timezone import now
 from django.views.decorators.http import require_GET, require_POST
@@ -16,6 +15,7 @@ from webapp.accounts.models import Actor
 from webapp.accounts.permissions import check_can_write
 from webapp.core.counts import read_count
 from webapp.core.errors import NotFound, UserError
+from webapp.core.streams import StreamedResponse, stream_csv
 from webapp.fleet.capacity import read_capacity
 from webapp.runs import steering
 from webapp.runs.annotations import read_annotations
@@ -233,32 +233,22 @@ def write_series(points: Sequence[Point]) -> dict[str, Any]:
     }
 
 
-class Echo:
-    """A file for the csv writer that hands each line on."""
-
-    def write(self, line: str) -> str:
-        return line
-
-
 @login_required
 @require_GET
-def download_points(request: ActorRequest, run_id: str) -> StreamingHttpResponse:
+def download_points(request: ActorRequest, run_id: str) -> StreamedResponse:
     """Every point of the asked keys, none thinned."""
     run = find_run(request.actor, run_id)
     rows = run.metrics.order_by("key", "step")
     if keys := request.GET.getlist("key"):
         rows = rows.filter(key__in=keys)
     values = rows.values_list("key", "step", "value", "at")
-    writer = csv.writer(Echo())
 
-    def lines() -> Iterator[str]:
-        yield writer.writerow(["key", "step", "value", "at"])
+    def lines() -> Iterator[list[Any]]:
+        yield ["key", "step", "value", "at"]
         for key, step, value, at in values.iterator():
-            yield writer.writerow([key, step, value, at.isoformat()])
+            yield [key, step, value, at.isoformat()]
 
-    response = StreamingHttpResponse(lines(), content_type="text/csv; charset=utf-8")
-    response.headers["Content-Disposition"] = f'attachment; filename="{run.pk}.csv"'
-    return response
+    return stream_csv(lines(), f"{run.pk}.csv")
 
 
 @login_required

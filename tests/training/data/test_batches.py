@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from training.data import batches
 from training.data.batches import (
     Batch,
+    Epochs,
     count_steps,
     make_batches,
     order_epoch,
@@ -34,8 +36,8 @@ def example(number: int, *, length: int = 8, key: bytes | None = None) -> Exampl
 EXAMPLES = [example(number, length=4 + number % 7) for number in range(1, 1001)]
 
 
-def numbers(batches: Sequence[Batch]) -> list[int]:
-    return [number for batch in batches for number in batch.rows]
+def numbers(made: Sequence[Batch]) -> list[int]:
+    return [number for batch in made for number in batch.rows]
 
 
 def test_a_row_is_held_out_by_its_content_whatever_the_order() -> None:
@@ -77,6 +79,28 @@ def test_by_prompt_rows_that_ask_the_same_stand_on_one_side() -> None:
     train, held_out = split_held_out(EXAMPLES, share=0.25, seed=1, by="prompt")
     assert not {row.prompt_key for row in train} & {row.prompt_key for row in held_out}
     assert 120 < len(held_out) < 380
+
+
+def test_batches_from_any_place_are_those_of_the_stream_and_an_epoch_is_shuffled_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few, shuffled = EXAMPLES[:7], list[int]()
+
+    def shuffle(items: Sequence[Example], *, seed: int, epoch: int) -> list[Example]:
+        shuffled.append(epoch)
+        return order_epoch(items, seed=seed, epoch=epoch)
+
+    stream = [row for epoch in range(9) for row in order_epoch(few, seed=3, epoch=epoch)]
+    monkeypatch.setattr(batches, "order_epoch", shuffle)
+    epochs = Epochs(items=few, seed=3)
+    for size in (1, 3, 16):
+        for start in range(0, 48, size):
+            assert epochs.take(start, size) == stream[start : start + size]
+        assert shuffled == sorted(set(shuffled))
+        shuffled.clear()
+        epochs = Epochs(items=few, seed=3)
+    assert epochs.take(40, 2) == stream[40:42]
+    assert epochs.take(0, 9) == stream[:9]
 
 
 def test_an_epoch_shows_every_row_once_in_another_order() -> None:

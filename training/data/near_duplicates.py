@@ -14,6 +14,7 @@ from datasketch import MinHash, MinHashLSH  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
+Signature = NDArray[np.uint32]  # of one row, or of all as a matrix
 
 THRESHOLD = 0.8
 SHINGLE_WORDS = 3
@@ -32,10 +33,12 @@ PRIME = np.uint64(0x9E3779B97F4A7C15)
 class Sketches:
     """Signatures and shingles of rows, in the order they were added."""
 
-    signatures: "array[int]" = field(default_factory=lambda: array("L"))
+    signatures: "array[int]" = field(default_factory=lambda: array("I"))
     shingles: "array[int]" = field(default_factory=lambda: array("I"))
     ends: "array[int]" = field(default_factory=lambda: array("Q"))
     num_left_out: int = 0  # past the bound on memory
+    # One for all rows: to make one draws its hashes, which takes longer than a short row.
+    sketch: MinHash = field(default_factory=lambda: MinHash(num_perm=NUM_HASHES, hashfunc=int))
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -44,9 +47,16 @@ class Sketches:
         found = hash_shingles(text) if len(self.shingles) < MAX_SHINGLES else EMPTY
         if not len(found):
             self.num_left_out += len(self.shingles) >= MAX_SHINGLES
-        self.signatures.extend(sign(found))
+        self.signatures.frombytes(self.sign(found).tobytes())
         self.shingles.frombytes(found.astype(np.uint32).tobytes())
         self.ends.append(len(self.shingles))
+
+    def sign(self, shingles: Hashes) -> Signature:
+        self.sketch.clear()
+        self.sketch.update_batch(shingles.tolist())
+        signature: Signature = self.sketch.hashvalues
+        assert signature.dtype == np.uint32  # what 32 bits of a hash are permuted to
+        return signature
 
     def read_shingles(self, index: int) -> NDArray[np.uint32]:
         start = self.ends[index - 1] if index else 0
@@ -71,14 +81,6 @@ def hash_shingles(text: str) -> Hashes:
     return np.unique(mixed >> np.uint64(32))
 
 
-def sign(shingles: Hashes) -> NDArray[np.uint64]:
-    sketch = MinHash(num_perm=NUM_HASHES, hashfunc=int)
-    if len(shingles):
-        sketch.update_batch(shingles)
-    values: NDArray[np.uint64] = sketch.hashvalues
-    return values
-
-
 def find_twins(
     sketches: Sketches, *, threshold: float = THRESHOLD, num_leaders: int | None = None
 ) -> dict[int, tuple[int, float]]:
@@ -86,14 +88,14 @@ def find_twins(
 
     `num_leaders`: only the first ones are compared with, and only by those behind them.
     """
-    matrix = np.frombuffer(sketches.signatures, dtype=np.uint64).reshape(-1, NUM_HASHES)
+    matrix = np.frombuffer(sketches.signatures, dtype=np.uint32).reshape(-1, NUM_HASHES)
     search = Search(sketches=sketches, matrix=matrix, threshold=threshold)
     for bucket in list_buckets(matrix, threshold):
         search.look(bucket, num_leaders)
     return search.twins
 
 
-def list_buckets(matrix: NDArray[np.uint64], threshold: float) -> Iterator[NDArray[np.int64]]:
+def list_buckets(matrix: Signature, threshold: float) -> Iterator[NDArray[np.int64]]:
     """Rows that agree on a whole band of their signatures, in their order."""
     if len(matrix) < 2:
         return
@@ -109,7 +111,7 @@ def list_buckets(matrix: NDArray[np.uint64], threshold: float) -> Iterator[NDArr
             yield order[ends[label] - counts[label] : ends[label]]
 
 
-def mix_columns(part: NDArray[np.uint64]) -> Hashes:
+def mix_columns(part: Signature) -> Hashes:
     mixed = np.zeros(len(part), dtype=np.uint64)
     for column in part.T:
         mixed = (mixed ^ column) * PRIME
@@ -122,7 +124,7 @@ class Search:
     """What was found so far. A row with a twin is looked at no more."""
 
     sketches: Sketches
-    matrix: NDArray[np.uint64]
+    matrix: Signature
     threshold: float
     twins: dict[int, tuple[int, float]] = field(default_factory=dict)
 

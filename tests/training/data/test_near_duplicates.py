@@ -5,10 +5,12 @@ import random
 
 import numpy as np
 import pytest
+from datasketch import MinHash  # type: ignore[import-untyped]
 
 from training.data.histograms import count_lengths
 from training.data.near_duplicates import (
     MAX_WORDS,
+    NUM_HASHES,
     Sketches,
     count_groups,
     find_twins,
@@ -43,6 +45,15 @@ def make_texts(seed: int) -> list[str]:
         words[draw.randrange(40)] = "other"
         texts.append(" ".join(words))
     return texts
+
+
+def test_each_row_has_the_signature_that_it_would_have_alone() -> None:
+    together = sketch(["one two three four", "", "five six seven"])
+    for place, text in enumerate(["one two three four", "", "five six seven"]):
+        alone = MinHash(num_perm=NUM_HASHES, hashfunc=int)
+        alone.update_batch(hash_shingles(text).tolist())
+        row = together.signatures[place * NUM_HASHES : (place + 1) * NUM_HASHES]
+        assert row.tolist() == alone.hashvalues.tolist()
 
 
 @pytest.mark.parametrize("threshold", [0.6, 0.8])

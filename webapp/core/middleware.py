@@ -37,13 +37,26 @@ class StorableTextMiddleware:
 
 
 class UserErrorMiddleware:
-    """Views let `UserError` rise where a form cannot show it beside its field."""
+    """Views let `UserError` rise where a form cannot show it beside its field. What no database
+    stores reaches no view."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
         return self.get_response(request)
+
+    def process_view(
+        self, request: HttpRequest, view: Callable[..., HttpResponse], *_: object
+    ) -> HttpResponse | None:
+        """Programs' paths read no forms."""
+        if request.method != "POST" or getattr(view, "csrf_exempt", False):
+            return None
+        for name, values in request.POST.lists():
+            if any("\0" in each for each in (name, *values)):
+                message = f"{name!r:.100} of the form has a NUL character: leave it out."
+                return render(request, "user_error.html", {"message": message}, status=400)
+        return None
 
     def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse | None:
         if isinstance(error, NotFound):

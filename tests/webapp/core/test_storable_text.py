@@ -65,6 +65,19 @@ def test_what_is_asked_for_with_a_nul_is_not_found_or_refused(client: Client, ur
     assert client.get(url).status_code in (200, 400, 404)
 
 
+@pytest.mark.parametrize(
+    ("url", "field"),
+    [
+        *(("/projects/switch/", "project"), ("/runs/new/", "dataset_version")),
+        *(("/deployments/new/", "checkpoint"), ("/settings/", "name")),
+    ],
+)
+def test_a_form_with_a_nul_is_refused_by_its_field(client: Client, url: str, field: str) -> None:
+    answer = client.post(url, {field: "a\0b"})
+    assert answer.status_code == 400
+    assert f"{field}&#x27; of the form has a NUL character" in answer.content.decode()
+
+
 def test_a_session_with_a_nul_is_nobodys() -> None:
     cookie = f'{settings.SESSION_COOKIE_NAME}="aaaaaaaaaaaa\\000"'
     assert Client().get("/runs/", headers={"cookie": cookie}).status_code == 302

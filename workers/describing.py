@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
-from training.data.tokenizer import ChatTokenizer
+from training.data.tokenizer import ChatTokenizer, show_nul
 from training.data.tool_calls import has_mark, read_tool_calls
 from training.routing import encode_routes
 from training.types import SampledSequence, SampleOutput, SampleRequest
@@ -82,4 +82,4 @@ def list_tools(call: SamplingCall, tokenizer: ChatTokenizer) -> Sequence[Mapping
 def split_pieces(tokens: Sequence[int], tokenizer: ChatTokenizer) -> list[str]:
     """One text a token, special ones spelled out. A character of several tokens is the last's."""
     stream = DecodeStream(skip_special_tokens=False)
-    return [stream.step(tokenizer.tokenizer, token) or "" for token in tokens]
+    return [show_nul(stream.step(tokenizer.tokenizer, token) or "") for token in tokens]

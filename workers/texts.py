@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tokenizers.decoders import DecodeStream
 
-from training.data.tokenizer import ChatTokenizer
+from training.data.tokenizer import ChatTokenizer, show_nul
 
 
 class GrowingText:
@@ -28,11 +28,11 @@ class GrowingText:
 
     def spell(self, token: int) -> str:
         """The token by itself. A character of several tokens is the last one's."""
-        return self.spelling.step(self.tokenizer, token) or ""
+        return show_nul(self.spelling.step(self.tokenizer, token) or "")
 
     def add(self, token: int) -> str:
         """What can be told now."""
-        self.text += self.stream.step(self.tokenizer, token) or ""
+        self.text += show_nul(self.stream.step(self.tokenizer, token) or "")
         if self.is_over:
             return ""
         begin, limit = self.num_told, self._find_limit()

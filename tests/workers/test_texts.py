@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.data.tokenizer import ChatTokenizer
+from workers.describing import split_pieces
 from workers.texts import GrowingText, cut_at_stop
 
 TOKENIZER = ChatTokenizer.load(Path(__file__).parents[1] / "assets" / "tiny-chatml-1m")
@@ -20,6 +21,7 @@ def tell(tokens: list[int], **ends: tuple[str, ...]) -> list[str]:
 
 @given(st.text(max_size=40))
 def test_the_parts_are_the_whole_text_and_hold_no_broken_character(text: str) -> None:
+    text = text.replace("\0", "")
     parts = tell(TOKENIZER.encode(text))
     assert "".join(parts) == text
     if "�" not in text:
@@ -29,6 +31,14 @@ def test_the_parts_are_the_whole_text_and_hold_no_broken_character(text: str) ->
 @given(st.lists(st.integers(0, 1023), max_size=30))
 def test_whatever_tokens_come_the_parts_begin_the_whole_text(tokens: list[int]) -> None:
     assert TOKENIZER.decode(tokens, skip_special=True).startswith("".join(tell(tokens)))
+
+
+def test_a_nul_reads_as_a_character_that_every_database_stores() -> None:
+    tokens = TOKENIZER.encode("a\0b")
+    growing = GrowingText(TOKENIZER)
+    assert "".join(tell(tokens)) == TOKENIZER.decode(tokens) == "a\ufffdb"
+    assert "".join(growing.spell(token) for token in tokens) == "a\ufffdb"
+    assert split_pieces(tokens, TOKENIZER) == ["a", "\ufffd", "b"]
 
 
 def test_a_character_of_several_tokens_comes_with_its_last_one() -> None:

@@ -28,6 +28,7 @@ Format = Literal["jsonl", "csv", "parquet"]
 MAX_LINE_BYTES = 10_000_000
 MESSAGE_COLUMNS = {"prompt", "completion", "chosen", "rejected"}
 ROWS_LOOKED_AT = 200  # to tell a file's kind
+NUL = "\x00"
 BOM = b"\xef\xbb\xbf"
 OTHER_FORMATS = {
     b"PK\x03\x04": "a zip or Excel file",
@@ -307,4 +308,22 @@ def parse_row(raw: Raw, kind: str) -> Row | BadRow:
         messages, metadata = parse_columns(kind, raw.columns)
     except Refused as error:
         return BadRow(number=raw.number, kind=error.kind, reason=str(error))
+    for name, value in metadata.items():
+        if has_nul([name, value]):
+            reason = f"{name.replace(NUL, '')[:80]} has a NUL character"
+            return BadRow(number=raw.number, kind="NUL character", reason=reason)
     return Row(number=raw.number, messages=messages, metadata=metadata)
+
+
+def has_nul(value: Any) -> bool:
+    """Anywhere in it: a target, a tool's description, a key."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str) and NUL in item:
+            return True
+        if isinstance(item, Mapping):
+            waiting += [*item, *item.values()]
+        elif isinstance(item, list):
+            waiting += item
+    return False

@@ -24,6 +24,11 @@ TEMPLATE_DATE = datetime(2025, 1, 1, tzinfo=UTC)
 SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
+def show_nul(text: str) -> str:
+    """A model may say the byte 0, which PostgreSQL stores in no text: it reads as an unknown."""
+    return text.replace("\0", "\ufffd")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatTokenizer:
     """Text to ids and back, and messages to text. Adds no token that the text does not spell."""
@@ -91,7 +96,7 @@ class ChatTokenizer:
         return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
-        return self.tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+        return show_nul(self.tokenizer.decode(list(ids), skip_special_tokens=skip_special))
 
     def apply_template(
         self,

@@ -75,9 +75,7 @@ class Census:
         own = ("chosen", "rejected") if any(sides) else ("text",) if not row.messages else ()
         text = "" if row.messages else row.metadata["text"]
         self.roles.update(message["role"] for message in said)
-        self.columns.update(
-            name.replace("\x00", "")[:80] for name in row.metadata if name not in own
-        )
+        self.columns.update(name[:80] for name in row.metadata if name not in own)
         self.num_turns_max = max(self.num_turns_max, len(row.messages) + max(map(len, sides)))
         self.lengths.append(sum(len(message["content"]) for message in said) + len(text))
         self.hashes.append(int.from_bytes(row.key[:8], "little"))

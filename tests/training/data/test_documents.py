@@ -183,3 +183,7 @@ def test_a_pair_counts_once_and_the_request_has_the_passage() -> None:
     (message,) = write_request("{curly} " + RIVER, num_pairs=2)
     assert "2 questions" in message["content"]
     assert message["content"].endswith("{curly} " + RIVER)
+
+
+def test_a_number_of_thousands_of_digits_is_no_pair() -> None:
+    assert read_pairs('{"question": ' + "1" * 5000 + "}", most=5) == []

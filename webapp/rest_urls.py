@@ -70,6 +70,7 @@ urlpatterns = [
     path("runs/<str:run_id>/rollouts", rollouts.RunRollouts.as_view()),
     path("runs/<str:run_id>/log", runs.RunLog.as_view()),
     path("runs/<str:run_id>/row-losses", row_losses.RunRowLosses.as_view()),
+    path("diagnostics/thresholds", findings.Thresholds.as_view()),
     path("runs/<str:run_id>/findings", findings.RunFindings.as_view()),
     path("runs/<str:run_id>/findings/<slug:key>/dismissal", findings.FindingDismissal.as_view()),
     path("runs/<str:run_id>/annotations", annotations.RunAnnotations.as_view()),

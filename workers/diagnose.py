@@ -12,7 +12,8 @@ from webapp.core.dispatch import DIAGNOSE_RUN, send_task
 from webapp.runs.diagnostics import DIAGNOSTICS, State
 from webapp.runs.findings import end_finding, keep_look, note_finding, take_look
 from webapp.runs.models import Run, RunQuerySet
-from webapp.runs.records import Look
+from webapp.runs.records import Look, ProjectThreshold
+from webapp.runs.thresholds import DEFAULTS, Limits, read_limits
 from workers.diagnosing import (
     checkpoint_will_expire,
     export_differs,
@@ -25,7 +26,6 @@ from workers.diagnosing import (
     stale_sampler,
     zero_signal_groups,
 )
-from workers.diagnosing.thresholds import EXPIRES_HOURS
 from workers.diagnosing.verdict import Verdict
 
 REST = timedelta(seconds=8)  # between two looks at a run that goes on
@@ -33,7 +33,7 @@ SHORT_REST = timedelta(milliseconds=500)  # several messages may have waited for
 LONG_REST = timedelta(minutes=1)  # where nothing came in its log
 MOST = 200  # runs that are sent for at once
 
-LOOKS: Mapping[str, Callable[[Run, Mapping[str, Any]], Verdict]] = {
+LOOKS: Mapping[str, Callable[[Run, Mapping[str, Any], Limits], Verdict]] = {
     "sequential_client": sequential_client.look,
     "stale_sampler": stale_sampler.look,
     "sampler_trainer_disagree": sampler_trainer_disagree.look,
@@ -60,8 +60,10 @@ def diagnose(run_id: str) -> None:
     look = take_look(run, seen=seen, moment=now())
     if look is None:
         return
+    limits = read_limits(run.project_id)
     verdicts = {
-        each.key: LOOKS[each.key](run, look.memory.get(each.key, {})) for each in DIAGNOSTICS
+        each.key: LOOKS[each.key](run, look.memory.get(each.key, {}), limits)
+        for each in DIAGNOSTICS
     }
     for key, verdict in verdicts.items():
         settle(run, key, verdict)
@@ -121,17 +123,22 @@ def list_changed() -> list[str]:
 
 def list_ending() -> list[str]:
     """Runs with checkpoints that end soon, and those of which that was said."""
-    until = now() + timedelta(hours=EXPIRES_HOURS)
-    ending = Q(
-        checkpoints__deleted_at=None,
-        checkpoints__is_ephemeral=False,
-        checkpoints__expires_at__lt=until,
-    )
+    ending = Q(checkpoints__deleted_at=None, checkpoints__is_ephemeral=False) & is_soon()
     said = Q(findings__diagnostic="checkpoint_will_expire", findings__ended_at=None)
     due = _rested(LONG_REST)
     return [
         pk for one in (ending, said) for pk in due.filter(one).values_list("pk", flat=True)[:MOST]
     ]
+
+
+def is_soon() -> Q:
+    """By the default, or earlier where the project wants to know earlier."""
+    soon = Q(checkpoints__expires_at__lt=now() + timedelta(hours=DEFAULTS.expires_hours))
+    own = ProjectThreshold.objects.filter(key="expires_hours", value__gt=DEFAULTS.expires_hours)
+    for project_id, hours in own.values_list("project", "value"):
+        until = now() + timedelta(hours=hours)
+        soon |= Q(project=project_id, checkpoints__expires_at__lt=until)
+    return soon
 
 
 def list_compared() -> list[str]:

@@ -9,10 +9,12 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from webapp.accounts.authentication import actor_of
+from webapp.accounts.models import Actor
 from webapp.runs.diagnostics import State
 from webapp.runs.findings import Entry, dismiss_finding, list_entries, restore_finding
 from webapp.runs.records import Finding
 from webapp.runs.rest import find_run
+from webapp.runs.thresholds import THRESHOLDS, read_values, reset_thresholds, set_thresholds
 
 
 class FindingOutput(serializers.Serializer[Any]):
@@ -77,3 +79,56 @@ class FindingDismissal(APIView):
         run = find_run(request, run_id)
         restore_finding(actor=actor_of(request), run=run, key=key)
         return Response([describe(entry) for entry in list_entries(run)])
+
+
+class ThresholdOutput(serializers.Serializer[Any]):
+    key = serializers.CharField()
+    diagnostic = serializers.CharField()
+    meaning = serializers.CharField()
+    value = serializers.FloatField()
+    default = serializers.FloatField()
+    low = serializers.FloatField(help_text="The least that it can be.")
+    high = serializers.FloatField()
+    is_whole = serializers.BooleanField(help_text="It is a whole number.")
+
+
+class ThresholdInput(serializers.Serializer[Any]):
+    values = serializers.DictField(
+        child=serializers.FloatField(allow_null=True),
+        help_text="By key. null: the default again; what is left out stays.",
+    )
+
+
+OF_THRESHOLD = ("key", "diagnostic", "meaning", "default", "low", "high", "is_whole")
+
+
+def describe_thresholds(actor: Actor) -> list[dict[str, Any]]:
+    values = read_values(actor.project.pk)
+    return [
+        {**{name: getattr(each, name) for name in OF_THRESHOLD}, "value": values[each.key]}
+        for each in THRESHOLDS
+    ]
+
+
+class Thresholds(APIView):
+    """From where on the diagnostics of this project speak."""
+
+    @extend_schema(responses=ThresholdOutput(many=True))
+    def get(self, request: Request) -> Response:
+        return Response(describe_thresholds(actor_of(request)))
+
+    @extend_schema(request=ThresholdInput, responses=ThresholdOutput(many=True))
+    def patch(self, request: Request) -> Response:
+        """Set some of them; owners only. Runs of the last day are looked at again."""
+        data = ThresholdInput(data=request.data)
+        data.is_valid(raise_exception=True)
+        actor = actor_of(request)
+        set_thresholds(actor=actor, values=data.validated_data["values"])
+        return Response(describe_thresholds(actor))
+
+    @extend_schema(request=None, responses=ThresholdOutput(many=True))
+    def delete(self, request: Request) -> Response:
+        """All of them are the defaults again; owners only."""
+        actor = actor_of(request)
+        reset_thresholds(actor=actor)
+        return Response(describe_thresholds(actor))

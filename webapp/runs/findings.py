@@ -151,6 +151,11 @@ def list_entries(run: Run) -> list[Entry]:
     return sorted(entries, key=lambda entry: (not entry.is_open, entry.is_dismissed))
 
 
+def read_looked_at(run: Run) -> datetime | None:
+    """None: not yet, or not since the thresholds changed."""
+    return Look.objects.filter(run=run).values_list("looked_at", flat=True).first()
+
+
 def _describe(
     diagnostic: Diagnostic, state: Mapping[str, str] | None, finding: Finding | None
 ) -> Entry:

@@ -87,6 +87,24 @@ class Look(models.Model):
         return f"{self.run_id} at {self.looked_at}"
 
 
+class ProjectThreshold(models.Model):
+    """A number of its own, from which on a project's diagnostics speak."""
+
+    project = models.ForeignKey(
+        "accounts.Project", on_delete=models.CASCADE, related_name="thresholds"
+    )
+    key = models.CharField(max_length=40)  # a field of `webapp.runs.thresholds.Limits`
+    value = models.FloatField()
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["project", "key"], name="one_value_a_threshold")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.value}"
+
+
 class Rollout(models.Model):
     """One sampled answer of a reinforcement learning step, with what it was worth."""
 

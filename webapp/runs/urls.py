@@ -10,6 +10,7 @@ from webapp.runs import (
     overview,
     rlhf_views,
     rollout_pages,
+    threshold_views,
     views,
 )
 
@@ -42,6 +43,7 @@ urlpatterns = [
     path("runs/<str:run_id>/learning-rate/", views.change_learning_rate, name="run-rate"),
     path("runs/<str:run_id>/kl-coefficient/", views.change_kl_coefficient, name="run-kl"),
     path("runs/<str:run_id>/parts/<run_part:part>/", views.show_part, name="run-part"),
+    path("settings/diagnostics/", threshold_views.show_thresholds, name="settings-diagnostics"),
     path(
         "runs/<str:run_id>/findings/<slug:key>/dismiss/",
         finding_views.dismiss,

@@ -24,7 +24,7 @@ from webapp.runs.branches import has_family
 from webapp.runs.data_tab import read_data
 from webapp.runs.export import Export, export_run
 from webapp.runs.filmstrip import arrange_samples
-from webapp.runs.findings import list_entries, list_open, read_badges
+from webapp.runs.findings import list_entries, list_open, read_badges, read_looked_at
 from webapp.runs.history import Point, list_keys, read_metrics, split_drawn
 from webapp.runs.lists import RunQuery, list_runs
 from webapp.runs.methods import METHODS
@@ -164,7 +164,7 @@ def _read_log(_: HttpRequest, run: Run) -> dict[str, Any]:
 
 
 def _read_integrity(_: HttpRequest, run: Run) -> dict[str, Any]:
-    return {"entries": list_entries(run)}
+    return {"entries": list_entries(run), "looked_at": read_looked_at(run)}
 
 
 TAB_READERS: Mapping[str, Callable[[HttpRequest, Run], dict[str, Any]]] = {

@@ -12,7 +12,7 @@ from webapp.checkpoints.services import is_best
 from webapp.deployments.models import Deployment
 from webapp.evals.models import Alias, Evaluation
 from webapp.runs.models import Run
-from workers.diagnosing.thresholds import EXPIRES_HOURS
+from webapp.runs.thresholds import DEFAULTS, Limits
 from workers.diagnosing.verdict import NOTHING, Verdict, clear, found, not_applicable
 
 MOST = 50  # of one run, those that end first
@@ -30,14 +30,14 @@ class Lasting:
     reasons: tuple[str, ...]
 
 
-def look(run: Run, _memory: Mapping[str, Any] = NOTHING) -> Verdict:
+def look(run: Run, _memory: Mapping[str, Any] = NOTHING, limits: Limits = DEFAULTS) -> Verdict:
     rows = Checkpoint.objects.alive().filter(run=run, is_ephemeral=False)
     if not rows.exclude(expires_at=None).exists():
         return not_applicable("None of its checkpoints has an end.")
-    ending = rows.filter(expires_at__lt=now() + timedelta(hours=EXPIRES_HOURS))
+    ending = rows.filter(expires_at__lt=now() + timedelta(hours=limits.expires_hours))
     shown = list(ending.order_by("expires_at")[:MOST])
     best = find_best(run) if shown else set()
-    return judge([describe(each, best) for each in shown], moment=now())
+    return judge([describe(each, best) for each in shown], moment=now(), limits=limits)
 
 
 def describe(checkpoint: Checkpoint, best: set[str]) -> Lasting:
@@ -70,16 +70,16 @@ def find_best(run: Run) -> set[str]:
     return {checkpoint_id for _, checkpoint_id in best.values()}
 
 
-def judge(ending: Sequence[Lasting], *, moment: datetime) -> Verdict:
-    until = moment + timedelta(hours=EXPIRES_HOURS)
+def judge(ending: Sequence[Lasting], *, moment: datetime, limits: Limits = DEFAULTS) -> Verdict:
+    until = moment + timedelta(hours=limits.expires_hours)
     needed = [each for each in ending if each.reasons and each.expires_at < until]
     if not needed:
-        return clear(f"Nothing that is needed ends within {EXPIRES_HOURS} hours.")
+        return clear(f"Nothing that is needed ends within {limits.expires_hours} hours.")
     first = min(needed, key=lambda each: each.expires_at)
     others = f", and {len(needed) - 1} more" if len(needed) > 1 else ""
     text = (
         f"{first.name} is {join(first.reasons)}, and its time {say_when(first, moment)}"
-        f"{others}. Keep it."
+        f"{others}. Keep it. It is said {limits.expires_hours} hours before."
     )
     facts = [
         {

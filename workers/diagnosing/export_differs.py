@@ -11,6 +11,7 @@ from webapp.checkpoints.services import find_folder
 from webapp.deployments.models import HotLoad
 from webapp.runs.models import Run
 from webapp.runs.records import Finding
+from webapp.runs.thresholds import DEFAULTS, Limits
 from workers.diagnosing.verdict import NOTHING, Verdict, clear, found, not_applicable
 from workers.proof import check_adapter
 
@@ -33,7 +34,7 @@ class Copy:
     culprit: str = ""  # which tensor is not as it was saved
 
 
-def look(run: Run, memory: Mapping[str, Any] = NOTHING) -> Verdict:
+def look(run: Run, memory: Mapping[str, Any] = NOTHING, _limits: Limits = DEFAULTS) -> Verdict:
     copies = [*read_exports(run), *read_loads(run)]
     if not copies:
         return not_applicable("Nothing of this run was exported or served.")

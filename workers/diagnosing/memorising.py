@@ -8,8 +8,8 @@ from django.db.models import Avg
 
 from webapp.checkpoints.models import Checkpoint
 from webapp.runs.models import Run
+from webapp.runs.thresholds import DEFAULTS, Limits
 from workers.diagnosing.points import Point, read_newest
-from workers.diagnosing.thresholds import RISE_SHARE, RISES
 from workers.diagnosing.verdict import NOTHING, Verdict, clear, found, not_applicable, waiting
 from workers.repeats import FORWARD_LOSS_KEY
 
@@ -17,14 +17,14 @@ EVALUATIONS = 200  # newest, of one run
 CHECKPOINTS = 200
 
 
-def look(run: Run, memory: Mapping[str, Any] = NOTHING) -> Verdict:
+def look(run: Run, memory: Mapping[str, Any] = NOTHING, limits: Limits = DEFAULTS) -> Verdict:
     held_out = read_newest(run, "held_out_loss", EVALUATIONS)
     if not held_out and not run.recipe:
         held_out = read_newest(run, FORWARD_LOSS_KEY, EVALUATIONS)
     if not held_out:
         return not_applicable("No loss on held-out rows is measured.")
-    trained = measure_trained(run, held_out[-RISES - 1 :])
-    verdict = judge(held_out, trained, since=memory.get("since"))
+    trained = measure_trained(run, held_out[-limits.rises - 1 :])
+    verdict = judge(held_out, trained, since=memory.get("since"), limits=limits)
     best = min(held_out, key=lambda point: point.value)
     return with_checkpoint(run, best, verdict)
 
@@ -41,28 +41,35 @@ def measure_trained(run: Run, held_out: Sequence[Point]) -> list[float]:
     return [value for value in means if value is not None]
 
 
-def judge(held_out: Sequence[Point], trained: Sequence[float], *, since: int | None) -> Verdict:
+def judge(
+    held_out: Sequence[Point],
+    trained: Sequence[float],
+    *,
+    since: int | None,
+    limits: Limits = DEFAULTS,
+) -> Verdict:
     """Once seen it holds until the held-out loss is back near its best."""
     best, last = min(held_out, key=lambda point: point.value), held_out[-1]
-    is_above = last.value > best.value + abs(best.value) * RISE_SHARE
-    if len(held_out) <= RISES:
-        return waiting(f"It takes {RISES + 1} evaluations; there are {len(held_out)}.")
-    if not is_above or not (since is not None or is_rising(held_out, trained)):
+    is_above = last.value > best.value + abs(best.value) * limits.rise_share
+    if len(held_out) <= limits.rises:
+        return waiting(f"It takes {limits.rises + 1} evaluations; there are {len(held_out)}.")
+    if not is_above or not (since is not None or is_rising(held_out, trained, limits.rises)):
         return clear(f"The held-out loss is {last.value:.4g}; its best was {best.value:.4g}.")
     text = (
         f"The held-out loss rose to {last.value:.4g} by step {last.step:,} while the training loss"
-        f" went on falling; it was best at step {best.step:,} with {best.value:.4g}. Stop here and"
-        " branch from the best."
+        f" went on falling; it was best at step {best.step:,} with {best.value:.4g}. It is said"
+        f" after {limits.rises} rises in a row, {limits.rise_share:.0%} above the best. Stop here"
+        " and branch from the best."
     )
     step = last.step if since is None else since
     facts = {"best_step": best.step, "best_loss": best.value}
     return found(text, step=step, facts=facts, memory={"since": step})
 
 
-def is_rising(held_out: Sequence[Point], trained: Sequence[float]) -> bool:
-    newest = held_out[-RISES - 1 :]
-    rises = all(before.value < after.value for before, after in pairwise(newest))
-    return rises and len(trained) >= 2 and trained[-1] < trained[0]
+def is_rising(held_out: Sequence[Point], trained: Sequence[float], rises: int) -> bool:
+    newest = held_out[-rises - 1 :]
+    is_up = all(before.value < after.value for before, after in pairwise(newest))
+    return is_up and len(trained) >= 2 and trained[-1] < trained[0]
 
 
 def with_checkpoint(run: Run, best: Point, verdict: Verdict) -> Verdict:

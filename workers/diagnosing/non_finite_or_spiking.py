@@ -8,14 +8,13 @@ from typing import Any
 
 from webapp.runs.models import Operation, Run
 from webapp.runs.records import Finding
+from webapp.runs.thresholds import DEFAULTS, Limits
 from workers.diagnosing.batches import describe_batch, describe_requests
 from workers.diagnosing.points import Point, read_first, read_newest
 from workers.diagnosing.thresholds import (
     CALM_STEPS,
-    LOSS_FACTOR,
     LOSS_NATS,
     LOSS_SPREADS,
-    NORM_FACTOR,
     WINDOW,
 )
 from workers.diagnosing.verdict import NOTHING, Verdict, clear, found, waiting
@@ -42,13 +41,14 @@ class Refusal:
     since: int  # steps done after it
 
 
-def look(run: Run, memory: Mapping[str, Any] = NOTHING) -> Verdict:
+def look(run: Run, memory: Mapping[str, Any] = NOTHING, limits: Limits = DEFAULTS) -> Verdict:
     refused, remembered = find_refused(run, memory)
     losses, norms = read_newest(run, "loss", 2 * WINDOW), read_newest(run, "grad_norm", 2 * WINDOW)
     if refused is not None and refused.since < WINDOW:
         return tell_refused(run, refused, remembered)
     floor = median(read_first(run, "grad_norm", CALM_STEPS) or [0.0])
-    spike = find_lasting(losses, memory.get("spike")) or find_spike(losses, norms, floor)
+    lasting = find_lasting(losses, memory.get("spike"))
+    spike = lasting or find_spike(losses, norms, floor, limits)
     if spike is None:
         return judge_calm(losses, remembered)
     known = memory.get("facts", {}) if memory.get("step") == spike.step else {}
@@ -90,14 +90,20 @@ def judge_calm(losses: Sequence[Point], memory: Mapping[str, Any]) -> Verdict:
     return clear(f"Nothing jumped in the last {min(len(losses), WINDOW)} steps.", memory)
 
 
-def find_spike(losses: Sequence[Point], norms: Sequence[Point], floor: float = 0.0) -> Spike | None:
+def find_spike(
+    losses: Sequence[Point],
+    norms: Sequence[Point],
+    floor: float = 0.0,
+    limits: Limits = DEFAULTS,
+) -> Spike | None:
     """The newest within the last steps; that of the loss is the one that is told.
 
     `floor`: what the norm was when the run began. Where it has nearly learned its rows the norm is
     a small part of that, and a row that is new to it is many times as much and no harm.
     """
-    jumps = find_newest(losses, "loss", limit_loss)
-    return jumps or find_newest(norms, "gradient norm", partial(limit_norm, floor=floor))
+    jumps = find_newest(losses, "loss", partial(limit_loss, factor=limits.loss_factor))
+    of_norm = partial(limit_norm, floor=floor, factor=limits.norm_factor)
+    return jumps or find_newest(norms, "gradient norm", of_norm)
 
 
 def find_newest(
@@ -113,18 +119,18 @@ def find_newest(
     return None
 
 
-def limit_loss(before: Sequence[float]) -> float | None:
+def limit_loss(before: Sequence[float], *, factor: float) -> float | None:
     """None: a loss that may be negative is one of advantages, which says nothing by its size."""
     if min(before) <= 0:
         return None
     usual = median(before)
     spread = median(abs(value - usual) for value in before)
-    return max(LOSS_FACTOR * usual, usual + LOSS_NATS, usual + LOSS_SPREADS * spread)
+    return max(factor * usual, usual + LOSS_NATS, usual + LOSS_SPREADS * spread)
 
 
-def limit_norm(before: Sequence[float], *, floor: float) -> float | None:
+def limit_norm(before: Sequence[float], *, floor: float, factor: float) -> float | None:
     usual = median(before)
-    return max(NORM_FACTOR * usual, floor) if usual > 0 else None
+    return max(factor * usual, floor) if usual > 0 else None
 
 
 def find_lasting(losses: Sequence[Point], kept: Sequence[float] | None) -> Spike | None:
@@ -142,5 +148,6 @@ def say(spike: Spike) -> str:
     times = spike.value / spike.usual if spike.usual else 0.0
     return (
         f"The {spike.name} jumped to {spike.value:.4g} at step {spike.step:,}, {times:.1f} times"
-        f" the {spike.usual:.4g} of the steps before. {ADVICE}"
+        f" the {spike.usual:.4g} of the steps before, and above the limit of {spike.limit:.4g}."
+        f" {ADVICE}"
     )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from webapp.runs.models import Run
+from webapp.runs.thresholds import DEFAULTS, Limits
 from workers.diagnosing import token_hacking
 from workers.diagnosing.thresholds import (
     ANSWERS,
@@ -15,10 +16,7 @@ from workers.diagnosing.thresholds import (
     ANSWERS_SHOWN,
     CORRECT_LOW,
     FORMAT_HIGH,
-    HACKED_SHARE,
-    LENGTH_CORRELATION,
     LENGTH_GROWTH,
-    REPEATED_SHARE,
     REWARDED,
     UNREADABLE_SHARE,
 )
@@ -50,27 +48,28 @@ class Sign:
     answers: Sequence[Answer]
 
 
-def look(run: Run, _memory: Mapping[str, Any] = NOTHING) -> Verdict:
+def look(run: Run, _memory: Mapping[str, Any] = NOTHING, limits: Limits = DEFAULTS) -> Verdict:
     """Of a recipe the texts are here; of a client's loop only the tokens that it learned from."""
     if not run.rollouts.exists():
-        return token_hacking.look(run)
+        return token_hacking.look(run, limits)
     columns = ("step", "group", "index", "completion", "reward", "rewards")
     rows = run.rollouts.order_by("-step", "group", "index").values_list(*columns)
     newest = [
         Answer(step=step, group=group, index=index, text=text, reward=reward, rewards=rewards)
         for step, group, index, text, reward, rewards in rows[:ANSWERS_KEPT]
     ]
-    return judge(sorted(newest, key=lambda each: (each.step, each.group, each.index)))
+    ordered = sorted(newest, key=lambda each: (each.step, each.group, each.index))
+    return judge(ordered, limits)
 
 
-def judge(answers: Sequence[Answer]) -> Verdict:
+def judge(answers: Sequence[Answer], limits: Limits = DEFAULTS) -> Verdict:
     if len(answers) < ANSWERS:
         return waiting(f"It takes {ANSWERS} answers; there are {len(answers)}.")
     rewarded = find_rewarded(answers)
     checks = (
-        see_length(answers),
-        see_repeats(rewarded),
-        see_unreadable(rewarded),
+        see_length(answers, limits),
+        see_repeats(rewarded, limits),
+        see_unreadable(rewarded, limits),
         see_format(answers),
     )
     signs = [sign for sign in checks if sign is not None]
@@ -97,7 +96,7 @@ def find_rewarded(answers: Sequence[Answer]) -> list[Answer]:
     return [each for each in answers if each.reward > 0 and each.reward >= REWARDED * highest]
 
 
-def see_length(answers: Sequence[Answer]) -> Sign | None:
+def see_length(answers: Sequence[Answer], limits: Limits) -> Sign | None:
     lengths = np.array([len(answer.text) for answer in answers], float)
     rewards = np.array([answer.reward for answer in answers], float)
     if np.ptp(lengths) == 0 or np.ptp(rewards) == 0:
@@ -105,18 +104,20 @@ def see_length(answers: Sequence[Answer]) -> Sign | None:
     correlation = float(np.corrcoef(lengths, rewards)[0, 1])
     half = len(answers) // 2
     growth = lengths[half:].mean() / max(lengths[:half].mean(), 1.0)
-    if correlation < LENGTH_CORRELATION or growth < LENGTH_GROWTH:
+    if correlation < limits.length_correlation or growth < LENGTH_GROWTH:
         return None
     text = (
-        f"Longer answers earn more (correlation {correlation:.2f}), and answers grew {growth:.1f}"
-        " times as long."
+        f"Longer answers earn more (correlation {correlation:.2f}; the limit is"
+        f" {limits.length_correlation:g}), and answers grew {growth:.1f} times as long."
     )
     return Sign(text=text, answers=sorted(answers, key=lambda each: -len(each.text))[:2])
 
 
-def see_repeats(rewarded: Sequence[Answer]) -> Sign | None:
-    shown = [each for each in rewarded if measure_repeated(each.text) >= REPEATED_SHARE]
-    return show(shown, rewarded, "of the rewarded answers repeat the same phrases.")
+def see_repeats(rewarded: Sequence[Answer], limits: Limits) -> Sign | None:
+    least = limits.repeated_share
+    shown = [each for each in rewarded if measure_repeated(each.text) >= least]
+    said = f"of the rewarded answers repeat the same phrases in {least:.0%} of their text or more"
+    return show(shown, rewarded, said, limits)
 
 
 def measure_repeated(text: str) -> float:
@@ -126,9 +127,10 @@ def measure_repeated(text: str) -> float:
     return 1.0 - len(set(grams)) / len(grams) if len(grams) > 1 else 0.0
 
 
-def see_unreadable(rewarded: Sequence[Answer]) -> Sign | None:
+def see_unreadable(rewarded: Sequence[Answer], limits: Limits) -> Sign | None:
     shown = [each for each in rewarded if measure_unreadable(each.text) >= UNREADABLE_SHARE]
-    return show(shown, rewarded, "of the rewarded answers hold characters that nobody can read.")
+    said = "of the rewarded answers hold characters that nobody can read"
+    return show(shown, rewarded, said, limits)
 
 
 def measure_unreadable(text: str) -> float:
@@ -142,11 +144,14 @@ def is_unreadable(character: str) -> bool:
     return character == "\ufffd" or unicodedata.category(character) in UNREADABLE
 
 
-def show(shown: Sequence[Answer], rewarded: Sequence[Answer], said: str) -> Sign | None:
+def show(
+    shown: Sequence[Answer], rewarded: Sequence[Answer], said: str, limits: Limits
+) -> Sign | None:
     share = len(shown) / len(rewarded) if rewarded else 0.0
-    if share < HACKED_SHARE:
+    if share < limits.hacked_share:
         return None
-    return Sign(text=f"{share:.0%} {said}", answers=shown[-2:])
+    text = f"{share:.0%} {said}; the limit is {limits.hacked_share:.0%}."
+    return Sign(text=text, answers=shown[-2:])
 
 
 def see_format(answers: Sequence[Answer]) -> Sign | None:

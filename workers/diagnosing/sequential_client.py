@@ -6,11 +6,10 @@ from datetime import datetime
 from typing import Any
 
 from webapp.runs.models import Operation, Run
+from webapp.runs.thresholds import DEFAULTS, Limits
 from workers.diagnosing.thresholds import (
-    LOST_SHARE,
     PAIRS,
     PAIRS_KEPT,
-    SEQUENTIAL_SHARE,
     SHORTEST_PASS,
 )
 from workers.diagnosing.verdict import NOTHING, Verdict, clear, found, not_applicable, waiting
@@ -47,10 +46,10 @@ class Step:
         return self.asked_at >= self.passed_at
 
 
-def look(run: Run, _memory: Mapping[str, Any] = NOTHING) -> Verdict:
+def look(run: Run, _memory: Mapping[str, Any] = NOTHING, limits: Limits = DEFAULTS) -> Verdict:
     if run.recipe:
         return not_applicable("A recipe of this server drives the run: it submits ahead.")
-    return judge(read_steps(run), step=run.step)
+    return judge(read_steps(run), step=run.step, limits=limits)
 
 
 def read_steps(run: Run) -> list[Step]:
@@ -77,18 +76,19 @@ def pair(rows: Sequence[tuple[str, datetime, datetime | None]]) -> list[Step]:
     return steps
 
 
-def judge(steps: Sequence[Step], *, step: int) -> Verdict:
+def judge(steps: Sequence[Step], *, step: int, limits: Limits = DEFAULTS) -> Verdict:
     kept = [each for each in steps if each.is_long][-PAIRS_KEPT:]
     if len(kept) < PAIRS:
         return waiting(FEW)
     share = sum(each.is_sequential for each in kept) / len(kept)
     lost = measure_lost(kept)
-    if share < SEQUENTIAL_SHARE or lost < LOST_SHARE:
+    if share < limits.sequential_share or lost < limits.lost_share:
         return clear(f"Of the last {len(kept)} steps, {share:.0%} waited; {lost:.1%} was lost.")
     text = (
         f"The optim_step arrives only after its forward_backward is done: of the last {len(kept)}"
         f" steps {share:.0%} waited so, and {lost:.0%} of the time the device had nothing of this"
-        " run to do. Submit both before waiting for either."
+        f" run to do. It is said from {limits.sequential_share:.0%} of the steps and"
+        f" {limits.lost_share:.1%} of the time on. Submit both before waiting for either."
     )
     numbers = {"steps looked at": len(kept), "waited": f"{share:.0%}", "time lost": f"{lost:.1%}"}
     return found(text, step=step, facts={"numbers": numbers, "lost_share": round(lost, 4)})

@@ -10,7 +10,8 @@ from typing import Any
 from webapp.checkpoints.models import Checkpoint
 from webapp.deployments.models import SamplingCall
 from webapp.runs.models import Run
-from workers.diagnosing.thresholds import SAVES_BEHIND, STALE_CALLS
+from webapp.runs.thresholds import DEFAULTS, Limits
+from workers.diagnosing.thresholds import STALE_CALLS
 from workers.diagnosing.verdict import NOTHING, Verdict, clear, found, not_applicable, waiting
 
 Purpose = SamplingCall.Purpose
@@ -45,13 +46,13 @@ class Interval:
     num_calls: int
 
 
-def look(run: Run, _memory: Mapping[str, Any] = NOTHING) -> Verdict:
+def look(run: Run, _memory: Mapping[str, Any] = NOTHING, limits: Limits = DEFAULTS) -> Verdict:
     rows = Checkpoint.objects.filter(run=run, kind=Checkpoint.Kind.SAMPLER, is_inflight=False)
     saves = rows.order_by("-seq").values_list("created_at", "step")[:SAVES]
-    if len(saves) <= SAVES_BEHIND:
-        return not_applicable(f"Fewer than {SAVES_BEHIND + 1} sets of weights for samplers.")
+    if len(saves) <= limits.saves_behind:
+        return not_applicable(f"Fewer than {limits.saves_behind + 1} sets of weights for samplers.")
     calls = read_calls(run, since=saves[len(saves) - 1][0])
-    return judge([Save(at=at, step=step) for at, step in saves][::-1], calls)
+    return judge([Save(at=at, step=step) for at, step in saves][::-1], calls, limits)
 
 
 def read_calls(run: Run, *, since: datetime) -> list[Call]:
@@ -61,19 +62,19 @@ def read_calls(run: Run, *, since: datetime) -> list[Call]:
     return [Call(at=at, saved_at=saved, step=step) for at, saved, step in newest][::-1]
 
 
-def judge(saves: Sequence[Save], calls: Sequence[Call]) -> Verdict:
+def judge(saves: Sequence[Save], calls: Sequence[Call], limits: Limits = DEFAULTS) -> Verdict:
     """An old snapshot beside a fresh one is a reference, and one that is asked once more at the end
     is a comparison: only who goes on with it, and with nothing newer, has forgotten it."""
     if not calls:
         return waiting("Nothing was sampled from the run's weights lately.")
-    stale = list_stale(list_intervals(saves, calls))
+    stale = list_stale(list_intervals(saves, calls), limits.saves_behind)
     if len(stale) < 2 or sum(each.num_calls for each in stale) < STALE_CALLS:
         return clear("The newest samples come from the newest weights, or from those before.")
     first, newest = stale[0], stale[-1]
     text = (
         f"Samples are drawn from weights that are {newest.steps} optimizer steps and"
-        f" {newest.behind} saves older than the newest. Create the sampling client again after each"
-        " save_weights_for_sampler."
+        f" {newest.behind} saves older than the newest; it is said from {limits.saves_behind} saves"
+        " on. Create the sampling client again after each save_weights_for_sampler."
     )
     numbers = {"saves behind": newest.behind, "optimizer steps behind": newest.steps}
     return found(text, step=first.newest.step, facts={"numbers": numbers})
@@ -96,7 +97,7 @@ def measure(saves: Sequence[Save], place: int, calls: Sequence[Call]) -> Interva
     )
 
 
-def list_stale(intervals: Sequence[Interval]) -> list[Interval]:
+def list_stale(intervals: Sequence[Interval], saves_behind: int) -> list[Interval]:
     """Those at the end in which nothing fresher was sampled, in order."""
-    rest = takewhile(lambda each: each.behind >= SAVES_BEHIND, reversed(intervals))
+    rest = takewhile(lambda each: each.behind >= saves_behind, reversed(intervals))
     return list(rest)[::-1]

@@ -1,11 +1,12 @@
-"""Folds: many checkpoints of one run, and evaluations on one suite, become one node each."""
+"""Folds: many runs of one group, many checkpoints of one run, and evaluations on one suite, become
+one node each."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from webapp.core.templatetags.hone import percent, size
-from webapp.lineage.graph import Graph, Node, build
+from webapp.lineage.graph import Graph, Node, build, walk
 
 FOLDED_FROM = 4  # fewer are as quick to read one by one
 EVALUATIONS_FOLDED_FROM = 2
@@ -22,6 +23,7 @@ class Folded:
 def fold(graph: Graph, *, opened: Collection[str], standing: Collection[str] = ()) -> Folded:
     """What something came of stands alone, as does what is looked at: `standing`."""
     open_at: dict[str, list[str]] = defaultdict(list)
+    graph = _fold_groups(graph, opened, standing, open_at)
     nodes = dict(graph.nodes)
     for run in [node for node in graph.nodes.values() if node.kind == "run"]:
         plain = _list_plain(graph, run.id, standing)
@@ -37,6 +39,56 @@ def fold(graph: Graph, *, opened: Collection[str], standing: Collection[str] = (
             for child in graph.children.get(checkpoint.id, ()):
                 nodes[child] = replace(graph.nodes[child], main=folded.id)
     return _fold_evaluations(build(nodes.values()), opened, standing, open_at)
+
+
+def _fold_groups(
+    graph: Graph,
+    opened: Collection[str],
+    standing: Collection[str],
+    open_at: dict[str, list[str]],
+) -> Graph:
+    """With their checkpoints, and with how those were evaluated."""
+    groups: dict[tuple[str, str], dict[str, set[str]]] = defaultdict(dict)
+    for node in graph.nodes.values():
+        if node.group and node.id not in standing:
+            below = walk(node.id, lambda each: graph.reached.get(each, ()), graph, None)
+            if all(_goes_with_its_run(graph, each, standing) for each in below):
+                groups[node.main, node.group][node.id] = below
+    nodes = dict(graph.nodes)
+    for (parent, group), runs in groups.items():
+        key = f"{parent}.{group}"
+        if len(runs) < FOLDED_FROM:
+            continue
+        if key in opened:
+            open_at[parent].append(key)
+            continue
+        nodes[key] = fold_runs(key, [graph.nodes[each] for each in runs])
+        for gone in set(runs).union(*runs.values()):
+            del nodes[gone]
+    return build(nodes.values())
+
+
+def _goes_with_its_run(graph: Graph, node_id: str, standing: Collection[str]) -> bool:
+    return graph.nodes[node_id].kind in ("checkpoint", "evaluation") and node_id not in standing
+
+
+def fold_runs(key: str, runs: Sequence[Node]) -> Node:
+    first = runs[0]
+    stand = Counter(node.status for node in runs)
+    said = ", ".join(f"{number} {status}" for status, number in stand.most_common())
+    return Node(
+        id=key,
+        kind="run",
+        label=first.group_name,
+        detail=f"{len(runs)} runs: {said}",
+        facts=[("names", ", ".join(node.label for node in runs[:6]))],
+        main=first.main,
+        others=list(dict.fromkeys(each for node in runs for each in node.others)),
+        group=first.group,
+        group_name=first.group_name,
+        fold=key,
+        count=len(runs),
+    )
 
 
 def _list_plain(graph: Graph, run_id: str, standing: Collection[str]) -> list[Node]:

@@ -24,6 +24,9 @@ class Node:
     others: Sequence[str] = ()
     created_at: datetime | None = None
     suite: str = ""  # of an evaluation: what it is folded by
+    group: str = ""  # of a run: likewise
+    group_name: str = ""
+    status: str = ""  # of a run
     score: float | None = None
     size_bytes: int = 0
     step: int | None = None

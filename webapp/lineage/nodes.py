@@ -76,6 +76,9 @@ def run_node(run: Run, *, inherits: bool = False, taught_by: Sequence[str] = ())
         others=parents[1:],
         created_at=run.created_at,
         step=run.step,
+        group=run.group_id or "",
+        group_name=run.group.name if run.group else "",
+        status=run.status,
     )
 
 

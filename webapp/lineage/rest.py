@@ -25,6 +25,9 @@ class NodeOutput(serializers.Serializer[Any]):
     detail = serializers.CharField()
     facts = serializers.DictField(child=serializers.CharField())
     count = serializers.IntegerField(help_text="How many it stands for; 1: itself.")
+    fold = serializers.CharField(
+        help_text="Send it as open to see what it stands for; empty: it is one thing."
+    )
     created_at = serializers.DateTimeField(allow_null=True)
 
 
@@ -45,7 +48,10 @@ class LineageOutput(serializers.Serializer[Any]):
 PARAMETERS = [
     OpenApiParameter("focus", str, description="An id: what it comes from, and what came of it."),
     OpenApiParameter("depth", int, description="So many edges away from focus; left out: all."),
-    OpenApiParameter("fold", bool, description="1: many checkpoints of a run are one node."),
+    OpenApiParameter(
+        "fold", bool, description="1: many runs of a group, or checkpoints of a run, are one."
+    ),
+    OpenApiParameter("open", str, many=True, description="Folds that are shown open."),
     OpenApiParameter("q", str, description="Nodes with this text are never folded."),
 ]
 
@@ -85,6 +91,7 @@ def write_node(node: Node) -> Mapping[str, Any]:
         "detail": node.detail,
         "facts": dict(node.facts),
         "count": node.count,
+        "fold": node.fold,
         "created_at": node.created_at,
     }
 

@@ -162,6 +162,42 @@ def test_plain_checkpoints_of_a_run_fold_and_those_that_something_came_of_do_not
     assert folded.nodes["eval-3"].main == "run-a.checkpoints"
 
 
+def make_sweep() -> list[Node]:
+    """Six runs of one group on one version, each with a checkpoint that was evaluated."""
+    nodes = [make("dsv-1")]
+    for number in range(6):
+        status = "failed" if number == 5 else "done"
+        own = {"group": "grp-1", "group_name": "rates", "status": status}
+        nodes += [
+            make(f"run-{number}", "dsv-1", **own),
+            make(f"ckpt-{number}", f"run-{number}", step=1),
+            make(f"eval-{number}", f"ckpt-{number}", suite="s", score=0.5),
+        ]
+    return nodes
+
+
+def test_runs_of_a_group_fold_with_all_that_came_of_them() -> None:
+    folded = fold(build(make_sweep()), opened=()).graph
+    assert set(folded.nodes) == {"dsv-1", "dsv-1.grp-1"}
+    sweep = folded.nodes["dsv-1.grp-1"]
+    assert (sweep.label, sweep.detail) == ("rates", "6 runs: 5 done, 1 failed")
+    assert (sweep.kind, sweep.main, sweep.count) == ("run", "dsv-1", 6)
+    opened = fold(build(make_sweep()), opened={"dsv-1.grp-1"})
+    assert len(opened.graph.nodes) == 19
+    assert opened.opened == {"dsv-1": ["dsv-1.grp-1"]}
+
+
+def test_a_run_of_a_group_that_something_came_of_or_that_is_looked_at_stands_alone() -> None:
+    nodes = [*make_sweep(), make("dep-1", "ckpt-0"), make("run-b", "ckpt-1")]
+    folded = fold(build(nodes), opened=()).graph
+    alone = {"run-0", "ckpt-0", "eval-0", "dep-1", "run-1", "ckpt-1", "eval-1", "run-b"}
+    assert set(folded.nodes) == {"dsv-1", "dsv-1.grp-1", *alone}
+    assert folded.nodes["dsv-1.grp-1"].count == 4
+    looked_at = fold(build(nodes), opened=(), standing={"eval-2"}).graph
+    assert "run-2" in looked_at.nodes  # three are left, which are as quick to read
+    assert "dsv-1.grp-1" not in looked_at.nodes
+
+
 def test_an_open_fold_shows_its_nodes_and_says_where_it_closes() -> None:
     graph = build([make("run-a"), *(make(f"ckpt-{step}", "run-a", step=step) for step in range(5))])
     folded = fold(graph, opened={"run-a"})

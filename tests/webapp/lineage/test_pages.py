@@ -21,7 +21,7 @@ from webapp.lineage import reading
 from webapp.lineage.graph import Graph
 from webapp.lineage.reading import read_graph
 from webapp.lineage.trails import list_origins
-from webapp.runs.models import Run
+from webapp.runs.models import Run, RunGroup
 
 PAGE = "/checkpoints/lineage/"
 MOST_QUERIES = 18
@@ -210,6 +210,25 @@ def ask(actor: Actor, query: str = "") -> Any:
     _, secret = create_key(actor=actor, name="test")
     answer = Client().get(f"/rest/lineage/{query}", headers={"authorization": f"Bearer {secret}"})
     return answer.status_code, answer.json()
+
+
+def test_a_sweep_is_one_node_that_opens(
+    alice: Actor, browser: Client, base_model: BaseModel, version: DatasetVersion
+) -> None:
+    sweep = RunGroup.objects.create(project=alice.project, name="rates", kind="sweep")
+    for number in range(4):
+        run = make_run(alice, base_model, f"r{number}", dataset_version=version, group=sweep)
+        save_many(run, 1)
+    key = f"{version.pk}.{sweep.pk}"
+    _, told = ask(alice, "?fold=1")
+    (folded,) = [each for each in told["nodes"] if each["fold"]]
+    assert (folded["id"], folded["fold"], folded["name"]) == (key, key, "rates")
+    assert (folded["count"], folded["detail"]) == (4, "4 runs: 4 queued")
+    assert {"parent": version.pk, "child": key} in told["edges"]
+    _, opened = ask(alice, f"?fold=1&open={key}")
+    assert len([each for each in opened["nodes"] if each["kind"] == "run"]) == 4
+    assert f"open={key}" in read(browser)
+    assert "Fold what is open at" in read(browser, f"{PAGE}?open={key}")
 
 
 def test_rest_tells_nodes_edges_and_key_facts(

@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from scipy.stats import permutation_test
 
 from webapp.evals.paired import (
     adjust_holm,
@@ -149,3 +150,15 @@ def test_changes_that_differ_in_their_last_digit_alone_are_equal_changes() -> No
     low, high = found
     assert low < 0
     assert high > 0.1
+
+
+@pytest.mark.parametrize(("shift", "size"), [(0.0, 40), (0.1, 40), (0.03, 400), (1.0, 60)])
+def test_drawn_signs_say_what_scipys_own_test_says(shift: float, size: int) -> None:
+    changes = np.random.default_rng(size).normal(shift, 0.3, size)
+    expected = permutation_test(
+        (changes,), np.mean, permutation_type="samples", n_resamples=4999, rng=7
+    ).pvalue
+    # Both are drawn: four standard errors of either, and never below one in five thousand.
+    room = 4 * (2 * max(expected, 4e-4) * (1 - expected / 2) / 4999) ** 0.5
+    assert compare_means(list(changes)) == pytest.approx(expected, abs=room)
+    assert compare_means([-change for change in changes]) == pytest.approx(expected, abs=2 * room)

@@ -7,7 +7,7 @@ from typing import Any
 from training.errors import InvalidInput
 from training.recipes.graders import KINDS
 from training.recipes.grading import Answer, grade_inline
-from training.recipes.grading_judge import Judge, read_verdict, write_question
+from training.recipes.grading_judge import Heard, Judge, read_verdict, write_question
 from workers.sandbox import Job, open_sandbox
 from workers.sandbox_batches import run_jobs
 from workers.sandbox_jobs import make_job, read_outcome
@@ -27,6 +27,7 @@ class Graded:
     scores: dict[str, float] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    judges: dict[str, str] = field(default_factory=dict)  # {judge: digest of the weights that said}
 
     @property
     def error(self) -> str:
@@ -142,9 +143,10 @@ def _ask_judge(
     return collect
 
 
-def _hear(name: str, heard: Callable[[], str], result: Graded) -> None:
+def _hear(name: str, listen: Callable[[], Heard], result: Graded) -> None:
     try:
-        result.notes[name] = heard()
+        heard = listen()
+        result.notes[name], result.judges[name] = heard.text, heard.digest
         result.scores[name] = read_verdict(result.notes[name])
     except InvalidInput as error:
         result.errors[name] = str(error)

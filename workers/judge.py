@@ -8,6 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 from training.errors import InvalidInput
+from training.recipes.grading_judge import Heard
 from webapp.accounts.models import Actor, Membership, Project, Role, User
 from webapp.core.errors import UserError
 from webapp.deployments.calls import submit_call
@@ -35,7 +36,9 @@ class RemoteJudge:
     waiter: Waiter
     keep_going: Callable[[], None]
 
-    def ask_all(self, questions: Sequence[Question], *, max_tokens: int) -> list[Callable[[], str]]:
+    def ask_all(
+        self, questions: Sequence[Question], *, max_tokens: int
+    ) -> list[Callable[[], Heard]]:
         return [partial(self._hear, self._ask(each, max_tokens)) for each in questions]
 
     def _ask(self, question: Question, max_tokens: int) -> SamplingCall:
@@ -68,7 +71,7 @@ class RemoteJudge:
         parts = ["judge", self.project.pk, str(weights.pk), weights.digest, payload]
         return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def _hear(self, call: SamplingCall) -> str:
+    def _hear(self, call: SamplingCall) -> Heard:
         future = RemoteFuture(
             request_id=call.request_id,
             look=lambda: _look(call),
@@ -77,9 +80,14 @@ class RemoteJudge:
             keep_going=self.keep_going,
         )
         try:
-            return future.result()
+            return Heard(text=future.result(), digest=self._find_digest(call))
         except OperationFailed as error:
             raise InvalidInput(f"the judge did not answer: {error}") from error
+
+    def _find_digest(self, call: SamplingCall) -> str:
+        """As the load of these weights proved it, where they were loaded."""
+        weights = self.target.checkpoint or self.target.base_model
+        return call.hot_load.digest if call.hot_load else weights.digest
 
 
 def open_judge(
@@ -114,7 +122,7 @@ def act_for(project: Project, user: User | None = None) -> Actor:
 
 def _look(call: SamplingCall) -> Ended | None:
     if call.status in LIVE:
-        call.refresh_from_db(fields=["status", "result", "error", "error_category"])
+        call.refresh_from_db(fields=["status", "result", "error", "error_category", "hot_load"])
     if call.status in LIVE:
         return None
     failed = call.status != Status.DONE

@@ -33,6 +33,7 @@ class Rl(PolicyDrive[RlConfig]):
     prepared: Prepared = field(init=False)
     questions: Questions = field(init=False)
     preferences: Preferences | None = None  # opened when it is first asked
+    judges: dict[str, str] = field(default_factory=dict)  # the digests that answered last
     told: set[str] = field(default_factory=set)  # graders of which it was said what they lack
 
     def prepare(self) -> str:
@@ -70,6 +71,7 @@ class Rl(PolicyDrive[RlConfig]):
         )
         found = grade_with_notes(graders, answers, judge=judge, keep_going=self.keep)
         self.tell_ungraded(step, found)
+        self.tell_judges(step, found)
         graded = iter(found)
         scores = [[next(graded).scores for _ in group.rollouts] for _, group in asked]
         for reward_model in filter(is_preference, self.config.graders):
@@ -91,6 +93,13 @@ class Rl(PolicyDrive[RlConfig]):
                 f" which earn nothing by it: {why[:300].rstrip('.')}."
             )
             self.errands.say(text, step, LogLine.Level.WARNING)
+
+    def tell_judges(self, step: int, graded: Sequence[Graded]) -> None:
+        """Whose weights give the reward: at the first step, and when they are others."""
+        for name, digest in sorted({pair for each in graded for pair in each.judges.items()}):
+            if self.judges.get(name) != digest:
+                self.judges[name] = digest
+                self.errands.say(f"From step {step} on {name} is the weights {digest}.", step)
 
     def open_reward_model(self, name: str) -> Preferences:
         """Its weights may be of another base model than those that learn."""

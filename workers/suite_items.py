@@ -19,4 +19,5 @@ def make_graded(item: Mapping[str, Any], completion: str) -> Answer:
 def write_grades(graded: Graded) -> dict[str, Any]:
     """The columns of a result. One without scores has an error: it is never graded twice."""
     error = graded.error or ("" if graded.scores else "No grader has graded it.")
-    return {"scores": graded.scores, "notes": graded.notes, "error": error}
+    kept = {"scores": graded.scores, "notes": graded.notes, "judges": graded.judges}
+    return kept | {"error": error}

@@ -7,6 +7,7 @@ import pytest
 
 from training.errors import InvalidInput
 from training.recipes.grading import Answer
+from training.recipes.grading_judge import Heard
 from workers.grade import grade_answers, grade_with_notes
 
 
@@ -23,9 +24,9 @@ class SayingJudge:
 
     def ask_all(
         self, questions: Sequence[Sequence[Mapping[str, Any]]], *, max_tokens: int
-    ) -> list[Callable[[], str]]:
+    ) -> list[Callable[[], Heard]]:
         self.questions += questions
-        return [lambda: self.words for _ in questions]
+        return [lambda: Heard(text=self.words, digest="3fa2") for _ in questions]
 
 
 def test_every_answer_gets_a_score_from_every_grader() -> None:
@@ -55,6 +56,7 @@ def test_what_a_judge_says_is_kept_with_its_score() -> None:
     [graded] = grade_with_notes([grader], [answer("5")], judge=lambda name: judge)
     assert graded.scores == {"llm_judge": 0.9}
     assert graded.notes == {"llm_judge": "Short and right.\nScore: 9"}
+    assert graded.judges == {"llm_judge": "3fa2"}
 
 
 def test_a_judge_that_cannot_be_understood_is_an_error_and_no_score() -> None:

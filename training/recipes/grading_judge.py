@@ -1,6 +1,7 @@
 """A judge: a model that reads a rubric and an answer, and says a score from 0 to 10."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import regex  # type: ignore[import-untyped]
@@ -39,12 +40,20 @@ OUT_OF = regex.compile(r"(?<![\d.])(-?\d{1,4}(?:[.,]\d{1,4})?)\s*(?:/|out\s+of)\
 ALONE = regex.compile(r"\W*(-?\d{1,4}(?:[.,]\d{1,4})?)\W*")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """`digest`: of the weights that said it."""
+
+    text: str
+    digest: str
+
+
 class Judge(Protocol):
-    """A model that is asked; each function waits for its answer's text."""
+    """A model that is asked; each function waits for its answer."""
 
     def ask_all(
         self, questions: Sequence[Sequence[Mapping[str, Any]]], *, max_tokens: int
-    ) -> list[Callable[[], str]]: ...
+    ) -> list[Callable[[], Heard]]: ...
 
 
 def write_question(grader: Mapping[str, Any], answer: Answer) -> list[dict[str, Any]]:

@@ -69,6 +69,8 @@ def describe_rule(suite: EvalSuite | None, rule: Mapping[str, Any]) -> str:
 def decide(previous: Evaluation, candidate: Evaluation, rule: Mapping[str, Any]) -> Decision:
     """May raise `UserError` where the two cannot be compared."""
     found = compare(previous, candidate, grader=rule["grader"], level=rule["level"])
+    if not found.is_paired:
+        raise UserError(found.judges.text)
     has_passed, reason = _judge(found, rule)
     opening = (
         f"{name_subject(candidate)} against {name_subject(previous)}: better on {found.wins}, worse"

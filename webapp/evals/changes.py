@@ -44,7 +44,9 @@ def _describe(evaluation: Evaluation, *, in_full: bool) -> dict[str, str]:
     else:
         described["trained"] = _sum_up_run(evaluation)
     described |= dict(_write_values(evaluation.served.get("sampling", {})))
-    return described | {name: evaluation.served.get(name, "") for name in ("digest", "template")}
+    described |= {name: evaluation.served.get(name, "") for name in ("digest", "template")}
+    judges = evaluation.served.get("judges", {})
+    return described | {f"{name} by": " ".join(digests) for name, digests in judges.items()}
 
 
 def _sum_up_run(evaluation: Evaluation) -> str:

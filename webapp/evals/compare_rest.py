@@ -30,16 +30,25 @@ class PairOutput(serializers.Serializer[Any]):
     difference = serializers.FloatField(help_text="Points, against the baseline.")
     interval = serializers.SerializerMethodField()
     test = serializers.CharField()
-    p_value = serializers.FloatField()
-    adjusted_p_value = serializers.FloatField(source="adjusted", help_text="By Holm.")
+    p_value = serializers.SerializerMethodField(help_text="Null: different judges, so no test.")
+    adjusted_p_value = serializers.SerializerMethodField(help_text="By Holm.")
+    judges = serializers.CharField(
+        source="judges.text", help_text="Where the two were not judged by the same weights."
+    )
     relation = serializers.SerializerMethodField()
 
     def get_weights(self, found: Comparison) -> str:
         return name_subject(found.second)
 
-    def get_interval(self, found: Comparison) -> list[float]:
+    def get_interval(self, found: Comparison) -> list[float] | None:
         """95 %, in points."""
-        return [found.low, found.high]
+        return [found.low, found.high] if found.is_paired else None
+
+    def get_p_value(self, found: Comparison) -> float | None:
+        return found.p_value if found.is_paired else None
+
+    def get_adjusted_p_value(self, found: Comparison) -> float | None:
+        return found.adjusted if found.is_paired else None
 
     def get_relation(self, found: Comparison) -> list[str]:
         return describe_relation(found.first, found.second)

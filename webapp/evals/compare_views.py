@@ -98,7 +98,8 @@ def _describe(
         "show": show,
         "page": page,
         "rows": [(row, show_item(row.item), cells) for row, cells in fill_rows(list(page))],
-        "facets": list_facets(suite.items),
+        "facets": offer_facets(comparisons),
+        "judges": list_judge_notes(comparisons),
         "cut": cut_by(comparisons, request.GET.get("slice", "")),
     }
 
@@ -131,8 +132,20 @@ def relate(columns: Sequence[Column]) -> list[tuple[Column, list[str]]]:
     return [(each, describe_relation(baseline.evaluation, each.evaluation)) for each in others]
 
 
+def list_judge_notes(comparisons: Sequence[Comparison]) -> list[str]:
+    """Each once."""
+    return [*dict.fromkeys(each.judges.text for each in comparisons if each.judges.text)]
+
+
+def offer_facets(comparisons: Sequence[Comparison]) -> list[str]:
+    """None where different judges gave the scores: where a difference comes from is theirs too."""
+    if not all(each.is_paired for each in comparisons):
+        return []
+    return list_facets(comparisons[0].first.suite.items)
+
+
 def cut_by(comparisons: Sequence[Comparison], facet: str) -> Cut | None:
     """None: not asked for, or nothing that these items can be cut by."""
-    if facet not in list_facets(comparisons[0].first.suite.items):
+    if facet not in offer_facets(comparisons):
         return None
     return cut_comparisons(comparisons, facet)

@@ -7,6 +7,7 @@ from typing import Any
 
 from webapp.core.errors import UserError
 from webapp.evals.answers import Answer, name_graders, read_answers
+from webapp.evals.judges import SAME_JUDGES, Judges, compare_judges
 from webapp.evals.models import EvalResult, Evaluation
 from webapp.evals.naming import name_subject
 from webapp.evals.paired import (
@@ -73,6 +74,7 @@ class Comparison:
     p_value: float
     adjusted: float  # the p-value, by Holm over `family`
     family: int = 1  # comparisons that were made together
+    judges: Judges = SAME_JUDGES
 
     @property
     def ties(self) -> int:
@@ -80,7 +82,12 @@ class Comparison:
 
     @property
     def is_significant(self) -> bool:
-        return self.adjusted < SIGNIFICANT
+        return self.is_paired and self.adjusted < SIGNIFICANT
+
+    @property
+    def is_paired(self) -> bool:
+        """Else the scores were given by different judges, and no test says what comes of that."""
+        return not self.judges.are_different
 
     @property
     def is_binary(self) -> bool:
@@ -100,6 +107,8 @@ class Comparison:
     @property
     def outcome(self) -> str:
         """In a word or four, for a table."""
+        if not self.is_paired:
+            return "other judge"
         if not self.wins + self.losses:
             return "the same"
         if not self.is_significant:
@@ -109,6 +118,12 @@ class Comparison:
     @property
     def verdict(self) -> str:
         count, name = len(self.samples), name_subject(self.second)
+        if not self.is_paired:
+            return (
+                f"{name} scored {100 * self.second_mean:.1f} % and"
+                f" {name_subject(self.first)} {100 * self.first_mean:.1f} %, by different judges:"
+                " that does not say which is better."
+            )
         if not self.wins + self.losses:
             return f"No difference: both scored the same on all {count}."
         better = f"better on {self.wins}, worse on {self.losses}"
@@ -172,7 +187,7 @@ def sum_up(comparisons: Sequence[Comparison]) -> str:
     """Several comparisons with one baseline, in a sentence."""
     if len(comparisons) == 1:
         return comparisons[0].verdict
-    groups: dict[str, list[Comparison]] = {"better": [], "worse": [], "": []}
+    groups: dict[str, list[Comparison]] = {"better": [], "worse": [], "other judge": [], "": []}
     for each in sorted(comparisons, key=lambda each: -each.difference):
         groups[each.outcome if each.outcome in groups else ""].append(each)
     parts = [_write_group(word, group) for word, group in groups.items() if group]
@@ -184,6 +199,8 @@ def _write_group(word: str, group: Sequence[Comparison]) -> str:
     figures = [f" ({each.difference:+.1f} points)" for each in group]
     if not word:
         return f"{join_words(names)} cannot be told from it"
+    if word == "other judge":
+        return f"{join_words(names)} had another judge than it, so nothing is said of them"
     if len(group) == 1:
         return f"{names[0]} is {word}{figures[0]}"
     both = [f"{name}{figure}" for name, figure in zip(names, figures, strict=True)]
@@ -226,6 +243,7 @@ def compare_answers(
         high=100 * high,
         p_value=p_value,
         adjusted=p_value,
+        judges=compare_judges(first, second, grader),
     )
 
 

@@ -20,11 +20,11 @@ from webapp.core.templatetags.hone import exact, size
 from webapp.evals.answers import name_graders
 from webapp.evals.changes import list_changes
 from webapp.evals.choice import Choice, read_choice
-from webapp.evals.compare_views import Column, make_columns, relate
+from webapp.evals.compare_views import Column, list_judge_notes, make_columns, offer_facets, relate
 from webapp.evals.comparison import Comparison, name_change, sum_up
 from webapp.evals.items import ItemRow, list_rows, select_rows
 from webapp.evals.models import EvalResult, Evaluation
-from webapp.evals.slices import Cut, cut_comparisons, list_facets
+from webapp.evals.slices import Cut, cut_comparisons
 from webapp.evals.texts import AnswerDiff, diff_answers
 from webapp.evals.views import show_item
 
@@ -35,6 +35,7 @@ SECONDS_A_PAIR = 0.5
 HEAD = (
     *("item", "row", "prompt", "target", "letter", "weights", "evaluation", "sample"),
     *("score", "item_score", "change", "answer", "num_tokens", "stop_reason", "error", "digest"),
+    "judge_digest",
 )
 
 
@@ -82,6 +83,7 @@ def list_lines(choice: Choice, comparisons: Sequence[Comparison]) -> Iterator[li
                 *(column.name, column.evaluation.pk, result.sample, result.scores.get(grader)),
                 *(scores.get(key), change, result.completion, result.num_tokens),
                 *(result.stop_reason, result.error, result.digest),
+                result.judges.get(grader, ""),
             ]
 
 
@@ -113,13 +115,14 @@ def write_html(choice: Choice) -> str:
     suite = choice.baseline.suite
     rows = select_rows(list_rows(comparisons), "flips")
     flips = list(take_flips(rows, columns))
-    facets = list_facets(suite.items)
+    facets = offer_facets(comparisons)
     cuts = list(take_cuts(comparisons, facets))
     return render_to_string(
         "evals/export.html",
         {
             "suite": suite,
             "verdict": sum_up(comparisons),
+            "judges": list_judge_notes(comparisons),
             "columns": columns,
             "comparisons": comparisons,
             "grader": comparisons[0].grader,

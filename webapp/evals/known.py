@@ -69,6 +69,7 @@ def _copy(earlier: EvalResult, evaluation: Evaluation, slot: Slot) -> EvalResult
         sample=slot[1],
         scores=earlier.scores if graded else {},
         notes=earlier.notes if graded else {},
+        judges=earlier.judges if graded else {},
         **{name: getattr(earlier, name) for name in COPIED},
     )
 

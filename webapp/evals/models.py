@@ -29,8 +29,7 @@ class EvalSuite(models.Model):
 
     class Kind(models.TextChoices):
         OWN = "own"  # prompts, targets and graders of ours
-        LM_EVAL = "lm_eval"
-        INSPECT = "inspect"
+        LM_EVAL = "lm_eval"  # a task of that program, run against our own door
 
     id = models.CharField(primary_key=True, max_length=40, default=ids.make_suite_id)
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="eval_suites")
@@ -110,7 +109,8 @@ class Evaluation(models.Model):
     run = models.ForeignKey(Run, on_delete=models.SET_NULL, null=True, related_name="evaluations")
     status = models.CharField(max_length=10, choices=Status.choices, default=Status.QUEUED)
     error = models.TextField(blank=True)
-    served = models.JSONField(default=dict)  # as sampled: with the adapter, digest and template
+    # As sampled: with the adapter, digest and template; and who judged: {grader: [digests]}.
+    served = models.JSONField(default=dict)
     num_done = models.PositiveIntegerField(default=0)
     num_known = models.PositiveIntegerField(default=0)  # taken over from earlier evaluations
     is_fresh = models.BooleanField(default=False)  # everything is asked, whatever is known
@@ -148,6 +148,7 @@ class EvalResult(models.Model):
     stop_reason = models.CharField(max_length=10, blank=True)
     scores = models.JSONField(default=dict)  # {grader: 0..1}; none, and no error: not graded yet
     notes = models.JSONField(default=dict)  # {grader: what it said}
+    judges = models.JSONField(default=dict)  # {grader: digest of the weights that judged}
     checkpoint = models.ForeignKey(
         Checkpoint, on_delete=models.SET_NULL, null=True, related_name="+"
     )

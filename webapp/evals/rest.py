@@ -254,6 +254,7 @@ class ResultOutput(serializers.ModelSerializer[EvalResult]):
             "stop_reason",
             "scores",
             "notes",
+            "judges",
             "checkpoint",
             "digest",
             "error",
@@ -278,8 +279,13 @@ class ComparisonOutput(serializers.Serializer[Any]):
     losses = serializers.IntegerField()
     ties = serializers.IntegerField()
     difference = serializers.FloatField(help_text="Percentage points, b minus a.")
-    interval = serializers.ListField(child=serializers.FloatField(), help_text="95%, paired.")
-    p_value = serializers.FloatField(help_text="McNemar, or a permutation test.")
+    interval = serializers.ListField(
+        child=serializers.FloatField(), allow_null=True, help_text="95%, paired."
+    )
+    p_value = serializers.FloatField(
+        allow_null=True, help_text="McNemar, or a permutation test. Null: they had other judges."
+    )
+    judges = serializers.CharField(help_text="Where the two were not judged by the same weights.")
 
 
 class EvaluationComparison(APIView):
@@ -309,7 +315,8 @@ class EvaluationComparison(APIView):
                 "losses": found.losses,
                 "ties": found.ties,
                 "difference": found.difference,
-                "interval": [found.low, found.high],
-                "p_value": found.p_value,
+                "interval": [found.low, found.high] if found.is_paired else None,
+                "p_value": found.p_value if found.is_paired else None,
+                "judges": found.judges.text,
             }
         )

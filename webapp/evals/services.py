@@ -32,6 +32,7 @@ from webapp.evals.checks import (
 )
 from webapp.evals.curves import draw_on_run
 from webapp.evals.figures import compute_figures
+from webapp.evals.judges import collect_judges
 from webapp.evals.known import (
     Slot,
     choose_params,
@@ -226,7 +227,7 @@ def record_result(
         _running(evaluation).update(served=evaluation.served)
 
 
-def note_served(evaluation: Evaluation, **facts: str) -> None:
+def note_served(evaluation: Evaluation, **facts: Any) -> None:
     """How it was answered and graded, beside what the server said of itself."""
     evaluation.served |= facts
     _running(evaluation).update(served=evaluation.served)
@@ -248,7 +249,7 @@ def note_progress(evaluation: Evaluation, num_done: int) -> None:
 
 def record_grades(results: Sequence[EvalResult]) -> None:
     """What graders that take their time have found."""
-    EvalResult.objects.bulk_update(results, ["scores", "notes", "error"], batch_size=100)
+    EvalResult.objects.bulk_update(results, ["scores", "notes", "judges", "error"], batch_size=100)
 
 
 def list_ungraded(evaluation: Evaluation) -> QuerySet[EvalResult]:
@@ -360,6 +361,9 @@ def _finish(evaluation: Evaluation) -> None:
     if not scores:
         _end(live, evaluation, status=Status.FAILED, error=_explain_nothing(evaluation))
         return
+    if judges := collect_judges(graded):
+        evaluation.refresh_from_db(fields=["served"])
+        note_served(evaluation, judges=judges)
     if _end(live, evaluation, status=Status.DONE, scores=scores):
         draw_on_run(evaluation, scores)
 

@@ -248,6 +248,7 @@ def show_result(suite: EvalSuite, result: EvalResult, grader: str) -> dict[str, 
         "is_waiting": not result.scores and not result.error,
         "others": [(name, value) for name, value in result.scores.items() if name != grader],
         "note": result.notes.get(grader, ""),
+        "judge": result.judges.get(grader, ""),
     }
 
 

@@ -504,7 +504,7 @@ def test_a_schema_that_no_database_stores_is_refused_beside_its_field(
 def test_a_suite_that_says_nothing_of_sampling_has_its_pages(
     browser: Client, suite: EvalSuite, checkpoint: Checkpoint
 ) -> None:
-    EvalSuite.objects.update(sampling={}, kind=EvalSuite.Kind.INSPECT)
+    EvalSuite.objects.update(sampling={}, kind=EvalSuite.Kind.LM_EVAL)
     suite.refresh_from_db()
     evaluation = evaluate(suite, checkpoint.base_model, checkpoint, [1, 0, 0, 0])
     for url in (f"/evals/suites/{suite.pk}/", f"/evals/{evaluation.pk}/"):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from django.utils.timezone import now
 
-from webapp.accounts.models import Actor, Membership
+from webapp.accounts.models import Actor, Membership, Role
 from webapp.checkpoints.models import Checkpoint
 from webapp.deployments.models import SamplingCall
 from webapp.evals import services
@@ -302,3 +302,22 @@ def test_a_run_of_somebody_elses_checkpoint_is_not_drawn_on(
     evaluate(evaluation.pk)
     work()
     assert not Metric.objects.filter(key__startswith="eval/").exists()
+
+
+def test_the_weights_that_judged_are_kept_with_each_score_and_with_the_evaluation(
+    judged: Any, checkpoint: Checkpoint
+) -> None:
+    evaluation = judged("It is one.\nScore: 8")
+    kept = {"llm_judge": checkpoint.digest}
+    assert [each.judges for each in evaluation.results.all()] == [kept] * 4
+    assert evaluation.served["judges"] == {"llm_judge": [checkpoint.digest]}
+    again = services.request_evaluation(
+        actor=evaluation_owner(evaluation), suite=evaluation.suite, checkpoint=checkpoint
+    )
+    evaluate(again.pk)
+    again.refresh_from_db()
+    assert (again.num_known, again.served["judges"]) == (4, evaluation.served["judges"])
+
+
+def evaluation_owner(evaluation: Evaluation) -> Actor:
+    return Actor(user=evaluation.project.members.get(), project=evaluation.project, role=Role.OWNER)

@@ -200,6 +200,9 @@ for (const tab of document.querySelectorAll(".tabs [aria-current]")) {
     tab.scrollIntoView({ block: "nearest", inline: "nearest" });
 }
 
+// A form that came back: where to correct it, though it stand below or in a part that was closed.
+document.querySelector('main form [aria-invalid="true"]')?.focus();
+
 // Messages of success leave by themselves; errors stay until they are read.
 function expireMessages() {
     for (const message of document.querySelectorAll(".message:not(.error):not([data-timed])")) {

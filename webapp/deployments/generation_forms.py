@@ -52,7 +52,7 @@ class GenerationForm(forms.Form):
         initial=DEFAULTS["passage_characters"],
     )
     max_tokens = forms.IntegerField(
-        label="Longest answer", min_value=16, max_value=8192, initial=DEFAULTS["max_tokens"]
+        label="Longest answer, tokens", min_value=16, max_value=8192, initial=DEFAULTS["max_tokens"]
     )
     temperature = forms.FloatField(
         min_value=0,

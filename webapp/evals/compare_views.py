@@ -58,6 +58,8 @@ def show_comparison(request: ActorRequest) -> HttpResponse:
             raise
         except UserError as error:
             context["error"] = error.message
+    elif "baseline" in request.GET:
+        context["error"] = "Tick the evaluations to compare with the baseline."
     return render(request, "evals/compare.html", context | {"groups": groups})
 
 

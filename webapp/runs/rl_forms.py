@@ -32,6 +32,7 @@ class PolicyForm(LaunchForm):
         "remove_constant_reward_groups",
     )  # fmt: skip
     TITLE = "Rollouts and rewards"
+    WORDS: ClassVar = {"batch_size": {"help_text": "Prompts that a step answers."}}
 
     group_size = forms.IntegerField(
         label="Group size", initial=8, min_value=2, max_value=256,

@@ -1,6 +1,6 @@
 """The launch form of self-play: which game, against whom, and how the policy learns."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from django import forms
 
@@ -23,6 +23,7 @@ class SelfPlayForm(PolicyForm):
     GAME = ("game", "opponent", "frozen_every", "eval_games")
     OWN = (*GAME, *PolicyForm.POLICY)
     TITLE = "Game and policy"
+    WORDS: ClassVar = {"batch_size": {"help_text": "Beginnings of games that a step plays."}}
 
     game = forms.ChoiceField(choices=[(name, GAME_LABELS[name]) for name in GAMES], initial="nim")
     opponent = forms.ChoiceField(

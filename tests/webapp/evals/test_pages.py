@@ -418,10 +418,12 @@ def test_without_a_choice_the_comparison_offers_what_is_done(
     browser: Client, suite: EvalSuite, checkpoint: Checkpoint
 ) -> None:
     assert "Nothing to compare yet" in read(browser, "/evals/compare/")
-    evaluate(suite, checkpoint.base_model, None, [0, 0, 0, 1])
+    base = evaluate(suite, checkpoint.base_model, None, [0, 0, 0, 1])
     page = read(browser, "/evals/compare/")
     assert 'aria-label="Compare chat"' in page
     assert "25 %" in page
+    assert "Tick the evaluations" not in page
+    assert "Tick the evaluations" in read(browser, f"/evals/compare/?baseline={base.pk}")
 
 
 def test_evaluations_of_two_suites_are_not_compared(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from django.core.files.base import ContentFile
-from django.db import connection
+from django.db import connection, transaction
 from django.utils.timezone import now
 from pytest_django import Settings
 
@@ -21,6 +21,7 @@ from webapp.datasets.services import create_version
 from webapp.deployments import services
 from webapp.deployments.models import DeploymentChange
 from webapp.runs import queue
+from webapp.runs.history import read_metrics, record_metrics
 from webapp.runs.models import Operation
 from webapp.runs.services import note
 
@@ -95,6 +96,35 @@ def test_one_number_is_one_operation_and_one_version(settings: Settings, tmp_pat
 
     assert len(set(do_at_once(*[submit] * 4))) == 1
     assert sorted(version.number for version in do_at_once(*[upload] * 4)) == [1, 2, 3, 4]
+
+
+def test_a_page_that_asks_for_what_follows_misses_no_number_of_a_run() -> None:
+    run = make_run(make_actor())
+    num_writers, num_steps = 3, 15
+    seen: set[int] = set()
+    ended: list[int] = []
+
+    def write(first: int) -> None:
+        try:
+            for step in range(first, first + num_steps):
+                with transaction.atomic():
+                    record_metrics(run, step, {"loss": 1.0, "epoch": 1.0})
+        finally:
+            ended.append(first)
+
+    def read() -> None:
+        last = 0
+        while len(ended) < num_writers:
+            last = take(last)
+        take(last)
+
+    def take(last: int) -> int:
+        history = read_metrics(run, ["loss"], after_id=last)
+        seen.update(point.step for point in history.series.get("loss", ()))
+        return history.last_id
+
+    do_at_once(read, *[partial(write, 100 * number) for number in range(num_writers)])
+    assert len(seen) == num_writers * num_steps
 
 
 def test_two_notes_of_one_run_are_both_kept() -> None:

@@ -48,8 +48,19 @@ def name_score(suite: str, figure: str) -> str:
     return f"eval/{suite[:60]}/{figure}"[:100]
 
 
+@transaction.atomic
 def record_metrics(run: Run, step: int, metrics: Mapping[str, float]) -> None:
-    """A replayed step writes nothing twice: the first value of a step and key stays."""
+    """A replayed step writes nothing twice: the first value of a step and key stays.
+
+    Pages ask for what follows a number: those of a run are seen in their order, as whoever writes
+    them holds the run's row.
+    """
+    rows = Run.objects.select_for_update(no_key=True).filter(pk=run.pk)
+    list(rows.values_list("pk", flat=True))
+    _insert(run, step, metrics)
+
+
+def _insert(run: Run, step: int, metrics: Mapping[str, float]) -> None:
     rows = [
         Metric(run=run, step=step, key=key, value=value)
         for key, value in metrics.items()
@@ -69,7 +80,7 @@ def record_optimizer_step(run: Run, metrics: Mapping[str, float], *, num_tokens:
         changes["tokens_per_second"] = smooth_speed(metrics["tokens_per_second"])
     Run.objects.filter(pk=run.pk).update(**changes)
     step: int = Run.objects.values_list("step", flat=True).get(pk=run.pk)
-    record_metrics(run, step, metrics)
+    _insert(run, step, metrics)
     publish(project_group(run.project_id), "runs")
     return step
 

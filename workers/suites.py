@@ -43,8 +43,13 @@ def list_dataset_rows(suite: EvalSuite) -> list[Row]:
         raise InvalidInput("the suite has no dataset version to take its items from")
     share, seed = suite.selection["held_out_share"], suite.selection["seed"]
     rows = read_normalised(settings.HONE_HOME / suite.dataset_version.rows_path)
-    num_splits = suite.dataset_version.num_splits
-    split = partial(split_held_out, share=share, seed=seed, num_splits=num_splits)
+    split = partial(
+        split_held_out,
+        share=share,
+        seed=seed,
+        by=suite.selection.get("held_out_by", "row"),
+        num_splits=suite.dataset_version.num_splits,
+    )
     held_out = rows if share >= 1 else split(rows)[1]
     usable = [row for row in held_out if is_usable(row)]
     unique = list({row.key: row for row in reversed(usable)}.values())

@@ -89,6 +89,8 @@ def check_selection(selection: Mapping[str, Any]) -> None:
             f"held_out_share is {share!r}; it lies above 0 and up to 1 (every row).",
             field="held_out_share",
         )
+    if (by := selection.get("held_out_by", "row")) not in ("row", "prompt"):
+        raise UserError(f"held_out_by is {by!r:.60}; it is row or prompt.", field="held_out_by")
     if limit is not None and not 1 <= limit <= MAX_ITEMS:
         raise UserError(f"limit is {limit!r}; it lies between 1 and {MAX_ITEMS}.", field="limit")
 

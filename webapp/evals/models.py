@@ -41,7 +41,7 @@ class EvalSuite(models.Model):
     dataset_version = models.ForeignKey(  # null: its items come from somewhere else
         DatasetVersion, on_delete=models.PROTECT, null=True, related_name="eval_suites"
     )
-    # which rows: {"held_out_share", "seed", "limit"}: the same split a run with them held out
+    # which rows: {"held_out_share", "held_out_by", "seed", "limit"}, as a run with them held out
     selection = models.JSONField(default=dict)
     graders = models.JSONField(default=list)  # [{"name", ...settings}]; the first one is the score
     # max_tokens, temperature (0: greedy), seed; num_samples of each prompt and pass_at, where many

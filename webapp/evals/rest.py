@@ -66,6 +66,9 @@ class SuiteInput(serializers.Serializer[EvalSuite]):
         child=serializers.DictField(), help_text='[{"name": "exact_match"}]; the first scores.'
     )
     held_out_share = serializers.FloatField(default=0.1)
+    held_out_by = serializers.ChoiceField(
+        choices=("row", "prompt"), default="row", help_text="As the run has it: see its config."
+    )
     seed = serializers.IntegerField(default=0)
     limit = serializers.IntegerField(required=False, allow_null=True, default=None)
     sampling = serializers.DictField(

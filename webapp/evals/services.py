@@ -60,18 +60,21 @@ def create_suite(  # noqa: PLR0913 - the form's fields, by name
     dataset_version: DatasetVersion | None = None,
     spec: Mapping[str, Any] | None = None,
     held_out_share: float = 0.1,
+    held_out_by: str = "row",
     seed: int = 0,
     limit: int | None = None,
     sampling: Mapping[str, Any] | None = None,
 ) -> EvalSuite:
-    """Freeze prompts: the rows that a run with this share and seed holds out, or what `spec` says.
+    """Freeze prompts: the rows that a run with these settings holds out, or what `spec` says.
     A task builds it.
     """
     name = name.strip()
     if not name:
         raise UserError("A suite needs a name.", field="name")
     check_version(dataset_version, spec)
-    selection = {"held_out_share": held_out_share, "seed": seed, "limit": limit}
+    selection: dict[str, Any] = {"held_out_share": held_out_share, "seed": seed, "limit": limit}
+    if held_out_by != "row":
+        selection["held_out_by"] = held_out_by
     check_selection(selection)
     try:
         with transaction.atomic():

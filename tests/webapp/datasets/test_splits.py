@@ -47,8 +47,8 @@ def read(version: DatasetVersion, home: Path) -> list[Row]:
     return list(read_normalised(home / version.rows_path))
 
 
-def launch(actor: Actor, base_model: BaseModel, version: DatasetVersion) -> Run:
-    config = {"steps": 1, "held_out_share": 0.1}
+def launch(actor: Actor, base_model: BaseModel, version: DatasetVersion, **settings: Any) -> Run:
+    config = {"steps": 1, "held_out_share": 0.1, **settings}
     return create_run(
         actor=actor,
         origin=Origin.BROWSER,
@@ -96,13 +96,20 @@ def test_a_side_is_split_again_and_a_run_with_the_same_numbers_holds_out_the_sam
     assert read_config(launch(alice, base_model, inner)).split(read(inner, home))[1]
 
 
+@pytest.mark.parametrize("by", ["row", "prompt"])
 def test_a_suite_of_a_side_has_the_rows_that_a_run_on_it_holds_out(
-    alice: Actor, base_model: BaseModel, home: Path
+    alice: Actor, base_model: BaseModel, home: Path, by: str
 ) -> None:
     train, _ = split(alice, upload(alice, *questions(300)))
-    graders = [{"name": "exact_match"}]
-    suite = create_suite(actor=alice, name="apart", graders=graders, dataset_version=train)
-    run = launch(alice, base_model, train)
+    suite = create_suite(
+        actor=alice,
+        name="apart",
+        graders=[{"name": "exact_match"}],
+        dataset_version=train,
+        held_out_by=by,
+    )
+    run = launch(alice, base_model, train, held_out_by=by)
+    assert read_config(run).held_out_by == by
     held_out = read_config(run).split(read(train, home))[1]
     assert held_out
     made = EvalSuite.objects.select_related("dataset_version").get(pk=suite.pk)

@@ -76,6 +76,7 @@ def answer(evaluation: Evaluation, index: int, score: float) -> None:
         ({"name": "held out"}, "name"),
         ({"held_out_share": 0}, "held_out_share"),
         ({"held_out_share": 1.1}, "held_out_share"),
+        ({"held_out_by": "row number"}, "held_out_by"),
         ({"limit": 0}, "limit"),
         ({"limit": 2001}, "limit"),
         ({"graders": []}, "graders"),

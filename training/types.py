@@ -238,6 +238,7 @@ class SampleRequest:
     prompt_alt_tokens_k: int = 0  # drawn at the request's temperature, without top-k and top-p
     with_routes: bool = False  # tell which experts were chosen; of a mixture only
     with_both_logprobs: bool = False  # the model's own, and those of what was drawn from
+    without_logprobs: bool = False  # nobody reads those of the samples: some servers spare them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,6 +265,7 @@ class SampledSequence:
     `raw_logprobs`, where they were asked for, are the model's own at any temperature, and
     `drawn_logprobs` count top-k and top-p too; None: this server does not tell them apart.
     `routes`, where they were asked for, are of the positions that the tokens were drawn from.
+    Whoever wants no `logprobs` at all has none here.
     """
 
     tokens: Sequence[int]

@@ -38,7 +38,8 @@ class GrowingSample:
     def add(self, token: StreamedToken, tokenizer: ChatTokenizer) -> Piece:
         start, at = len(self.tokens), self.text.num_told
         self.tokens.append(token.token)
-        self.logprobs.append(token.logprob)
+        logprobs = [] if token.logprob is None else [token.logprob]
+        self.logprobs += logprobs
         self.ranked.append(list(token.ranked))
         self.stop_reason = token.stop_reason
         return Piece(
@@ -46,7 +47,7 @@ class GrowingSample:
             start=start,
             at=at,
             tokens=[token.token],
-            logprobs=[token.logprob],
+            logprobs=logprobs,
             texts=[self.text.spell(token.token)],
             text=self.text.add(token.token),
             alternatives=[name_ranked(token.ranked, tokenizer)] if token.ranked else [],

@@ -136,7 +136,7 @@ class SamplingServer:
                     await answer.aread()
                 check_answer(answer)
                 async for line in answer.aiter_lines():
-                    for token in read_event(line):
+                    for token in read_event(line, request):
                         for each in repeat(token, request):
                             yield each
         except (httpx.TransportError, BrokenAnswer) as error:

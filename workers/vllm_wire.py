@@ -43,7 +43,7 @@ class StreamedToken:
 
     index: int
     token: int
-    logprob: float
+    logprob: float | None  # None: nobody asked for it
     stop_reason: StopReason | None
     ranked: Sequence[tuple[int, float]] = ()  # the likeliest in its place, where they are asked for
 
@@ -63,7 +63,7 @@ def build_body(model: str, request: SampleRequest) -> dict[str, Any]:
         "temperature": params.temperature,
         "top_k": params.top_k,
         "top_p": params.top_p,
-        "logprobs": count_likeliest(request),
+        "logprobs": None if request.without_logprobs else count_likeliest(request),
         "stop": strings,
         "stop_token_ids": [each for each in stop or () if isinstance(each, int)],
         "ignore_eos": stop == (),
@@ -188,7 +188,8 @@ def read_routes(said: Mapping[str, Any], name: str) -> IntArray | None:
 
 
 def read_choice(choice: Mapping[str, Any], request: SampleRequest) -> SampledSequence:
-    content, topk = choice["logprobs"]["content"], request.topk_sample_logprobs
+    content = [] if request.without_logprobs else choice["logprobs"]["content"]
+    topk = request.topk_sample_logprobs
     ranked = map(read_ranked, content)
     both = [read_both(said) for said in content] if request.with_both_logprobs else []
     has_both = bool(both) and None not in both
@@ -243,7 +244,7 @@ def read_reason(said: str) -> StopReason:
     return "length" if said == "length" else "stop"
 
 
-def read_event(line: str) -> list[StreamedToken | StreamedUsage]:
+def read_event(line: str, request: SampleRequest) -> list[StreamedToken | StreamedUsage]:
     kind, _, data = line.partition(": ")
     if kind != "data" or data == "[DONE]":
         return []
@@ -253,7 +254,7 @@ def read_event(line: str) -> list[StreamedToken | StreamedUsage]:
         raise BrokenAnswer(message) if code and code >= 500 else InvalidInput(message)
     if not event["choices"]:
         return [StreamedUsage(num_cached_tokens=read_cached(event))]
-    return [token for choice in event["choices"] for token in read_piece(choice)]
+    return [token for choice in event["choices"] for token in read_piece(choice, request)]
 
 
 def read_cached(answer: Mapping[str, Any]) -> int:
@@ -271,9 +272,12 @@ def read_refusal(text: str) -> str:
     return str(error.get("message", error) if isinstance(error, dict) else error)
 
 
-def read_piece(choice: Mapping[str, Any]) -> list[StreamedToken]:
+def read_piece(choice: Mapping[str, Any], request: SampleRequest) -> list[StreamedToken]:
+    tokens = choice["token_ids"]
     content = choice["logprobs"]["content"] if choice["logprobs"] else []
-    pairs = list(zip(choice["token_ids"], content, strict=True))
+    if request.without_logprobs:
+        content = [{"logprob": None}] * len(tokens)
+    pairs = list(zip(tokens, content, strict=True))
     reasons: list[StopReason | None] = [None] * len(pairs)
     reason = read_reason(choice["finish_reason"]) if choice["finish_reason"] else None
     if pairs:

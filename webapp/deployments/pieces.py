@@ -17,7 +17,8 @@ class Piece:
     """More of one sample: its tokens from place `start` on, its text from character `at` on.
 
     `text` is what a reader sees: without special tokens, and held back while a stop string or a
-    character may be unfinished. `texts` spell each token out.
+    character may be unfinished. `texts` spell each token out. Where nobody asked for them there are
+    no `logprobs`.
     """
 
     index: int

@@ -51,6 +51,8 @@ class Chat:
             payload["tools"] = tools
         if num_top:
             payload["topk_sample_logprobs"] = num_top
+        if not has_logprobs:
+            payload["without_logprobs"] = True
         return cls(
             id=f"chatcmpl-{number}",
             model=fields.text("model"),

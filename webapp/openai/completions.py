@@ -140,6 +140,8 @@ def describe_asked(
     asked: dict[str, Any] = {"num_samples": num_samples, "params": params}
     if num_logprobs:
         asked["topk_sample_logprobs"] = num_logprobs
+    if num_logprobs is None:
+        asked["without_logprobs"] = True
     if has_echo:
         asked["echo"] = True
     if has_echo and num_logprobs is not None:

@@ -13,6 +13,7 @@ SCORES = (
     "prompt_alt_tokens_k",
     "with_routes",
     "with_both_logprobs",
+    "without_logprobs",
 )
 
 

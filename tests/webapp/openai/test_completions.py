@@ -9,6 +9,7 @@ from webapp.deployments.models import SamplingCall
 
 pytestmark = pytest.mark.django_db(transaction=True)
 PATH = "/v1/completions"
+MESSAGES = [{"role": "user", "content": "What is 3 + 4?"}]
 
 
 def read_texts(told: Told) -> dict[int, str]:
@@ -87,6 +88,24 @@ async def test_streamed_log_probabilities_are_the_whole_ones(client: Client) -> 
     assert joined["tokens"] == whole["tokens"]
     assert joined["text_offset"] == whole["text_offset"]
     assert joined["token_logprobs"] == pytest.approx(whole["token_logprobs"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "is_spared"),
+    [
+        (PATH, {"prompt": "Hi"}, True),
+        (PATH, {"prompt": "Hi", "logprobs": 0}, False),
+        ("/v1/chat/completions", {"messages": MESSAGES}, True),
+        ("/v1/chat/completions", {"messages": MESSAGES, "logprobs": True}, False),
+    ],
+)
+async def test_log_probabilities_that_nobody_asked_for_are_not_computed(
+    client: Client, path: str, asked: dict[str, Any], is_spared: bool
+) -> None:
+    told = await client.post(path, max_tokens=4, **asked)
+    assert (told.json["choices"][0]["logprobs"] is None) is is_spared
+    call = await SamplingCall.objects.aget()
+    assert call.payload.get("without_logprobs", False) is is_spared
 
 
 async def test_a_prompt_alone_is_scored(client: Client) -> None:

@@ -96,6 +96,26 @@ def test_a_watched_answer_is_the_one_of_an_unwatched_call(
     assert calls[1].first_token_at is None
 
 
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_an_answer_whose_log_probabilities_nobody_reads_has_all_the_rest(
+    submit: Submit, work: Any, said: Any, is_streamed: bool
+) -> None:
+    payload = {"prompt": TOKENIZER.encode("Hello"), "params": PARAMS}
+    plain = submit(payload=payload)
+    work(rest)
+    said.clear()
+    call = submit(payload={**payload, "without_logprobs": True}, is_streamed=is_streamed)
+    work(rest)
+    expected, (sequence,) = read(plain)["sequences"][0], read(call)["sequences"]
+    assert expected["logprobs"]
+    assert sequence == expected | {"logprobs": []}
+    heard = hear(said)
+    if is_streamed:
+        assert heard is not None
+        assert (heard.tokens, heard.logprobs) == (sequence["tokens"], [])
+        assert heard.texts == sequence["pieces"]
+
+
 def test_likely_tokens_come_with_the_pieces_and_in_the_result(
     submit: Submit, work: Any, said: Any
 ) -> None:

@@ -158,6 +158,25 @@ async def test_a_seed_repeats_its_samples_alone_and_among_others(server: Samplin
     assert len(set(texts)) == 8
 
 
+@pytest.mark.parametrize("stop", [(), ("e",), None], ids=str)
+async def test_who_wants_no_log_probabilities_gets_the_same_tokens_whole_and_streamed(
+    server: SamplingServer, stop: tuple[str, ...] | None
+) -> None:
+    params = SamplingParams(max_tokens=16, seed=5, stop=stop)
+    request = SampleRequest(prompt=PROMPT, params=params)
+    without = replace(request, without_logprobs=True)
+    told, spared = [
+        (await server.generate(MODEL, each)).sequences[0] for each in (request, without)
+    ]
+    assert (spared.tokens, spared.stop_reason) == (told.tokens, told.stop_reason)
+    assert (len(told.logprobs), list(spared.logprobs)) == (len(told.tokens), [])
+    news = [each async for each in server.stream(MODEL, without)]
+    streamed = [each for each in news if isinstance(each, StreamedToken)]
+    assert [each.token for each in streamed] == list(told.tokens)
+    assert {each.logprob for each in streamed} == {None}
+    assert streamed[-1].stop_reason == told.stop_reason
+
+
 async def test_greedy_samples_are_the_engines_however_many_are_asked_for(
     server: SamplingServer,
 ) -> None:

@@ -1,6 +1,7 @@
 """The settings page of sampling servers: which engine answers, and how each of them is."""
 
 import csv
+from collections.abc import Sequence
 
 from django.conf import settings
 from django.contrib.auth.decorators import login_required
@@ -9,7 +10,7 @@ from django.shortcuts import render
 from django.views.decorators.http import require_GET
 
 from webapp.accounts.middleware import ActorRequest
-from webapp.deployments.models import SamplingCall
+from webapp.deployments.models import Replica, SamplingCall
 from webapp.deployments.queries import describe_engines, list_replicas_for
 from webapp.deployments.standing import list_lines
 from webapp.deployments.traffic import Traffic, read_traffic
@@ -25,10 +26,17 @@ def show_replicas(request: ActorRequest) -> HttpResponse:
         "lines": list_lines(replicas),
         "engines": describe_engines(replicas),
         "serving": settings.SERVING,
+        "is_asleep": is_asleep(replicas),
         "external": settings.SAMPLING_SERVER_URL,
         "traffic": read_traffic(SamplingCall.objects.with_traffic_for(request.actor)),
     }
     return render(request, "deployments/replicas.html", context)
+
+
+def is_asleep(replicas: Sequence[Replica]) -> bool:
+    """Nobody wants one: a built-in server always runs, vLLM where it is asked for."""
+    is_stopped = all(each.status == Replica.Status.STOPPED for each in replicas)
+    return is_stopped and settings.SERVING == Replica.Engine.VLLM
 
 
 @login_required

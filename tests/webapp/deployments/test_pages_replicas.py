@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 from django.test import Client
 from django.utils.timezone import now
+from pytest_django import Settings
 
 from tests.webapp.cast import count_queries, sign_in
 from tests.webapp.deployments.conftest import (
@@ -142,6 +143,22 @@ def test_the_servers_page_says_which_engine_answers(browser: Client) -> None:
     assert "Answers come from vLLM 0.32.0 on 2 replicas." in page
     assert "vllm-tiny-2" in page
     assert "Answers come from vLLM 0.32.0 on 2 replicas." in read(browser, "/deployments/")
+
+
+def test_a_vllm_that_nobody_wants_yet_is_not_called_late(
+    browser: Client, settings: Settings
+) -> None:
+    assert "They start with the rest" in read(browser, "/settings/serving/")
+    settings.SERVING = "vllm"
+    page = read(browser, "/settings/serving/")
+    assert "the next question or deployment starts vLLM" in page
+    assert "make run" not in page
+    replica = make_replica(status="starting")
+    page = read(browser, "/settings/serving/")
+    assert "No sampling server is ready" in page
+    assert "the next question" not in page
+    Replica.objects.filter(pk=replica.pk).update(status="stopped")
+    assert "the next question or deployment starts vLLM" in read(browser, "/settings/serving/")
 
 
 def test_the_servers_page_takes_the_same_queries_for_one_server_and_for_five(

@@ -145,6 +145,7 @@ SECTIONS = (
     "",
     "members/",
     "webhooks/",
+    "diagnostics/",
     "storage/",
     "models/",
     "workers/",

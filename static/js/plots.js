@@ -49,5 +49,5 @@ export function makeTheme(xaxis = {}, yaxis = {}) {
 export function tellLeftOut(element, count) {
     const note = element.querySelector("[data-left-out]");
     note.hidden = !count;
-    note.textContent = `${count} point${count === 1 ? "" : "s"} of 1e100 and more not drawn: the CSV has all.`;
+    note.textContent = `${count} ${count === 1 ? "point is" : "points are"} beyond 1e100 and not drawn: the CSV has all.`;
 }

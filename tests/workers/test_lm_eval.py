@@ -240,6 +240,7 @@ time.sleep(600)"""
     [(num_done, page)] = told
     assert num_done == 1  # of two rows, each of two choices
     assert "1 of 2 answered" in page
+    assert "its answers come all at once" in page
     assert (ended.status, ended.num_done) == (Status.CANCELLED, 0)
 
 

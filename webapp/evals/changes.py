@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from webapp.core.templatetags.hone import rate
+from webapp.evals.judges import write_judges
 from webapp.evals.models import Evaluation
 from webapp.evals.naming import name_subject
 
@@ -46,7 +47,7 @@ def _describe(evaluation: Evaluation, *, in_full: bool) -> dict[str, str]:
     described |= dict(_write_values(evaluation.served.get("sampling", {})))
     described |= {name: evaluation.served.get(name, "") for name in ("digest", "template")}
     judges = evaluation.served.get("judges", {})
-    return described | {f"{name} by": " ".join(digests) for name, digests in judges.items()}
+    return described | {f"{name} by": write_judges(digests) for name, digests in judges.items()}
 
 
 def _sum_up_run(evaluation: Evaluation) -> str:

@@ -53,7 +53,9 @@ def compare_judges(first: Evaluation, second: Evaluation, grader: str) -> Judges
     before, after = (digests for _, digests in sides)
     if before == after and len(before) == 1:
         return SAME_JUDGES
-    told = ", and ".join(f"{name_subject(each)} by {_write(digests)}" for each, digests in sides)
+    told = ", and ".join(
+        f"{name_subject(each)} by {write_judges(digests)}" for each, digests in sides
+    )
     return Judges(
         text=f"They were not judged by the same weights: {told}. What differs between their scores"
         " may be the judges'. Evaluate both again, with everything asked again.",
@@ -61,5 +63,5 @@ def compare_judges(first: Evaluation, second: Evaluation, grader: str) -> Judges
     )
 
 
-def _write(digests: Sequence[str]) -> str:
+def write_judges(digests: Sequence[str]) -> str:
     return " and ".join(digest[:SHOWN] for digest in digests)

@@ -124,6 +124,8 @@ def test_pages_files_and_rest_say_who_judged(alice: Actor, judge: Judge) -> None
     assert "not judged by the same weights" in browser.get(f"/evals/compare/html/?{query}").text
     lines = b"".join(browser.get(f"/evals/compare/csv/?{query}")).decode().splitlines()
     assert {row["judge_digest"] for row in csv.DictReader(lines)} == {A, B}
+    changes = browser.get(f"/evals/compare/?{query}").context["changes"]
+    assert [each.values for each in changes if each.name == "llm_judge by"] == [(A[:12], B[:12])]
     assert A in browser.get(f"/evals/{old.pk}/").text
     _, secret = create_key(actor=alice, name="k")
     rest = Client(headers={"authorization": f"Bearer {secret}"})

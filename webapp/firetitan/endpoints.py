@@ -1,48 +1,24 @@
 """What every endpoint of the Fireworks dialect shares: methods, a key, a JSON body."""
 
-from collections.abc import Callable, Mapping
-from functools import wraps
-from typing import Any
+from collections.abc import Mapping
 
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 
 from webapp.accounts.credentials import NO_KEY, READ_ONLY, WRONG_KEY, find_actor
 from webapp.accounts.models import Actor
 from webapp.core.errors import NotFound
 from webapp.firetitan.errors import refuse
+from webapp.wire.endpoints import KeyedRequest, make_endpoint
 
 KEY_VARIABLE = "FIREWORKS_API_KEY"
 
 
-class FiretitanRequest(HttpRequest):
-    """A request that came with a key."""
-
-    actor: Actor
-
-
-View = Callable[..., HttpResponse]
-
-
-def endpoint(*methods: str) -> Callable[[View], View]:
-    """A viewer's key reads only."""
-
-    def decorate(view: View) -> View:
-        @csrf_exempt  # keys, not cookies, open this door
-        @wraps(view)
-        def answer(request: FiretitanRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-            if request.method not in methods:
-                return refuse(f"{request.path} answers {' and '.join(methods)} only.", 405)
-            refusal = admit(request)
-            return refusal or view(request, *args, **kwargs)
-
-        return answer
-
-    return decorate
+FiretitanRequest = KeyedRequest
 
 
 def admit(request: FiretitanRequest) -> JsonResponse | None:
-    """Sets `request.actor`, or says why not."""
+    """A viewer's key reads only."""
     secret = read_key(request.headers)
     if not secret:
         return refuse(NO_KEY.format(variable=KEY_VARIABLE), 401)
@@ -53,6 +29,9 @@ def admit(request: FiretitanRequest) -> JsonResponse | None:
         return refuse(READ_ONLY, 403)
     request.actor = actor
     return None
+
+
+endpoint = make_endpoint(admit, refuse)
 
 
 def read_key(headers: Mapping[str, str]) -> str:

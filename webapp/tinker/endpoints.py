@@ -1,11 +1,6 @@
 """What every endpoint of the Tinker wire shares: one method, a key, a JSON body."""
 
-from collections.abc import Callable
-from functools import wraps
-from typing import Any
-
-from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.views.decorators.csrf import csrf_exempt
+from django.http import HttpRequest, JsonResponse
 
 from webapp.accounts.credentials import (
     INVALID_TOKEN,
@@ -14,36 +9,10 @@ from webapp.accounts.credentials import (
     WRONG_KEY,
     find_actor,
 )
-from webapp.accounts.models import Actor
 from webapp.tinker.middleware import refuse
+from webapp.wire.endpoints import KeyedRequest, make_endpoint
 
-
-class TinkerRequest(HttpRequest):
-    """A request that came with a key."""
-
-    actor: Actor
-
-
-View = Callable[..., HttpResponse]
-
-
-def endpoint(*methods: str) -> Callable[[View], View]:
-    """A viewer's key reads only; POST writes unless the view is marked as reading."""
-
-    def decorate(view: View) -> View:
-        @csrf_exempt  # keys, not cookies, open this door
-        @wraps(view)
-        def answer(request: TinkerRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-            if request.method not in methods:
-                return refuse(f"{request.path} answers {' and '.join(methods)} only.", 405)
-            refusal = _admit(request)
-            return refusal or view(request, *args, **kwargs)
-
-        return answer
-
-    return decorate
-
-
+TinkerRequest = KeyedRequest
 KEY_VARIABLE = "TINKER_API_KEY"
 UNKNOWN = {"WWW-Authenticate": INVALID_TOKEN}
 # What a viewer may POST. Whoever carries a key may also exchange it, and give it up. Whole paths:
@@ -64,7 +33,7 @@ READING = frozenset(
 
 
 def _admit(request: TinkerRequest) -> JsonResponse | None:
-    """Sets `request.actor`, or says why not."""
+    """A viewer's key reads only; POST writes unless its path is one that reads."""
     secret = request.headers.get("X-API-Key", "")
     if not secret:
         return refuse(NO_KEY.format(variable=KEY_VARIABLE), 401, UNKNOWN)
@@ -76,6 +45,9 @@ def _admit(request: TinkerRequest) -> JsonResponse | None:
         return refuse(READ_ONLY, 403)
     request.actor = actor
     return None
+
+
+endpoint = make_endpoint(_admit, refuse)
 
 
 def is_on_this_machine(request: HttpRequest) -> bool:

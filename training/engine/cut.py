@@ -7,6 +7,7 @@ gradients are sums over the ranks. Embedding and head are whole on each of them.
 """
 
 import re
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -72,8 +73,9 @@ class CutLinear(LoraLinear):
         active = super().find_active(slices)
         return tuple((start, stop, self.cut(pair)) for start, stop, pair in active)
 
+    @abstractmethod
     def cut(self, pair: Pair) -> Pair:
-        raise NotImplementedError
+        """This rank's part of a run's adapter."""
 
 
 class ColumnLinear(CutLinear):

@@ -4,6 +4,7 @@ Shapes: N rows (tokens, flattened), I inputs and O outputs of a layer, R rank.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -88,7 +89,7 @@ class Block:
         return len(self.names) * rows * columns
 
 
-class Adapted(nn.Module):
+class Adapted(nn.Module, ABC):
     """A layer with any number of runs' adapters beside it."""
 
     def __init__(self, route: Route) -> None:
@@ -99,9 +100,9 @@ class Adapted(nn.Module):
     def find_active(self, slices: Sequence[Slice]) -> Active:
         return tuple((s.start, s.stop, self.pairs[s.run]) for s in slices if s.run in self.pairs)
 
+    @abstractmethod
     def name_blocks(self, name: str, rank: int) -> tuple[Block, Block]:
         """What an adapter of that rank holds for this layer: its As and its Bs."""
-        raise NotImplementedError
 
     def initialise(self, pair: Pair, generator: torch.Generator) -> None:
         """A uniform as in nn.Linear, B zero: a new adapter changes nothing."""

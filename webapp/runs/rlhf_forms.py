@@ -114,7 +114,7 @@ class RlhfForm(forms.Form):
             for recipe in STAGES
             if self._find_versions(recipe).first() is None
         )
-        return ", ".join(dict.fromkeys(missing))
+        return "; ".join(dict.fromkeys(missing))
 
     @property
     def stages(self) -> Iterator[tuple[str, str, list[forms.BoundField]]]:

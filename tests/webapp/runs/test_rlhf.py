@@ -308,6 +308,9 @@ def fill_stages(page: Any, **changes: str) -> dict[str, Any]:
 def test_without_all_three_datasets_the_page_says_which_are_missing(
     alice: Actor, base_model: BaseModel
 ) -> None:
+    browser = sign_in(alice)
+    page = browser.get("/runs/new/rlhf/").content.decode()
+    assert "or plain text; preference pairs; prompts with a reference answer" in page
     make_version(alice, "sft")
-    page = sign_in(alice).get("/runs/new/rlhf/").content.decode()
+    page = browser.get("/runs/new/rlhf/").content.decode()
     assert "Not ready yet: preference pairs" in page

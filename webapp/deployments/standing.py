@@ -19,6 +19,7 @@ AWAKE_SHARED = (
     "Scaled to zero: no server runs on its account. The one that it shares with others answers"
     " while it runs; after that the next question wakes it."
 )
+WAKING = (Replica.Status.STARTING, Replica.Status.LOST)  # a lost one starts again
 NO_SERVER = "No server is ready. Questions wait for one; none is lost."
 
 
@@ -36,7 +37,8 @@ def describe_standing(deployment: Deployment, replicas: Sequence[Replica]) -> St
     is_serving = deployment.status == Status.READY
     if deployment.status == Status.STOPPED:
         return Standing(status="stopped", word="stopped", sentence=STOPPED)
-    if num_ready == 0 and deployment.num_replicas == 0:
+    is_waking = any(each.status in WAKING for each in replicas)
+    if num_ready == 0 and deployment.num_replicas == 0 and not is_waking:
         return Standing(status="paused", word="asleep", sentence=ASLEEP)
     if num_ready == 0 and deployment.status in (Status.READY, Status.LOADING):
         return Standing(status="loading", word="waiting for a server", sentence=NO_SERVER)

@@ -46,6 +46,10 @@ def test_a_deployment_is_scaled_and_zero_is_said_in_words(
     page = read(browser, url)
     assert "asleep</span>" in page
     assert "The next question wakes one" in page
+    Replica.objects.update(status="starting", start="a2")
+    page = read(browser, url)
+    assert "waiting for a server</span>" in page
+    assert "The next question wakes one" not in page
     refused = browser.post(f"{url}scale/", {"num_replicas": "99"})
     assert refused.status_code == 400
     assert "between 0 and 16 replicas, not 99." in refused.content.decode()

@@ -26,6 +26,8 @@ from training.errors import InvalidInput
 Format = Literal["jsonl", "csv", "parquet"]
 
 MAX_LINE_BYTES = 10_000_000
+MAX_BATCH_ROWS = 256  # of Parquet
+MAX_BATCH_BYTES = 128 * 2**20
 MESSAGE_COLUMNS = {"prompt", "completion", "chosen", "rejected"}
 ROWS_LOOKED_AT = 200  # to tell a file's kind
 NUL = "\x00"
@@ -294,13 +296,29 @@ def read_parquet(path: Path) -> Iterator[Raw | BadRow]:
         file = parquet.ParquetFile(path)
         check_columns(file.schema_arrow.names)
         number = 0
-        for batch in file.iter_batches(batch_size=256):
+        for batch in file.iter_batches(batch_size=choose_batch(file)):
+            may_be_long = batch.nbytes > MAX_LINE_BYTES // 8  # JSON is wider, but not by so much
             for columns in batch.to_pylist():
                 number += 1
                 kept = {key: value for key, value in columns.items() if value is not None}
-                yield Raw(number=number, columns=kept)
+                is_long = may_be_long and count_json(kept) > MAX_LINE_BYTES
+                yield too_long(number) if is_long else Raw(number=number, columns=kept)
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         raise InvalidInput(f"the file is not readable Parquet: {error}") from error
+
+
+def choose_batch(file: parquet.ParquetFile) -> int:
+    """Rows that are unpacked at once. What is written once may stand in every row: a file of a
+    kilobyte can hold gigabytes of text."""
+    about = file.metadata
+    groups = (about.row_group(number) for number in range(about.num_row_groups))
+    columns = (group.column(place) for group in groups for place in range(group.num_columns))
+    largest = max((column.total_uncompressed_size for column in columns), default=1)
+    return max(1, min(MAX_BATCH_ROWS, MAX_BATCH_BYTES // max(1, largest)))
+
+
+def count_json(columns: Mapping[str, Any]) -> int:
+    return len(orjson.dumps(columns, default=str, option=orjson.OPT_NON_STR_KEYS))
 
 
 def parse_row(raw: Raw, kind: str) -> Row | BadRow:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from training.data.rows import BadRow, Row, detect_format, read_rows
+from training.data.rows import BadRow, Row, choose_batch, detect_format, read_rows
 from training.data.validate import read_normalised, write_rows
 from training.errors import InvalidInput
 
@@ -225,6 +225,21 @@ def test_parquet_gives_the_same_rows(upload: Path) -> None:
     good, bad = read_rows(upload, "parquet")
     assert good == Row(number=1, messages=CHAT, metadata={"target": "a"})
     assert str(bad) == "line 2: the row has no assistant turn: nothing to learn from"
+
+
+def test_few_rows_of_parquet_are_unpacked_at_once_where_they_are_long(upload: Path) -> None:
+    parquet_of(upload, prompt=["x" * 2**20] * 300, completion=["y"] * 300)
+    assert upload.stat().st_size < 2**20
+    assert 50 < choose_batch(parquet.ParquetFile(upload)) <= 128
+    parquet_of(upload, prompt=["x"] * 300, completion=["y"] * 300)
+    assert choose_batch(parquet.ParquetFile(upload)) == 256
+
+
+def test_a_row_of_parquet_is_no_longer_than_a_line(upload: Path) -> None:
+    parquet_of(upload, prompt=["x" * 11_000_000, "Hi"], completion=["y", "y"])
+    long, short = read_rows(upload, "parquet")
+    assert str(long) == "line 1: the line is longer than 10 MB"
+    assert isinstance(short, Row)
 
 
 def test_parquet_with_prompt_and_completion(upload: Path) -> None:

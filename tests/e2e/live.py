@@ -100,14 +100,15 @@ class Live:
         """What a test that failed has left would train on beside the next ones."""
         self.end_programs()
         if self.process.poll() is None:
-            with suppress(subprocess.CalledProcessError):
+            with suppress(subprocess.SubprocessError):
                 self.manage(STOP_RUNS)
 
     def end_programs(self) -> None:
         while self.programs:
             program = self.programs.pop()
             program.kill()
-            program.communicate()
+            with suppress(subprocess.TimeoutExpired):  # a child of its may hold its pipes
+                program.communicate(timeout=30)
 
     def run(
         self,
@@ -142,6 +143,7 @@ class Live:
             capture_output=True,
             text=True,
             check=True,
+            timeout=SCRIPT_SECONDS,
         )
         return finished.stdout.strip()
 

@@ -69,17 +69,11 @@ class OnPolicyDistillation(PolicyDrive[OnPolicyDistillationConfig]):
         prompts = self.prepared.held_out[:MOST_HELD_OUT]
         if not prompts:
             return {}
-        step, sampler = self.newest.step, self.newest.result()
-        waiting = [
-            sampler.sample(
-                self.questions.make_request(prompt, 0, place, num_samples=1),
-                about={"step": step, "held_out": place},
-            )
-            for place, prompt in enumerate(prompts)
-        ]
+        step = self.newest.step
+        asked = self.questions.ask_held_out(prompts, self.newest.result(), {"step": step})
         groups = [
-            rl.make_group(prompt, future.result().sequences, self.tokenizer)
-            for prompt, future in zip(prompts, waiting, strict=True)
+            rl.make_group(prompt, sequences, self.tokenizer)
+            for prompt, sequences in zip(prompts, asked, strict=True)
         ]
         policy.measure_reference(self.teacher.sampler, groups, {"step": step, "held_out": True})
         found = describe_reference([each for group in groups for each in group.rollouts])

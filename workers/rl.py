@@ -6,17 +6,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from statistics import fmean
-from typing import Any
 
 from training.data.tokenizer import ChatTokenizer
-from training.model import Sampler
 from training.recipes import rl
 from training.recipes.grading import Answer
 from training.recipes.policy import Ask
 from training.recipes.rl import Prepared, Questions, Scores
 from training.recipes.rl_config import PREFERENCE, RlConfig, is_preference
 from training.recipes.rollouts import Group, Prompt
-from training.types import SampledSequence, SampleRequest
 from webapp.runs.models import LogLine
 from workers.grade import Graded, grade_with_notes
 from workers.judge import open_judge
@@ -119,9 +116,10 @@ class Rl(PolicyDrive[RlConfig]):
         if not prompts:
             return {}
         step = self.newest.step
-        asked = [self.ask_held_out(prompts, self.newest.result(), {"step": step})]
+        ask = self.questions.ask_held_out
+        asked = [ask(prompts, self.newest.result(), {"step": step})]
         if any(is_preference(each) for each in self.config.graders):
-            asked.append(self.ask_held_out(prompts, self.open_start(), {"begun_with": True}))
+            asked.append(ask(prompts, self.open_start(), {"begun_with": True}))
         groups = [
             rl.make_group(prompt, list(chain(*answers)), self.tokenizer)
             for prompt, *answers in zip(prompts, *asked, strict=True)
@@ -129,18 +127,6 @@ class Rl(PolicyDrive[RlConfig]):
         apart = replace(self.questions, reward=partial(self.reward, part="held_out"))
         apart.grade(step, prompts, groups)
         return {"held_out/reward": fmean(group.rollouts[0].reward for group in groups)}
-
-    def ask_held_out(
-        self, prompts: Sequence[Prompt], sampler: Sampler, about: Mapping[str, Any]
-    ) -> list[Sequence[SampledSequence]]:
-        waiting = [
-            sampler.sample(self.make_request(prompt, place), about={**about, "held_out": place})
-            for place, prompt in enumerate(prompts)
-        ]
-        return [future.result().sequences for future in waiting]
-
-    def make_request(self, prompt: Prompt, place: int) -> SampleRequest:
-        return self.questions.make_request(prompt, 0, place, num_samples=1)
 
 
 def make_answer(prompt: Prompt, text: str) -> Answer:

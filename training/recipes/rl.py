@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
+from typing import Any
 
 from training.data.batches import Epochs, draw
 from training.data.rows import Row
@@ -117,6 +118,19 @@ class Questions:
             return groups
 
         return collect
+
+    def ask_held_out(
+        self, prompts: Sequence[Prompt], sampler: Sampler, about: Mapping[str, Any]
+    ) -> list[Sequence[SampledSequence]]:
+        """Each is answered once, as rollouts are."""
+        waiting = [
+            sampler.sample(
+                self.make_request(prompt, 0, place, num_samples=1),
+                about={**about, "held_out": place},
+            )
+            for place, prompt in enumerate(prompts)
+        ]
+        return [future.result().sequences for future in waiting]
 
     def make_request(
         self, prompt: Prompt, step: int, place: int, *, num_samples: int

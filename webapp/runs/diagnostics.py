@@ -64,8 +64,8 @@ DIAGNOSTICS: tuple[Diagnostic, ...] = (
         key="checkpoint_will_expire",
         title="A checkpoint will expire",
         word="expires soon",
-        seen_by="Less than a day is left of a checkpoint that is the run's best, that another run"
-        " began from, or that is served.",
+        seen_by="Little time, a day by default, is left of a checkpoint that is the run's best,"
+        " that another run began from, or that is served.",
         advice="Keep it.",
     ),
     Diagnostic(

@@ -45,11 +45,16 @@ class ThresholdForm(forms.Form):
         self.fields.update({each.key: make_field(each) for each in THRESHOLDS})
 
 
+def write_plainly(values: Mapping[str, float]) -> dict[str, float]:
+    """8 and not 8.0."""
+    return {key: int(value) if value == int(value) else value for key, value in values.items()}
+
+
 @login_required
 @require_http_methods(["GET", "POST"])
 def show_thresholds(request: ActorRequest) -> HttpResponse:
     values = read_values(request.actor.project.pk)
-    form = ThresholdForm(request.POST or None, initial=values)
+    form = ThresholdForm(request.POST or None, initial=write_plainly(values))
     if request.method == "POST":
         check_owner(request.actor)
         if "reset" in request.POST:

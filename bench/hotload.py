@@ -32,14 +32,15 @@ MOST_DISAGREEMENT = 1e-4  # nats, mean, float32
 # Tokens of a neighbour who is served meanwhile.
 NUM_STREAMED: Mapping[str, int] = {"tiny-chatml-1m": 400, "SmolLM2-135M": 80}
 NUM_QUIET = 3  # streams of it without any load, and as many with loads
-LOADS = (
-    "from webapp.deployments.models import HotLoad\n"
-    "import json\n"
-    "names = ('export', 'transfer', 'load', 'probe')\n"
-    "found = HotLoad.objects.filter(status='ready').order_by('id')\n"
-    "print(json.dumps([[getattr(x, f'{n}_milliseconds') or 0.0 for n in names] for x in found]))"
-)
 PHASES = ("export", "transfer", "load", "probe")
+# Also of loads whose weights have given their place to the next ones since.
+LOADS = """
+import json
+from webapp.deployments.models import HotLoad
+proven = HotLoad.objects.filter(checkpoint__type="{kind}", mean_difference__isnull=False)
+columns = [phase + "_milliseconds" for phase in {phases}]
+print(json.dumps([list(each) for each in proven.order_by("id").values_list(*columns)]))
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,14 +73,15 @@ def measure_whole(name: str, connection: Path) -> Row:
     batches = str(connection.with_name("rows.json"))
     program = [str(FIREWORKS), "-m", "bench.hotload_whole", str(connection), name, batches]
     totals = json.loads(run([*program, str(WHOLE_ROUNDS)], connection.parent))["totals"]
-    tell_phases(f"{name}, all weights", totals, read_phases(connection)[-len(totals) :])
+    tell_phases(f"{name}, all weights", totals, read_phases(connection, "delta")[-len(totals) :])
     title = f"hotload {name}, all weights: step to first token, p95 against p50"
     return make_row(title, find_p95(totals), median(totals), unit="ms")
 
 
-def read_phases(connection: Path) -> list[list[float]]:
-    """Of all proven loads, in their order."""
-    shell = [sys.executable, "manage.py", "shell", "-v", "0", "-c", LOADS]
+def read_phases(connection: Path, kind: str) -> list[list[float]]:
+    """Of all proven loads of this kind of checkpoints, in their order."""
+    code = LOADS.format(kind=kind, phases=PHASES)
+    shell = [sys.executable, "manage.py", "shell", "-v", "0", "-c", code]
     phases: list[list[float]] = json.loads(run(shell, connection.parent))
     return phases
 
@@ -90,7 +92,7 @@ def run_program(name: str, folder: Path, connection: Path) -> Told:
     steps = NUM_STEPS if name == TINY.name else 0
     arguments = [str(connection), name, str(batches), str(ROUNDS[name]), str(steps)]
     told = json.loads(run([str(SDK), "-m", "bench.hotload_sdk", *arguments], connection.parent))
-    return Told(phases=read_phases(connection), **told)
+    return Told(phases=read_phases(connection, "adapter"), **told)
 
 
 def run(command: Sequence[str], home: Path) -> str:

@@ -207,9 +207,8 @@ def test_a_run_is_paused_resumed_and_stopped_from_its_page(page: Page, live: Liv
 def test_a_page_that_lost_its_connection_shows_the_whole_history_again(
     page: Page, live: Live
 ) -> None:
-    """Paused before the page is cut off, so that there is something left to miss."""
-    run_id = launch_by_rest(live, page, steps=600)
-    act_by_rest(live, run_id, "pause", "paused")
+    """Paused before anything else, so that there is something left to miss."""
+    run_id = launch_by_rest(live, page, steps=600, is_paused=True)
     expect(page.locator("#run-actions").get_by_text("paused")).to_be_visible(timeout=60_000)
     page.context.set_offline(True)
     try:
@@ -225,7 +224,7 @@ def open_rest(live: Live) -> httpx.Client:
     return httpx.Client(base_url=live.url, headers={"X-API-Key": live.api_key}, timeout=60)
 
 
-def launch_by_rest(live: Live, page: Page, *, steps: int) -> str:
+def launch_by_rest(live: Live, page: Page, *, steps: int, is_paused: bool = False) -> str:
     """On the dataset that the first test uploaded, or one like it; leaves its page open."""
     with open_rest(live) as rest:
         content = "\n".join(json.dumps(row) for row in ROWS)
@@ -237,6 +236,8 @@ def launch_by_rest(live: Live, page: Page, *, steps: int) -> str:
         config = {"steps": steps, "rank": 4, "batch_size": 16, "learning_rate": 1e-3}
         body = {"base_model": "tiny-chatml-1m", "dataset_version": version["id"], "config": config}
         run = rest.post("/rest/runs", json=body).json()
+    if is_paused:
+        act_by_rest(live, run["id"], "pause", "paused")
     page.goto(f"/runs/{run['id']}/")
     return str(run["id"])
 

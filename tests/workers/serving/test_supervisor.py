@@ -256,3 +256,4 @@ def test_without_a_base_model_nothing_runs(play: Any, machines: Machines) -> Non
         looks.append(await in_database(Replica.objects.count))
 
     play(scene)
+    assert (looks, machines.started) == ([0], {})

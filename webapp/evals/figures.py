@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from webapp.evals.models import EvalResult, EvalSuite
+from webapp.evals.models import EvalResult, EvalSuite, Evaluation
 
 RIGHT = 1.0  # graders that give parts of a point are right with the whole of it
 
@@ -21,6 +21,14 @@ def compute_figures(suite: EvalSuite, results: Iterable[EvalResult]) -> dict[str
         for k in suite.sampling.get("pass_at", ()):
             figures |= {f"{grader}/pass@{k}": value for value in average_pass(by_item, k)}
     return figures
+
+
+def explain_nothing(evaluation: Evaluation) -> str:
+    """Why it has no figure at all."""
+    first = evaluation.results.first()
+    if first is None:
+        return "No prompt of it was answered."
+    return first.error or "No grader of the suite has graded an answer."
 
 
 def collect(results: Iterable[EvalResult], grader: str) -> list[list[float]]:

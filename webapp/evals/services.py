@@ -31,7 +31,7 @@ from webapp.evals.checks import (
     check_version,
 )
 from webapp.evals.curves import draw_on_run
-from webapp.evals.figures import compute_figures
+from webapp.evals.figures import compute_figures, explain_nothing
 from webapp.evals.judges import collect_judges
 from webapp.evals.known import (
     Slot,
@@ -362,21 +362,13 @@ def _finish(evaluation: Evaluation) -> None:
     graded = list(evaluation.results.exclude(scores={}).defer("completion"))
     scores = compute_figures(evaluation.suite, graded)
     if not scores:
-        _end(live, evaluation, status=Status.FAILED, error=_explain_nothing(evaluation))
+        _end(live, evaluation, status=Status.FAILED, error=explain_nothing(evaluation))
         return
     if judges := collect_judges(graded):
         evaluation.refresh_from_db(fields=["served"])
         note_served(evaluation, judges=judges)
     if _end(live, evaluation, status=Status.DONE, scores=scores):
         draw_on_run(evaluation, scores)
-
-
-def _explain_nothing(evaluation: Evaluation) -> str:
-    """Why it has no score at all."""
-    first = evaluation.results.first()
-    if first is None:
-        return "No prompt of it was answered."
-    return first.error or "No grader of the suite has graded an answer."
 
 
 def _end(live: QuerySet[Evaluation], evaluation: Evaluation, **columns: Any) -> bool:

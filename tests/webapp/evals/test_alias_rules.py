@@ -57,7 +57,9 @@ def test_the_page_changes_a_rule_and_says_from_when_each_held(alice: Actor, prod
     prod.refresh_from_db()
     wanted = {"grader": "exact_match", "test": "not_worse", "margin": 3.0, "level": 0.9}
     assert prod.rule == wanted
-    told = [text for _, text in browser.get(url).context["rules"]]
+    page = browser.get(url)
+    assert 'tabindex="0" role="region" aria-label="Rules"' in page.text  # it scrolls by keys
+    told = [text for _, text in page.context["rules"]]
     assert ["not worse" in text for text in told] == [True, False]
     assert "better on sums" in told[1]
     entry = AuditEntry.objects.get(event="alias_rule_changed")

@@ -156,4 +156,8 @@ def test_a_run_says_when_it_was_looked_at(alice: Actor, browser: Client) -> None
     url = f"/runs/{run.pk}/?tab=integrity"
     assert "It is looked at within a minute." in browser.get(url).content.decode()
     Look.objects.create(run=run, looked_at=now())
-    assert "Last looked at" in browser.get(url).content.decode()
+    page = browser.get(url).content.decode()
+    assert "Last looked at" in page
+    assert "every 30s" in page  # each look is told, also one that finds what was known
+    Run.objects.filter(pk=run.pk).update(status="done")
+    assert "every 30s" not in browser.get(url).content.decode()

@@ -176,10 +176,12 @@ def compare_all(
 
 
 def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    adjusted = adjust_holm([each.p_value for each in comparisons])
+    """What another judge scored is not tested, so it is none of those that are counted."""
+    tested = [each for each in comparisons if each.is_paired]
+    adjusted = iter(adjust_holm([each.p_value for each in tested]))
     return [
-        replace(each, adjusted=p_value, family=len(comparisons))
-        for each, p_value in zip(comparisons, adjusted, strict=True)
+        replace(each, adjusted=next(adjusted), family=len(tested)) if each.is_paired else each
+        for each in comparisons
     ]
 
 

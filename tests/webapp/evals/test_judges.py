@@ -95,7 +95,9 @@ def test_other_graders_have_no_judge(judge: Judge) -> None:
 
 def test_of_several_those_with_another_judge_are_told_apart(judge: Judge) -> None:
     others = [judge("new", 0.8, A), judge("odd", 0.9, B)]
-    told = sum_up(compare_all(judge("old", 0.2, A), others))
+    found = compare_all(judge("old", 0.2, A), others)
+    assert (found[0].family, found[0].adjusted) == (1, found[0].p_value)  # the other is no test
+    told = sum_up(found)
     assert "new, step 10 is better" in told
     assert "odd, step 10 had another judge than it, so nothing is said of them" in told
 
@@ -121,7 +123,10 @@ def test_pages_files_and_rest_say_who_judged(alice: Actor, judge: Judge) -> None
     assert "They were not judged by the same weights" in page
     assert "McNemar" not in browser.get(f"/evals/compare/?{query}").context["verdict"]
     assert browser.get(f"/evals/compare/?{query}").context["facets"] == []
-    assert "not judged by the same weights" in browser.get(f"/evals/compare/html/?{query}").text
+    kept = browser.get(f"/evals/compare/html/?{query}").text
+    assert "not judged by the same weights" in kept
+    assert "+60.0" in kept
+    assert "+60.0 to" not in kept
     lines = b"".join(browser.get(f"/evals/compare/csv/?{query}")).decode().splitlines()
     assert {row["judge_digest"] for row in csv.DictReader(lines)} == {A, B}
     changes = browser.get(f"/evals/compare/?{query}").context["changes"]

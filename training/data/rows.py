@@ -312,9 +312,13 @@ def choose_batch(file: parquet.ParquetFile) -> int:
     kilobyte can hold gigabytes of text."""
     about = file.metadata
     groups = (about.row_group(number) for number in range(about.num_row_groups))
-    columns = (group.column(place) for group in groups for place in range(group.num_columns))
-    largest = max((column.total_uncompressed_size for column in columns), default=1)
+    largest = max(map(count_unpacked, groups), default=1)
     return max(1, min(MAX_BATCH_ROWS, MAX_BATCH_BYTES // max(1, largest)))
+
+
+def count_unpacked(group: parquet.RowGroupMetaData) -> int:
+    """Bytes of all columns of a group, which may come together in each of its rows."""
+    return sum(group.column(place).total_uncompressed_size for place in range(group.num_columns))
 
 
 def count_json(columns: Mapping[str, Any]) -> int:
@@ -342,6 +346,6 @@ def has_nul(value: Any) -> bool:
             return True
         if isinstance(item, Mapping):
             waiting += [*item, *item.values()]
-        elif isinstance(item, list):
+        elif isinstance(item, list | tuple):  # a map of Parquet is a list of pairs
             waiting += item
     return False

@@ -231,8 +231,19 @@ def test_few_rows_of_parquet_are_unpacked_at_once_where_they_are_long(upload: Pa
     parquet_of(upload, prompt=["x" * 2**20] * 300, completion=["y"] * 300)
     assert upload.stat().st_size < 2**20
     assert 50 < choose_batch(parquet.ParquetFile(upload)) <= 128
+    parquet_of(upload, prompt=["x" * 2**20] * 300, completion=["y" * 2**20] * 300)
+    assert 25 < choose_batch(parquet.ParquetFile(upload)) <= 64  # both stand in each of them
     parquet_of(upload, prompt=["x"] * 300, completion=["y"] * 300)
     assert choose_batch(parquet.ParquetFile(upload)) == 256
+
+
+def test_a_nul_in_a_map_of_parquet_is_found(upload: Path) -> None:
+    texts = pa.map_(pa.string(), pa.string())
+    columns = {"messages": pa.array([CHAT, CHAT]), "about": pa.array([[("a", "b\x00")], []], texts)}
+    parquet.write_table(pa.table(columns), upload)
+    bad, good = read_rows(upload, "parquet")
+    assert str(bad) == "line 1: about has a NUL character"
+    assert isinstance(good, Row)
 
 
 def test_a_row_of_parquet_is_no_longer_than_a_line(upload: Path) -> None:

@@ -149,6 +149,7 @@ DATABASES = {
     "default": dj_database_url.parse(
         os.environ.get("DATABASE_URL") or f"sqlite:///{HONE_HOME / 'hone.sqlite3'}",
         conn_max_age=600,
+        conn_health_checks=True,  # a database that started again costs nobody an error
     )
 }
 if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":

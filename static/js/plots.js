@@ -49,5 +49,6 @@ export function makeTheme(xaxis = {}, yaxis = {}) {
 export function tellLeftOut(element, count) {
     const note = element.querySelector("[data-left-out]");
     note.hidden = !count;
-    note.textContent = `${count} ${count === 1 ? "point is" : "points are"} beyond 1e100 and not drawn: the CSV has all.`;
+    // Of a long curve some points are not sent, so there may be more.
+    note.textContent = `Points beyond 1e100 are not drawn (${count} or more): the CSV has all.`;
 }

@@ -202,7 +202,8 @@ def _write_group(word: str, group: Sequence[Comparison]) -> str:
     if not word:
         return f"{join_words(names)} cannot be told from it"
     if word == "other judge":
-        return f"{join_words(names)} had another judge than it, so nothing is said of them"
+        verbs = ("was", "is") if len(group) == 1 else ("were", "are")
+        return f"{join_words(names)} {verbs[0]} scored by another judge and {verbs[1]} not compared"
     if len(group) == 1:
         return f"{names[0]} is {word}{figures[0]}"
     both = [f"{name}{figure}" for name, figure in zip(names, figures, strict=True)]

@@ -6,7 +6,6 @@ Order comes from hashes, not from a random generator: no library's stream has to
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from itertools import count, islice
 from math import ceil
 from typing import Generic, Literal, Protocol, TypeVar
 
@@ -129,13 +128,9 @@ def draw_batches(
     """Those of steps `start` + 1 to the last. Epochs follow each other without a gap in a batch."""
     if not items:
         raise InvalidInput("no row is left to train on: hold out fewer, or allow longer rows")
-    first_epoch, skipped = divmod(start * batch_size, len(items))
-    stream = (
-        item for epoch in count(first_epoch) for item in order_epoch(items, seed=seed, epoch=epoch)
-    )
-    waiting = islice(stream, skipped, None)
-    for _ in range(start, num_steps):
-        yield list(islice(waiting, batch_size))
+    epochs = Epochs(items=items, seed=seed)
+    for step in range(start, num_steps):
+        yield epochs.take(step * batch_size, batch_size)
 
 
 def make_batches(

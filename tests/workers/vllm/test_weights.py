@@ -140,7 +140,9 @@ async def exchange_in_mid_stream(
             )
     assert exchange is not None
     await asyncio.gather(exchange, ballast)
-    return [each.token for each in said], [each.logprob or 0.0 for each in said]
+    logprobs = [each.logprob for each in said if each.logprob is not None]
+    assert len(logprobs) == len(said)
+    return [each.token for each in said], logprobs
 
 
 def score_long(checkpoints: Checkpoints, tokens: Sequence[int], whole: Path) -> list[float]:

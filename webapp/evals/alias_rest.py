@@ -75,7 +75,6 @@ class MoveInput(serializers.Serializer[Alias]):
 
 def find_alias(actor: Actor, alias_id: str) -> Alias:
     """By its id, or by its name in the key's project."""
-    alias_id = alias_id.replace("\0", "")
     rows = Alias.objects.visible_to(actor).select_related("suite", "checkpoint__run", "project")
     named = rows.filter(project=actor.project, name=alias_id)
     alias = rows.filter(pk=alias_id).first() or named.first()

@@ -120,7 +120,7 @@ def _change_rule(actor: Actor, alias: Alias, chosen: dict[str, Any]) -> None:
 
 
 def find_alias(actor: Actor, alias_id: str) -> Alias:
-    alias: Alias | None = read_aliases(actor).filter(pk=alias_id.replace("\0", "")).first()
+    alias: Alias | None = read_aliases(actor).filter(pk=alias_id).first()
     if alias is None:
         raise NotFound(f"There is no alias {alias_id}.")
     return alias

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from django.http import QueryDict
 
 from webapp.accounts.models import Actor
-from webapp.core.errors import NotFound, UserError
+from webapp.core.errors import NotFound
 from webapp.evals.comparison import Comparison, check_number, compare_all
 from webapp.evals.models import Evaluation
 
@@ -44,13 +44,13 @@ class Choice:
 
 def read_ids(query: QueryDict) -> list[str]:
     """Each once, the baseline first: the one that is named, else the first."""
-    asked = ",".join(query.getlist("evaluations")).replace("\0", "")
+    asked = ",".join(query.getlist("evaluations"))
     named = [part.strip() for part in asked.split(",")]
     ids = [each for each in dict.fromkeys(named) if each]
     if not ids:
-        pair = [query.get(side, "").replace("\0", "") for side in ("a", "b")]
+        pair = [query.get(side, "") for side in ("a", "b")]
         return [each for each in pair if each]
-    baseline = query.get("baseline", "").replace("\0", "")
+    baseline = query.get("baseline", "")
     if not baseline:
         return ids
     return [baseline, *(each for each in ids if each != baseline)]
@@ -73,6 +73,4 @@ def read_choice(actor: Actor, query: QueryDict) -> Choice:
             raise NotFound(f"There is no evaluation {each[:80]}.")
     evaluations = [found[each] for each in ids]
     check_number(evaluations)
-    if "\0" in query.get("grader", ""):
-        raise UserError("A grader's name has no such letters.", field="grader")
     return Choice(evaluations=evaluations, grader=query.get("grader", ""))

@@ -40,7 +40,7 @@ class Series:
 @login_required
 @require_GET
 def show_matrix(request: ActorRequest) -> HttpResponse:
-    chosen = request.GET.get("run", "").replace("\0", "")
+    chosen = request.GET.get("run", "")
     matrix = read_matrix(request.actor, run=chosen, baseline=request.GET.get("baseline", ""))
     context = {"matrix": matrix, "runs": list_runs(request.actor), "run": chosen}
     return render(request, "evals/matrix.html", context)

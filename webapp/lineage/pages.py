@@ -35,7 +35,7 @@ class Question:
     @classmethod
     def read(cls, query: QueryDict) -> "Question":
         return cls(
-            focus=query.get("focus", "").replace("\0", "?").strip()[:80],
+            focus=query.get("focus", "").strip()[:80],
             depth=read_depth(query.get("depth", "")),
             text=query.get("q", "").strip()[:200],
             opened=frozenset(query.getlist("open")[:MOST_OPENED]),

@@ -20,11 +20,17 @@ NAMED = (
     *("/runs/a%00b/", "/runs/a%00b/stats/", "/datasets/versions/a%00b/", "/checkpoints/a%00b/"),
     *("/deployments/a%00b/", "/evals/a%00b/", "/traces/a%00b", "/rest/runs/a%00b"),
     *("/rest/base-models/a%00b", "/rest/aliases/a%00b", "/api/v1/training_runs/a%00b"),
-    "/v1/accounts/a%00b/models/c%00d",
+    *(
+        "/v1/accounts/a%00b/models/c%00d",
+        "/evals/aliases/a%00b/",
+        "/checkpoints/lineage/?focus=a%00b",
+    ),
+    *("/evals/compare/?evaluations=a%00b&baseline=%00", "/evals/compare/?a=a%00b&b=%00"),
 )
 ASKED = (
     *("/runs/?q=a%00b", "/datasets/?q=%00", "/checkpoints/?base_model=%00", "/deployments/?q=%00"),
     *("/evals/?suite=a%00b", "/rest/runs?status=%00", "/rest/checkpoints?run=a%00b", "/?next=%00"),
+    "/evals/matrix/?run=a%00b",
 )
 
 
